@@ -1,0 +1,186 @@
+# Skerry. `make` builds, `make demo` shows it, `make check` tests it; `make help` lists the rest.
+#
+# One Makefile, no recursion; everything made goes below build/ (build/asan, build/tsan, ... for
+# the variants). Sources are found by folder, so a new file needs no line here.
+
+CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+VERSION := 0.1.0
+SAN ?=
+VARIANT := $(if $(SAN),$(SAN),plain)$(if $(findstring clang,$(CC)),-clang)
+B ?= build$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
+
+LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl
+LIBS_RUNNER := libprotobuf-c jansson yaml-0.1 libsodium libseccomp libcap libnl-route-3.0 libarchive
+LIBS_TEST := cmocka
+
+WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wstrict-prototypes \
+            -Wmissing-prototypes -Wvla -Werror
+HARDENING := -fstack-protector-strong -fPIE
+ifeq ($(SAN),)
+HARDENING += -D_FORTIFY_SOURCE=2
+endif
+SANFLAGS_address := -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sanitize-recover=all
+SANFLAGS_thread := -fsanitize=thread -fno-omit-frame-pointer
+SANFLAGS := $(SANFLAGS_$(SAN))
+OPT ?= -O2 -g
+CPPFLAGS_ALL = -iquote . -I$(B)/gen -D_GNU_SOURCE -DSKERRY_VERSION='"$(VERSION)"' $(CPPFLAGS)
+CFLAGS_ALL = -std=gnu11 $(OPT) $(WARNINGS) $(HARDENING) $(SANFLAGS) -pthread $(CFLAGS)
+LDFLAGS_ALL = -pie -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
+pkg = $(shell pkg-config $(1) $(2) 2>/dev/null)
+
+# --- sources by folder ---------------------------------------------------------------------------
+PROTOS := $(wildcard sandbox/*.proto raft/*.proto node/*.proto)
+PROTO_C := $(PROTOS:%.proto=$(B)/gen/%.pb-c.c)
+PROTO_H := $(PROTO_C:.c=.h)
+BASE := $(wildcard base/*.c)
+# base/ without the parts that need libuv: the runner has no loop of that kind.
+BASE_RUNNER := $(filter-out base/inbox.c base/map.c,$(BASE))
+SANDBOX_SHARED := $(wildcard sandbox/shared/*.c)
+NODE_LIB := $(BASE) $(wildcard raft/*.c gateway/*.c scheduler/*.c gossip/*.c sandbox/*.c) \
+            $(SANDBOX_SHARED) $(filter-out node/main.c,$(wildcard node/*.c))
+RUNNER_LIB := $(BASE_RUNNER) $(SANDBOX_SHARED) $(filter-out sandbox/runner/main.c,$(wildcard sandbox/runner/*.c))
+AGENT_SRC := $(wildcard sandbox/agent/*.c) $(SANDBOX_SHARED) base/err.c base/memory.c base/clock.c base/buffer.c
+
+obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
+# The agent is static: its objects are compiled apart, without sanitizers.
+aobj = $(patsubst %.c,$(B)/agent/%.o,$(1))
+PROTO_OBJ := $(PROTO_C:$(B)/gen/%.c=$(B)/obj/gen/%.o)
+SANDBOX_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/obj/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
+AGENT_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/agent/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
+
+.DEFAULT_GOAL := all
+.PHONY: all
+all: deps-quick $(B)/skerry
+
+$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: %.proto
+	@mkdir -p $(dir $@)
+	@protoc-c --c_out=$(B)/gen $<
+
+$(B)/obj/%.o: %.c Makefile | $(PROTO_H)
+	@mkdir -p $(dir $@)
+	@$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(CFLAGS_FILE) -MMD -MP -c -o $@ $<
+
+# Generated code is not held to our warnings.
+$(B)/obj/gen/%.o: $(B)/gen/%.c Makefile
+	@mkdir -p $(dir $@)
+	@$(CC) $(CPPFLAGS_ALL) $(filter-out $(WARNINGS),$(CFLAGS_ALL)) -MMD -MP -c -o $@ $<
+
+AGENT_CFLAGS := -std=gnu11 -Os -g $(WARNINGS) -fstack-protector-strong -D_FORTIFY_SOURCE=2 \
+                -ffunction-sections -fdata-sections -fno-pie
+$(B)/agent/%.o: %.c Makefile | $(PROTO_H)
+	@mkdir -p $(dir $@)
+	@$(CC) $(CPPFLAGS_ALL) $(AGENT_CFLAGS) -MMD -MP -c -o $@ $<
+$(B)/agent/gen/%.o: $(B)/gen/%.c Makefile
+	@mkdir -p $(dir $@)
+	@$(CC) $(CPPFLAGS_ALL) $(filter-out $(WARNINGS),$(AGENT_CFLAGS)) -MMD -MP -c -o $@ $<
+
+# agent -> carried by the runner -> carried by skerry.
+$(B)/skerry-agent: $(call aobj,$(AGENT_SRC)) $(AGENT_PROTO_OBJ)
+	@$(CC) -static -no-pie -Wl,--gc-sections -Wl,-z,relro,-z,now -o $@ $^ -l:libprotobuf-c.a
+	@objcopy --strip-debug $@
+
+define embed # symbol, file
+	@mkdir -p $(dir $@)
+	@printf '.section .rodata\n.balign 4096\n.global $(1)_begin\n$(1)_begin:\n.incbin "$(2)"\n.global $(1)_end\n$(1)_end:\n.section .note.GNU-stack,"",%%progbits\n' > $(@:.o=.S)
+	@$(CC) -c -o $@ $(@:.o=.S)
+endef
+$(B)/obj/embedded_agent.o: $(B)/skerry-agent
+	$(call embed,embedded_agent,$(B)/skerry-agent)
+$(B)/obj/embedded_runner.o: $(B)/skerry-runner
+	$(call embed,embedded_runner,$(B)/skerry-runner)
+
+$(B)/librunner.a: $(call obj,$(RUNNER_LIB)) $(SANDBOX_PROTO_OBJ)
+	@rm -f $@; ar rcs $@ $^
+$(B)/libskerry.a: $(call obj,$(NODE_LIB)) $(PROTO_OBJ)
+	@rm -f $@; ar rcs $@ $^
+
+$(B)/skerry-runner: $(B)/obj/sandbox/runner/main.o $(B)/librunner.a $(B)/obj/embedded_agent.o
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
+$(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+	@echo "built $@"
+
+# --- tests ---------------------------------------------------------------------------------------
+# tests/unit/test_X.c links libskerry; tests/unit/runner_test_X.c links librunner (its second main
+# would clash, and the runner has libraries of its own).
+UNIT := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
+UNIT_RUNNER := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/runner_test_*.c))
+TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c,$(wildcard tests/lib/*.c)))
+$(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
+	@mkdir -p $(dir $@)
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lm
+$(B)/tests/runner_test_%: $(B)/obj/tests/unit/runner_test_%.o $(B)/librunner.a $(B)/obj/embedded_agent.o
+	@mkdir -p $(dir $@)
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
+
+# Programs that run inside a sandbox, static.
+PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c))
+$(B)/probe/%: tests/sandbox/%.c
+	@mkdir -p $(dir $@)
+	@$(CC) -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -static -pthread -o $@ $<
+
+.PHONY: unit check
+unit: deps-quick $(UNIT) $(UNIT_RUNNER) $(B)/skerry
+	@B=$(B) tests/lib/run-unit $(UNIT) $(UNIT_RUNNER)
+check: unit $(PROBES)
+	@B=$(B) tests/lib/run-cluster
+	@$(MAKE) --no-print-directory fuzz-replay
+
+# --- fuzzers: clang's libFuzzer; regressions in tests/fuzz/NAME.corpus are replayed with gcc too ---
+FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_SECONDS ?= 600
+$(B)/fuzz/%: tests/fuzz/%.c $(wildcard */*.h sandbox/*/*.h) $(NODE_LIB) | $(PROTO_C)
+	@mkdir -p $(dir $@)
+	@clang $(CPPFLAGS_ALL) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -pthread -o $@ $< \
+		$(NODE_LIB) $(PROTO_C) $(call pkg,--libs,$(LIBS_NODE)) -lm
+$(B)/fuzz-replay/%: $(B)/obj/tests/fuzz/%.o $(B)/obj/tests/lib/fuzz_main.o $(B)/libskerry.a
+	@mkdir -p $(dir $@)
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+.PHONY: fuzz fuzz-replay
+fuzz: $(FUZZERS:%=$(B)/fuzz/%)
+	@for f in $(FUZZERS); do mkdir -p $(B)/fuzz-corpus/$$f; \
+	  $(B)/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) $(B)/fuzz-corpus/$$f tests/fuzz/$$f.corpus || exit 1; done
+fuzz-replay: $(FUZZERS:%=$(B)/fuzz-replay/%)
+	@for f in $(FUZZERS); do $(B)/fuzz-replay/$$f tests/fuzz/$$f.corpus || exit 1; done
+
+# --- the rest ------------------------------------------------------------------------------------
+.PHONY: demo bench bench-core lint format deps deps-quick clean help install
+demo: all
+	@B=$(B) deploy/demo/run $(if $(KEEP),--keep)
+bench-core: all $(PROBES)
+	@B=$(B) tests/bench/core
+bench: bench-core
+lint: deps-lint
+	@B=$(B) tests/lib/lint
+format: deps-lint
+	@git ls-files '*.c' '*.h' | xargs clang-format -i
+install: all
+	install -D -m 0755 $(B)/skerry $(DESTDIR)/usr/bin/skerry
+	install -D -m 0644 deploy/systemd/skerry.service $(DESTDIR)/usr/lib/systemd/system/skerry.service
+	install -D -m 0644 deploy/systemd/skerry-runner.service $(DESTDIR)/usr/lib/systemd/system/skerry-runner.service
+deps:
+	@deploy/deps --list
+	@deploy/deps
+deps-quick:
+	@deploy/deps --quiet
+.PHONY: deps-lint
+deps-lint:
+	@deploy/deps --quiet --lint
+clean:
+	rm -rf build
+help:
+	@echo 'make            build build/skerry'
+	@echo 'make demo       start Skerry here, run the examples, explain each step (KEEP=1: leave it running)'
+	@echo 'make check      build and run all tests; SAN=address or SAN=thread for the sanitizers'
+	@echo 'make unit       the unit tests alone'
+	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
+	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
+	@echo 'make lint       format, static analysis, and the rules of this house'
+	@echo 'make format     clang-format in place'
+	@echo 'make deps       list and install the Debian packages that are needed'
+	@echo 'make install    into DESTDIR, with systemd units'
+
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
