@@ -1,0 +1,199 @@
+/* gateway/gateway.h - the HTTP/1.1 front for joins.
+ *
+ * N threads, each with its own libuv loop, its own listening sockets (SO_REUSEPORT) and its own
+ * upstream connections. A request finds its workload or instance in the routes (an immutable root
+ * published by the control thread), enters a slot by compare-and-swap (gateway/slot.h) and is
+ * bridged to the code. What cannot be answered from the routes is asked of the control thread.
+ *
+ * HTTP is read by our own strict parser (gateway/http.h; RFC 9112, RFC 9110). Errors of Skerry's own
+ * are problem+json (RFC 9457).
+ *
+ * Threads: gateway_open, _publish, _drain, _close: the control thread. Calls in struct
+ * gateway_calls come from gateway threads; answers may be posted from any thread. */
+#ifndef SKERRY_GATEWAY_GATEWAY_H
+#define SKERRY_GATEWAY_GATEWAY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "base/err.h"
+#include "base/id.h"
+#include "base/inbox.h"
+#include "base/words.h"
+#include "base/workload.h"
+#include "gateway/slot.h"
+
+#define GATEWAY_CANDIDATES_MAX 16
+#define GATEWAY_KEY_LENGTH_MAX 128
+#define GATEWAY_REQUEST_ID_SIZE 40
+#define GATEWAY_SOCKETS_MAX 64
+
+struct gateway;
+struct gateway_thread;
+
+/* What a request needs of a workload; copied out of the routes. */
+struct gateway_workload {
+    char name[WORKLOAD_NAME_LENGTH_MAX + 1];
+    uint64_t version;
+    enum workload_kind kind;
+    bool public_access;
+    enum join_key_source key_source;
+    char key_name[64]; /* header, query or cookie name; for JOIN_KEY_PATH its number */
+    uint64_t first_byte_ms, request_ms, stream_idle_ms, queue_timeout_ms; /* DURATION_NONE: none */
+    uint32_t candidate_count; /* local joinable instances of the current version, any order */
+    struct slot_ref candidates[GATEWAY_CANDIDATES_MAX];
+};
+
+/* What a forced join finds. */
+struct gateway_instance {
+    enum instance_state state; /* STARTING, READY and DRAINING: `slot` if it has one here */
+    enum end_reason reason;
+    int exit_code;
+    char detail[256];
+    char ended_at[32]; /* RFC 3339 */
+    bool local;        /* its owner is this node */
+    struct slot_ref slot;
+};
+
+enum gateway_start { GATEWAY_START_COLD, GATEWAY_START_POOL, GATEWAY_START_JOIN };
+
+/* How the time went, for Server-Timing; microseconds, 0: did not happen. */
+struct gateway_timing {
+    uint64_t queue_us, reserve_us, sandbox_us, code_us;
+};
+
+/* A question to the control thread and its answer. Made and freed by the gateway; between `ask` and
+ * its answer it belongs to the control thread. */
+struct gateway_ask {
+    struct inbox_message message; /* for either direction */
+    struct gateway_thread *thread;
+    void *request;
+
+    /* question */
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1];
+    uint64_t version;
+    char instance[INSTANCE_ID_LENGTH_MAX + 1]; /* forced: wait until it is ready, or refuse */
+    char key[GATEWAY_KEY_LENGTH_MAX + 1];
+    enum workload_kind kind;
+    bool no_stdin;       /* command: the request has no body */
+    char request_id[GATEWAY_REQUEST_ID_SIZE];
+    char asked_by[64];   /* "GET /w/hello/", cut, printable */
+    uint64_t asked_us;   /* monotonic */
+
+    /* answer */
+    enum problem problem; /* PROBLEM_NONE: granted, `slot` is entered on the request's behalf */
+    enum ran ran;
+    unsigned retry_after_s;
+    char detail[512];
+    struct instance_id id; /* granted, or the one that the problem is about; "" none */
+    struct slot_ref slot;  /* server */
+    enum gateway_start start;
+    struct gateway_timing timing;
+    int descriptors[3];    /* command: ends of stdin (or -1), stdout, stderr; now the gateway's */
+
+    /* command: how it ended, delivered after the answer by gateway_command_ended */
+    struct inbox_message ended_message;
+    struct {
+        enum end_reason reason;
+        int exit_code;
+        unsigned signal;
+        bool timed_out, oom;
+        uint64_t wall_us, cpu_us, memory_peak_bytes;
+        char detail[256];
+    } ended;
+};
+
+/* Sockets made in an instance's network namespace, unconnected and non-blocking. */
+struct gateway_sockets {
+    struct inbox_message message;
+    struct gateway_thread *thread;
+    struct slot_ref slot;
+    unsigned count;
+    /* answer */
+    int error; /* 0 or an enum err_code */
+    unsigned descriptor_count;
+    int descriptors[GATEWAY_SOCKETS_MAX];
+};
+
+struct gateway_calls {
+    void *user;
+    /* From gateway threads, on routes that the thread holds: */
+    bool (*workload)(void *user, const void *routes, const char *name, size_t length,
+                     struct gateway_workload *out);
+    bool (*instance)(void *user, const void *routes, const struct instance_id *id,
+                     struct gateway_instance *out, struct gateway_workload *out_workload);
+    /* PROBLEM_NONE, _UNAUTHORIZED or _FORBIDDEN; `token` without "Bearer ", NULL: none. `instance`
+     * NULL: a join by workload. */
+    enum problem (*authorize)(void *user, const void *routes, const struct gateway_workload *w,
+                              const struct instance_id *instance, const char *token,
+                              size_t length);
+    /* Posts to the control thread; answered exactly once with gateway_answer (also after a
+     * cancel). False: the control thread takes no more (its inbox is full). */
+    bool (*ask)(void *user, struct gateway_ask *ask);
+    /* The client of a waiting ask, or of a running command, left, or its time is over. */
+    void (*cancel)(void *user, struct gateway_ask *ask, enum end_reason reason);
+    /* The gateway is done with an ask whose command ran. Control must not touch it after. */
+    /* Answered exactly once with gateway_sockets_answer. */
+    bool (*sockets)(void *user, struct gateway_sockets *want);
+    /* A leave that slot_leave reported something for. */
+    void (*slot_left)(void *user, struct slot_ref slot, unsigned what);
+    /* A thread no longer uses these routes. */
+    void (*release)(void *user, const void *routes);
+    /* Whether /readyz says yes; `why` otherwise. Any thread. */
+    bool (*ready)(void *user, char *why, size_t size);
+};
+
+struct gateway_options {
+    const char *const *listen; /* "127.0.0.1:8080", "[::1]:8080"; port 0 picks one */
+    size_t listen_count;
+    unsigned threads;          /* 0: cores */
+    const char *domain;        /* host names WORKLOAD.DOMAIN and INSTANCE.DOMAIN; "localhost" */
+    const char *node_name;     /* Skerry-Node */
+    bool trust_forwarded;      /* keep the X-Forwarded-* of a proxy before us */
+    size_t header_bytes_max;   /* 65536 */
+    uint64_t body_bytes_max;   /* UINT64_MAX: none */
+    unsigned header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;
+    unsigned connections_max;  /* in all */
+    struct gateway_calls calls;
+};
+
+int gateway_open(struct gateway **out, const struct gateway_options *options, struct err *e)
+    ERR_CHECKED;
+/* Port of the n-th listener, for port 0. */
+unsigned gateway_port(const struct gateway *g, size_t listener);
+/* Every thread gets the routes and releases the ones before when it has switched. `routes` must
+ * stay valid until `release` was called for it by each of gateway_thread_count threads. */
+void gateway_publish(struct gateway *g, const void *routes);
+unsigned gateway_thread_count(const struct gateway *g);
+/* Stops accepting, answers `Connection: close`, closes idle connections; what runs goes on. */
+void gateway_drain(struct gateway *g);
+unsigned gateway_connections(const struct gateway *g); /* any thread */
+/* Breaks what is left and joins the threads; all asks must be answered before it returns, so the
+ * control thread keeps answering from `pump` until it is done. */
+void gateway_close(struct gateway *g, void (*pump)(void *user), void *user);
+
+/* From any thread, exactly once per ask, sockets and command. */
+void gateway_answer(struct gateway_ask *ask);
+void gateway_sockets_answer(struct gateway_sockets *want);
+void gateway_command_ended(struct gateway_ask *ask);
+
+/* Counters for /metrics, read from any thread. Histograms are cumulative buckets in seconds. */
+#define GATEWAY_BUCKETS 14
+extern const double gateway_bucket_bounds[GATEWAY_BUCKETS]; /* seconds */
+struct gateway_histogram {
+    uint64_t buckets[GATEWAY_BUCKETS + 1];
+    double sum_seconds;
+    uint64_t count;
+};
+struct gateway_counters {
+    uint64_t requests[6];                   /* by status class; 0 is "broken" */
+    uint64_t problems[PROBLEM_COUNT];
+    struct gateway_histogram by_start[3];   /* request seconds by enum gateway_start */
+    uint64_t bytes_in, bytes_out;
+    uint64_t connections_accepted, connections_refused;
+    uint64_t upstream_connects, upstream_reuses;
+};
+void gateway_counters(const struct gateway *g, struct gateway_counters *out);
+
+#endif

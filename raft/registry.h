@@ -1,0 +1,227 @@
+/* raft/registry.h - the replicated registry: nodes, workloads, instances, keys, images, tokens.
+ *
+ * A pure state machine of versioned commands (raft/state.h) over immutable maps, on libraft behind a
+ * proposer and a guard (design section 5; Ongaro & Ousterhout, "In Search of an Understandable
+ * Consensus Algorithm"). What registry_propose has answered with success is durable on a majority.
+ *
+ * Thread:  the control loop, but for the registry_root_* readers, which any thread may call that was
+ *          handed a root and has not given it back.
+ * Memory:  a root and all it holds are immutable; registry_root hands out a reference that is given
+ *          back with registry_root_release on the control thread.
+ * Time:    wall-clock milliseconds come inside commands; apply reads no clock. */
+#ifndef SKERRY_RAFT_REGISTRY_H
+#define SKERRY_RAFT_REGISTRY_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "base/err.h"
+#include "base/id.h"
+#include "base/map.h"
+#include "base/words.h"
+#include "base/workload.h"
+
+#define REGISTRY_KEY_LENGTH_MAX 128       /* of a join key */
+#define REGISTRY_DETAIL_LENGTH_MAX 255
+#define REGISTRY_ENDED_PER_WORKLOAD_MAX 10000
+#define REGISTRY_ENDED_KEPT_MS (24u * 3600u * 1000u)
+#define REGISTRY_VERSIONS_KEPT 10 /* of a workload, beyond those that instances run */
+
+/* --- what is in it --------------------------------------------------------------------------- */
+
+struct registry_node {
+    struct map_value value;
+    node_id id;
+    char name[64];
+    uint8_t public_key[32];
+};
+
+struct registry_workload {
+    struct map_value value;
+    char name[WORKLOAD_NAME_LENGTH_MAX + 1];
+    uint64_t version; /* from 1, never reused for this name */
+    uint64_t deployed_wall_ms;
+    struct workload spec;
+    uint32_t live; /* instances of this version that have not ended */
+};
+
+/* When things happened, microseconds since the request that asked for the instance. 0: not (yet). */
+struct registry_marks {
+    uint64_t reserved_us, sandbox_us, ready_us, ended_us;
+};
+
+struct registry_instance {
+    struct map_value value;
+    struct instance_id id;
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1]; /* "run" commands: "" */
+    uint64_t version;
+    node_id owner;
+    uint64_t epoch;
+    enum instance_state state;
+    enum end_reason reason;
+    int32_t exit_code; /* -1: none */
+    uint32_t signal;
+    char key[REGISTRY_KEY_LENGTH_MAX + 1];
+    uint64_t started_wall_ms; /* when it was asked for */
+    uint64_t ended_wall_ms;
+    struct registry_marks marks;
+    uint64_t joins;
+    uint32_t joiners_peak;
+    char detail[REGISTRY_DETAIL_LENGTH_MAX + 1]; /* last line of stderr, or why it failed */
+    char asked_by[96];                           /* "GET /w/hello/ at node1, request r-5c1d" */
+};
+
+enum token_role { TOKEN_ROLE_ADMIN, TOKEN_ROLE_DEPLOY, TOKEN_ROLE_INVOKE };
+struct registry_token {
+    struct map_value value;
+    char id[17];           /* public, 16 characters */
+    uint8_t hash[32];      /* of the secret part */
+    enum token_role role;
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1]; /* "" any */
+    char instance[INSTANCE_ID_LENGTH_MAX + 1];   /* "" any */
+    char name[64];                               /* for people */
+    uint64_t created_wall_ms;
+    uint64_t expires_wall_ms; /* 0: never */
+};
+
+struct registry_image {
+    struct map_value value;
+    char name[128];
+    char digest[72]; /* "sha256:<hex>" */
+    uint64_t bytes, files;
+    uint64_t imported_wall_ms;
+};
+
+/* --- reading --------------------------------------------------------------------------------- */
+
+struct registry_root; /* opaque; counted */
+
+const struct registry_workload *registry_root_workload(const struct registry_root *root,
+                                                       const char *name, size_t length);
+const struct registry_workload *registry_root_workload_version(const struct registry_root *root,
+                                                               const char *name,
+                                                               uint64_t version);
+const struct registry_instance *registry_root_instance(const struct registry_root *root,
+                                                       const char *id, size_t length);
+const struct registry_token *registry_root_token(const struct registry_root *root,
+                                                 const char *id, size_t length);
+const struct registry_image *registry_root_image(const struct registry_root *root,
+                                                 const char *name, size_t length);
+const struct registry_node *registry_root_node(const struct registry_root *root, node_id id);
+uint64_t registry_root_index(const struct registry_root *root);
+/* The random id that the first command gave the cluster, 16 hex characters; "" before. */
+const char *registry_root_cluster_id(const struct registry_root *root);
+
+/* In key order, from the first key >= `from` (NULL: all). Stops when visit returns false. */
+void registry_root_workloads(const struct registry_root *root, const char *from,
+                             bool (*visit)(void *user, const struct registry_workload *w),
+                             void *user);
+/* All kept versions of one workload, oldest first. */
+void registry_root_versions(const struct registry_root *root, const char *name,
+                            bool (*visit)(void *user, const struct registry_workload *w),
+                            void *user);
+void registry_root_instances(const struct registry_root *root, const char *from,
+                             bool (*visit)(void *user, const struct registry_instance *i),
+                             void *user);
+void registry_root_tokens(const struct registry_root *root,
+                          bool (*visit)(void *user, const struct registry_token *t), void *user);
+void registry_root_images(const struct registry_root *root,
+                          bool (*visit)(void *user, const struct registry_image *i), void *user);
+void registry_root_nodes(const struct registry_root *root,
+                         bool (*visit)(void *user, const struct registry_node *n), void *user);
+
+/* --- writing --------------------------------------------------------------------------------- */
+
+enum registry_command_kind {
+    REGISTRY_CLUSTER_INIT = 1, /* cluster_id */
+    REGISTRY_NODE_PUT,         /* node; id 0: a new one */
+    REGISTRY_WORKLOAD_PUT,     /* workload_json */
+    REGISTRY_WORKLOAD_REMOVE,  /* name; live instances keep running until drained by the owner */
+    REGISTRY_WORKLOAD_ROLLBACK, /* name, version (0: the one before): its spec becomes a new version */
+    REGISTRY_INSTANCE_RESERVE, /* instance: id, workload, version, owner, key, started_wall_ms,
+                                  asked_by; workload "" is a `run` command */
+    REGISTRY_INSTANCE_UPDATE,  /* instance: id, epoch, state READY or DRAINING, marks */
+    REGISTRY_INSTANCE_END,     /* instance: id, epoch, reason, exit_code, signal, ended_wall_ms,
+                                  marks, joins, joiners_peak, detail */
+    REGISTRY_SWEEP,            /* wall_ms: forgets what ended REGISTRY_ENDED_KEPT_MS before, and
+                                  expired tokens */
+    REGISTRY_TOKEN_PUT,        /* token */
+    REGISTRY_TOKEN_REVOKE,     /* token.id */
+    REGISTRY_IMAGE_PUT,        /* image */
+    REGISTRY_IMAGE_REMOVE,     /* image.name; refused while a kept workload version names it */
+};
+
+/* Filled by the caller; copied by registry_propose. Only the members of its kind are read. */
+struct registry_command {
+    enum registry_command_kind kind;
+    uint64_t wall_ms;
+    const char *name;
+    const char *workload_json; /* workload_to_json, compact */
+    uint64_t version;
+    const struct registry_instance *instance;
+    const struct registry_token *token;
+    const struct registry_image *image;
+    const struct registry_node *node;
+    const char *cluster_id;
+};
+
+struct registry_result {
+    enum problem problem; /* PROBLEM_NONE: done. A refusal is a result and committed as such */
+    char detail[REGISTRY_DETAIL_LENGTH_MAX + 1];
+    uint64_t index;
+    uint64_t version;            /* WORKLOAD_PUT (the current one if nothing changed), ROLLBACK */
+    bool changed;                /* WORKLOAD_PUT: a new version was made */
+    uint64_t epoch;              /* INSTANCE_RESERVE */
+    struct instance_id existing; /* INSTANCE_RESERVE refused with CONFLICT: who holds the key */
+    node_id node;                /* NODE_PUT */
+};
+
+/* `error` NULL: `result` holds the committed result. Else nothing is known to have happened
+ * (ERR_UNAVAILABLE: not proposed; ERR_TIMEOUT: outcome unknown until the session is asked again). */
+typedef void (*registry_result_cb)(void *user, const struct err *error,
+                                   const struct registry_result *result);
+
+struct registry;
+struct registry_options {
+    const char *directory; /* made if missing, 0700 */
+    node_id id;            /* of this node; 1 with bootstrap */
+    bool bootstrap;        /* make a cluster of one voter if the directory is empty */
+    uint64_t boot;         /* random, of this start: names the session */
+    unsigned snapshot_threshold; /* entries; default 8192 */
+    unsigned snapshot_trailing;  /* default 2048 */
+    size_t waiting_max;          /* proposals not yet committed; default 10,000 */
+    unsigned propose_timeout_ms; /* default 10,000 */
+    void *user;
+    /* A new root exists (after each applied batch). Coalesce before doing much. */
+    void (*changed)(void *user);
+    /* Leadership gained (after the guard's barrier is stored) or lost. */
+    void (*leader_changed)(void *user, bool leader);
+    /* The disk failed: the process must end; the runner keeps the instances. */
+    void (*failed)(void *user, const struct err *error);
+};
+
+int registry_open(struct registry **out, uv_loop_t *loop, const struct registry_options *options,
+                  struct err *e) ERR_CHECKED;
+/* Fails waiting proposals with ERR_CANCELED, then `cb`. */
+void registry_close(struct registry *r, void (*cb)(void *user), void *user);
+
+/* Session, sequence number, batching (one batch in flight) and encoding are done here. */
+int registry_propose(struct registry *r, const struct registry_command *command,
+                     registry_result_cb cb, void *user, struct err *e) ERR_CHECKED;
+
+struct registry_root *registry_root(struct registry *r); /* a counted reference */
+struct registry_root *registry_root_hold(struct registry_root *root);
+void registry_root_release(struct registry_root *root);
+
+struct registry_status {
+    bool leader;
+    node_id leader_id;
+    uint64_t term, commit_index, applied_index, snapshot_index;
+    unsigned voters;
+    uint64_t proposals_total, batches_total, refusals_total;
+    size_t waiting;
+};
+void registry_status(const struct registry *r, struct registry_status *out);
+
+#endif

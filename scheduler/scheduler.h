@@ -1,0 +1,130 @@
+/* scheduler/scheduler.h - which instance serves whom, and when instances start and end: decisions
+ * only, as a pure state machine. It reads no clock and calls nothing but `enter` and `load`.
+ *
+ * Thread: the control loop. Time: monotonic milliseconds, handed in. Memory: bounded by options;
+ * `actions` point into the scheduler until the next step.
+ *
+ * Waiters of a workload are served first come, first served; a keyed waiter only by its key's
+ * instance. A full workload below scale.max starts another instance: concurrent cold requests share
+ * a starting one up to max_joiners. At scale.max they queue up to scale.queue, for at most
+ * scale.queue_timeout. */
+#ifndef SKERRY_SCHEDULER_SCHEDULER_H
+#define SKERRY_SCHEDULER_SCHEDULER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "base/id.h"
+#include "base/words.h"
+#include "base/workload.h"
+
+struct scheduler;
+
+/* Handles of the caller's: opaque here, unique while in use, never 0. */
+typedef uint64_t scheduler_waiter;
+typedef uint64_t scheduler_instance;
+
+enum scheduler_start { SCHEDULER_COLD, SCHEDULER_POOL, SCHEDULER_JOIN };
+
+struct scheduler_load {
+    uint32_t joiners;      /* execs count as joiners here */
+    uint64_t last_left_ms; /* when the last one left; the start if none ever came */
+};
+
+struct scheduler_calls {
+    void *user;
+    /* Takes a place in a ready instance for a waiter; false: full, closed or late. `any_window`:
+     * forced and keyed joins. Draws no randomness and has no other effect. */
+    bool (*enter)(void *user, scheduler_instance instance, bool any_window);
+    void (*load)(void *user, scheduler_instance instance, struct scheduler_load *out);
+};
+
+struct scheduler_options {
+    uint32_t instances_max; /* on this node */
+    uint32_t starts_max;    /* instances starting at the same time; further starts wait their turn */
+    uint32_t waiters_max;   /* in all */
+    struct scheduler_calls calls;
+};
+
+enum scheduler_event_kind {
+    SCHEDULER_WORKLOAD,  /* workload, version: new or changed; older instances drain */
+    SCHEDULER_WORKLOAD_REMOVED, /* name: waiters are refused, instances drain */
+    SCHEDULER_ASK,       /* waiter, name, key or instance (forced), exclusive for command kind */
+    SCHEDULER_CANCEL,    /* waiter: its client left */
+    SCHEDULER_ADOPTED,   /* instance, name, version, key, ready, age: found at start */
+    SCHEDULER_READY,     /* instance */
+    SCHEDULER_FAILED,    /* instance never became ready; problem, detail: its waiters are refused,
+                            unless another instance can take them */
+    SCHEDULER_ENDED,     /* instance that was ready */
+    SCHEDULER_LEFT,      /* instance: a joiner left while somebody waits */
+    SCHEDULER_DRAIN,     /* instance, reason: an operator, its health */
+    SCHEDULER_EMPTY,     /* instance that drains has no joiner any more */
+    SCHEDULER_EXTEND,    /* instance, until_ms: a new end of life.max */
+    SCHEDULER_SHUTDOWN,  /* waiters are refused with PROBLEM_DRAINING, nothing starts any more */
+    SCHEDULER_TICK,
+};
+
+struct scheduler_event {
+    enum scheduler_event_kind kind;
+    const char *name;                /* workload */
+    const struct workload *workload; /* valid during the step; copied as far as needed */
+    uint64_t version;
+    scheduler_waiter waiter;
+    scheduler_instance instance;
+    const char *key; /* NULL or "": none */
+    bool exclusive;
+    bool ready;
+    uint64_t started_ms; /* ADOPTED: when it became ready, on this clock (may be in the past) */
+    uint64_t until_ms;
+    enum end_reason reason;
+    enum problem problem;
+    const char *detail;
+};
+
+enum scheduler_action_kind {
+    SCHEDULER_START,  /* make an instance of name, version (key); its handle is `instance`, made
+                         here; `waiter` is the first it is for, 0: kept ahead */
+    SCHEDULER_GRANT,  /* waiter may join instance; `start`; it has entered already, unless exclusive */
+    SCHEDULER_REFUSE, /* waiter: problem, detail, retry_after_ms */
+    SCHEDULER_CLOSE,  /* instance takes no joiner any more: slot_drain; then EMPTY is awaited */
+    SCHEDULER_STOP,   /* instance: end it, reason */
+};
+
+struct scheduler_action {
+    enum scheduler_action_kind kind;
+    scheduler_waiter waiter;
+    scheduler_instance instance;
+    const char *name;
+    uint64_t version;
+    const char *key;
+    enum scheduler_start start;
+    enum problem problem;
+    const char *detail;
+    uint64_t retry_after_ms;
+    enum end_reason reason;
+};
+
+struct scheduler_actions {
+    const struct scheduler_action *items;
+    size_t count;
+    uint64_t next_ms; /* when to step with TICK at the latest; UINT64_MAX: never */
+};
+
+int scheduler_new(struct scheduler **out, const struct scheduler_options *options, struct err *e)
+    ERR_CHECKED;
+void scheduler_free(struct scheduler *s);
+/* Instances started here get handles from 1 upwards; ADOPTED ones bring handles from
+ * SCHEDULER_ADOPTED_FIRST upwards. */
+#define SCHEDULER_ADOPTED_FIRST (1ull << 48)
+int scheduler_step(struct scheduler *s, const struct scheduler_event *event, uint64_t now_ms,
+                   struct scheduler_actions *out, struct err *e) ERR_CHECKED;
+
+/* For status and metrics. */
+struct scheduler_counts {
+    uint32_t instances, starting, waiters;
+};
+void scheduler_counts(const struct scheduler *s, struct scheduler_counts *out);
+bool scheduler_waited_for(const struct scheduler *s, const char *name);
+
+#endif
