@@ -151,6 +151,10 @@ size_t node_events(struct node *node, uint64_t after, struct node_event *out, si
 /* `post` is called (any thread) when there is a new one: wake your loop there. One per loop. */
 void node_events_watch(struct node *node, void (*post)(void *user), void *user);
 
+/* Where the runner keeps the logs of instances (ID.log, ID.log.1; sandbox/log_reader.h); "" until
+ * the runner was heard. Any thread. */
+void node_logs_directory(struct node *node, char *out, size_t size);
+
 /* Metrics that the control thread keeps; read from any thread. */
 struct node_metrics {
     struct gateway_histogram start_seconds[3]; /* by enum gateway_start: asked to ready */
