@@ -77,6 +77,11 @@ struct gateway_ask {
     char key[GATEWAY_KEY_LENGTH_MAX + 1];
     enum workload_kind kind;
     bool no_stdin;       /* command: the request has no body */
+    bool autopsy;        /* `instance` broke the connection before its answer began: answered within
+                            500 ms with what became of it: INSTANCE_OOM, _EXITED, or _UNREACHABLE if
+                            it still runs. Also asked for an `instance` that the routes do not know,
+                            before a 404 or 410 is answered (then with autopsy false): the control
+                            thread knows what the routes will show a moment later */
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64];   /* "GET /w/hello/", cut, printable */
     uint64_t asked_us;   /* monotonic */

@@ -73,7 +73,8 @@ struct scheduler_event {
     scheduler_waiter waiter;
     scheduler_instance instance;
     const char *key; /* NULL or "": none */
-    bool exclusive;
+    bool exclusive; /* ASK: a new instance for this waiter, not entered by `enter`; instances of kind
+                       server may be joined by others afterwards, those of kind command never */
     bool ready;
     uint64_t started_ms; /* ADOPTED: when it became ready, on this clock (may be in the past) */
     uint64_t until_ms;
