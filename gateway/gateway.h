@@ -69,6 +69,7 @@ struct gateway_ask {
     struct inbox_message message; /* for either direction */
     struct gateway_thread *thread;
     void *request;
+    uint64_t number; /* never the same twice in a process: a late cancel can name it safely */
 
     /* question */
     char workload[WORKLOAD_NAME_LENGTH_MAX + 1];
@@ -136,9 +137,10 @@ struct gateway_calls {
     /* Posts to the control thread; answered exactly once with gateway_answer (also after a
      * cancel). False: the control thread takes no more (its inbox is full). */
     bool (*ask)(void *user, struct gateway_ask *ask);
-    /* The client of a waiting ask, or of a running command, left, or its time is over. */
+    /* The client of a waiting ask, or of a running command, left, or its time is over. At most once
+     * per ask. The ask may be read during the call only: control may have answered meanwhile, and
+     * then it is freed before a posted message gets there. So post ask->number, not the pointer. */
     void (*cancel)(void *user, struct gateway_ask *ask, enum end_reason reason);
-    /* The gateway is done with an ask whose command ran. Control must not touch it after. */
     /* Answered exactly once with gateway_sockets_answer. */
     bool (*sockets)(void *user, struct gateway_sockets *want);
     /* A leave that slot_leave reported something for. */

@@ -9,7 +9,8 @@
  * before the table; the generation changes with every reuse, so a stale reference only fails.
  *
  * Threads: slot_open, slot_retire and the table belong to the control thread; all else any thread.
- * A joiner that is inside may read `target`: the slot cannot be retired around it. */
+ * A joiner that is inside may read `id` and `target`: a retired slot is used anew only when the last
+ * joiner of its old generation has left. */
 #ifndef SKERRY_GATEWAY_SLOT_H
 #define SKERRY_GATEWAY_SLOT_H
 
@@ -88,7 +89,8 @@ struct slot_options {
 /* -ERR_LIMIT when all are in use. */
 int slot_open(struct slot_table *table, const struct slot_options *options, struct slot_ref *out,
               struct err *e) ERR_CHECKED;
-/* Ends the generation whoever is inside: their slot_leave does nothing. */
+/* Ends the generation whoever is inside: their slot_leave reports nothing. The slot itself is used
+ * anew when they all have left. */
 void slot_retire(struct slot_table *table, struct slot_ref ref);
 
 #endif
