@@ -60,6 +60,22 @@ char *text_new(const char *format, ...)
     return out;
 }
 
+const char *text_show(const char *text, char out[TEXT_SHOWN_SIZE])
+{
+    enum { SHOWN = 40 };
+    size_t n = 0;
+    for (; n < SHOWN && text[n] != '\0'; n++) {
+        unsigned char c = (unsigned char)text[n];
+        out[n] = c < 0x20 || c >= 0x7f ? '?' : (char)c;
+    }
+    if (text[n] != '\0') {
+        memcpy(out + n, "...", 3);
+        n += 3;
+    }
+    out[n] = '\0';
+    return out;
+}
+
 bool memory_equal_constant_time(const void *a, const void *b, size_t size)
 {
     const volatile unsigned char *x = a;

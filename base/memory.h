@@ -41,6 +41,10 @@ bool text_format(char *out, size_t size, const char *format, ...)
 /* A new string by printf, or NULL. The caller frees. */
 char *text_new(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
+/* `text` for an error or a log: cut to 40 bytes, what could move a terminal's cursor as '?'. */
+#define TEXT_SHOWN_SIZE 48
+const char *text_show(const char *text, char out[TEXT_SHOWN_SIZE]);
+
 /* Compares secrets without telling by time where they differ; lengths are no secret. */
 bool memory_equal_constant_time(const void *a, const void *b, size_t size);
 
