@@ -1,0 +1,243 @@
+#include "sandbox/runner/config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pwd.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+
+#define AT(member) offsetof(struct runner_config, member)
+#define KiB 1024ull
+#define MiB (1024ull * KiB)
+#define GiB (1024ull * MiB)
+
+static const struct field fields[] = {
+    {.path = "directory",
+     .type = FIELD_TEXT,
+     .offset = AT(directory),
+     .fallback = "/var/lib/skerry/runner",
+     .min = 1,
+     .max = 60, /* a socket's path has 108 bytes, and an instance's ends in 50 of ours */
+     .meaning = "Folder of images, instances and logs."},
+    {.path = "socket",
+     .type = FIELD_TEXT,
+     .offset = AT(socket),
+     .fallback = "/run/skerry/runner.sock",
+     .min = 1,
+     .max = 100,
+     .meaning = "Where the node connects."},
+    {.path = "node_user",
+     .type = FIELD_TEXT,
+     .offset = AT(node_user),
+     .fallback = "skerry",
+     .min = 1,
+     .max = 64,
+     .meaning = "The user that may connect beside root, and whose group reads the logs."},
+    {.path = "allow.profiles",
+     .type = FIELD_TEXT_LIST,
+     .offset = AT(profiles),
+     .fallback = "default",
+     .max = 16,
+     .meaning = "System call profiles that a node may ask for."},
+    {.path = "allow.egress",
+     .type = FIELD_BOOL,
+     .offset = AT(egress),
+     .fallback = "false",
+     .meaning = "Whether an instance may reach out of its network namespace."},
+    {.path = "max.cpus",
+     .type = FIELD_CPUS,
+     .offset = AT(max.cpus_thousandths),
+     .fallback = "64",
+     .min = 10,
+     .max = 1024000,
+     .meaning = "Processors of one instance."},
+    {.path = "max.memory",
+     .type = FIELD_BYTES,
+     .offset = AT(max.memory_bytes),
+     .fallback = "16G",
+     .min = 4 * MiB,
+     .max = 1024 * GiB,
+     .meaning = "Memory of one instance."},
+    {.path = "max.pids",
+     .type = FIELD_UINT,
+     .offset = AT(max.pids),
+     .fallback = "4096",
+     .min = 4,
+     .max = 1000000,
+     .meaning = "Processes and threads of one instance."},
+    {.path = "max.disk",
+     .type = FIELD_BYTES,
+     .offset = AT(max.disk_bytes),
+     .fallback = "4G",
+     .min = MiB,
+     .max = 1024 * GiB,
+     .meaning = "What one instance may write; it lies in memory."},
+    {.path = "max.instances",
+     .type = FIELD_UINT,
+     .offset = AT(max.instances),
+     .fallback = "1000",
+     .min = 1,
+     .max = RUNNER_INSTANCES_MAX,
+     .meaning = "Instances at the same time."},
+    {.path = "uid_base",
+     .type = FIELD_UINT,
+     .offset = AT(uid_base),
+     .fallback = "1879048192",
+     .min = RUNNER_UID_BASE,
+     .max = RUNNER_UID_BASE + (RUNNER_INSTANCES_MAX - 1) * RUNNER_UIDS_PER_INSTANCE,
+     .meaning = "First of the user ids that instances take, 65,536 each. Two runners on one "
+                "machine need ranges of their own."},
+    {.path = "cgroup",
+     .type = FIELD_TEXT,
+     .offset = AT(cgroup),
+     .fallback = "skerry",
+     .min = 1,
+     .max = 32,
+     .meaning = "Name of the control group, below the runner's own, that holds the instances."},
+    {.path = "grace",
+     .type = FIELD_DURATION,
+     .offset = AT(grace_ms),
+     .fallback = "5m",
+     .min = 1000,
+     .max = 24 * 3600 * 1000ull,
+     .meaning = "How long instances live on without a runner."},
+    {.path = "blanks",
+     .type = FIELD_UINT,
+     .offset = AT(blanks),
+     .fallback = "2",
+     .max = 64,
+     .meaning = "Empty sandboxes kept ready to make the next start quick."},
+    {.path = "logs.bytes",
+     .type = FIELD_BYTES,
+     .offset = AT(logs.bytes),
+     .fallback = "8M",
+     .min = 64 * KiB,
+     .max = GiB,
+     .meaning = "What is kept of one instance's output."},
+    {.path = "logs.keep",
+     .type = FIELD_DURATION,
+     .offset = AT(logs.keep_ms),
+     .fallback = "24h",
+     .min = 60 * 1000,
+     .max = 366 * 24 * 3600 * 1000ull,
+     .meaning = "How long the log of an ended instance is kept."},
+    {.path = "logs.total",
+     .type = FIELD_BYTES,
+     .offset = AT(logs.total_bytes),
+     .fallback = "1G",
+     .min = MiB,
+     .max = 1024 * GiB,
+     .meaning = "Bound of the logs of ended instances together; the oldest go first."},
+};
+
+static const struct field_hint hints[] = {{NULL, NULL}};
+
+static const struct field_table table = {fields, ARRAY_SIZE(fields), hints};
+
+const struct field_table *runner_config_fields(void)
+{
+    return &table;
+}
+
+/* Reads the file after checking, on the open descriptor, that only root can have written it. */
+static int read_trusted(const char *path, char **out, size_t *out_length, struct err *e)
+{
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return err_sys(e, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, errno, "open %s", path);
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return err_sys(e, ERR_IO, errno, "stat %s", path);
+    if (!S_ISREG(st.st_mode))
+        return err_set(e, ERR_DENIED, "%s is not a regular file", path);
+    if (st.st_uid != 0 || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+        return err_set(e, ERR_DENIED,
+                       "%s must belong to root and be writable by root only: chown root, chmod 644",
+                       path);
+    if (st.st_size > DOCUMENT_BYTES_MAX)
+        return err_set(e, ERR_LIMIT, "%s is larger than %d bytes", path, DOCUMENT_BYTES_MAX);
+    size_t size = (size_t)st.st_size;
+    CLEANUP_FREE char *text = malloc(size + 1);
+    if (text == NULL)
+        return err_set(e, ERR_NO_MEMORY, "read %s", path);
+    size_t length = 0;
+    while (length < size) {
+        ssize_t n = read(fd, text + length, size - length);
+        if (n < 0)
+            return err_sys(e, ERR_IO, errno, "read %s", path);
+        if (n == 0)
+            break;
+        length += (size_t)n;
+    }
+    text[length] = '\0';
+    *out = steal_pointer(&text);
+    *out_length = length;
+    return 0;
+}
+
+static void find_node_user(struct runner_config *c)
+{
+    struct passwd *user = getpwnam(c->node_user);
+    c->node_uid = user == NULL ? 0 : user->pw_uid;
+    c->node_gid = user == NULL ? 0 : user->pw_gid;
+}
+
+static int check(const struct runner_config *c, const struct document *d, struct err *e)
+{
+    uint64_t last = c->uid_base + c->max.instances * RUNNER_UIDS_PER_INSTANCE;
+    uint64_t end = RUNNER_UID_BASE + (uint64_t)RUNNER_INSTANCES_MAX * RUNNER_UIDS_PER_INSTANCE;
+    if (last > end)
+        return err_set(e, ERR_INVALID,
+                       "%s:%d: uid_base: %llu instances from %llu end above %llu; lower "
+                       "max.instances or uid_base",
+                       document_name(d), fields_line(d, "uid_base"),
+                       (unsigned long long)c->max.instances, (unsigned long long)c->uid_base,
+                       (unsigned long long)end);
+    if (strchr(c->cgroup, '/') != NULL || c->cgroup[0] == '.')
+        return err_set(e, ERR_INVALID, "%s:%d: cgroup: a name without slashes and leading dots",
+                       document_name(d), fields_line(d, "cgroup"));
+    if (c->directory[0] != '/' || c->socket[0] != '/')
+        return err_set(e, ERR_INVALID, "%s: directory and socket must be absolute paths",
+                       document_name(d));
+    return 0;
+}
+
+int runner_config_load(struct runner_config *c, const char *path, struct err *e)
+{
+    memset(c, 0, sizeof *c);
+    const char *name = path == NULL ? RUNNER_CONFIG_PATH : path;
+    CLEANUP_FREE char *text = NULL;
+    size_t length = 0;
+    int rc = read_trusted(name, &text, &length, e);
+    if (rc == -ERR_NOT_FOUND && path == NULL) {
+        text = strdup("{}");
+        length = 2;
+        rc = text == NULL ? err_set(e, ERR_NO_MEMORY, "configuration") : 0;
+    }
+    if (rc < 0)
+        return rc;
+    struct document *d = NULL;
+    rc = document_parse(&d, name, text, length, e);
+    if (rc < 0)
+        return rc;
+    rc = fields_parse(&table, d, c, e);
+    if (rc == 0) {
+        rc = check(c, d, e);
+        if (rc < 0)
+            runner_config_free(c);
+        else
+            find_node_user(c);
+    }
+    document_free(d);
+    return rc;
+}
+
+void runner_config_free(struct runner_config *c)
+{
+    fields_free(&table, c);
+}
