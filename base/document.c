@@ -259,9 +259,9 @@ static int read_events(struct reader *r, const char *text, size_t length)
         if (rc != 0)
             return rc;
     }
-    if (r->document->root == NULL)
-        return document_refuse(r->document, 1, r->e, "it is empty");
-    return 0;
+    if (r->document->root == NULL) /* nothing, or comments alone */
+        r->document->root = node_new(r, DOCUMENT_MAP, 1, NULL, 0);
+    return r->document->root == NULL ? -(int)r->e->code : 0;
 }
 
 /* 4 hexadecimal digits, or -1. */

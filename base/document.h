@@ -2,7 +2,8 @@
  *
  * Read with libyaml; anchors, aliases, tags, merge keys and more than one document are refused, as
  * are duplicate keys, texts above DOCUMENT_BYTES_MAX, and more than DOCUMENT_NODES_MAX nodes,
- * DOCUMENT_KEYS_MAX keys of one map or DOCUMENT_DEPTH_MAX levels. Scalars stay text; `quoted` tells "5" from 5.
+ * DOCUMENT_KEYS_MAX keys of one map or DOCUMENT_DEPTH_MAX levels. An empty text is an
+ * empty map. Scalars stay text; `quoted` tells "5" from 5.
  *
  * Memory: the document owns its nodes. Thread: any, one at a time. */
 #ifndef SKERRY_BASE_DOCUMENT_H

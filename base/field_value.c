@@ -164,7 +164,7 @@ static uint64_t number_max(const struct field *f)
 static int range_check(const struct field *f, uint64_t value, struct err *e)
 {
     char is[UNIT_TEXT_SIZE], min[UNIT_TEXT_SIZE], max[UNIT_TEXT_SIZE];
-    if (f->type == FIELD_DURATION && value == DURATION_NONE)
+    if (f->none_allowed && value == DURATION_NONE) /* and BYTES_NONE */
         return 0;
     if (value >= f->min && value <= number_max(f))
         return 0;
@@ -202,7 +202,10 @@ static int number_set(const struct field *f, uint64_t *member, const char *text,
 {
     uint64_t value = 0;
     int rc;
-    if (f->type == FIELD_BYTES)
+    if (f->type == FIELD_BYTES && f->none_allowed && strcmp(text, "none") == 0) {
+        value = BYTES_NONE;
+        rc = 0;
+    } else if (f->type == FIELD_BYTES)
         rc = bytes_parse(&value, text, e);
     else if (f->type == FIELD_DURATION)
         rc = duration_parse(&value, text, f->none_allowed, e);

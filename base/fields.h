@@ -42,7 +42,7 @@ struct field {
     const char *fallback;     /* default as it would be written; NULL: required */
     uint64_t min, max;        /* of UINT, BYTES, DURATION (ms), CPUS; of items in lists; of text
                                   length. max 0: no bound but the type's own */
-    bool none_allowed;        /* DURATION: the word "none" */
+    bool none_allowed;        /* DURATION and BYTES: the word "none" */
     const char *const *words; /* WORD: NULL-terminated */
     const char *meaning;      /* one sentence for docs and errors */
 };

@@ -92,7 +92,7 @@ int bytes_parse(uint64_t *out, const char *text, struct err *e)
                        "%s is no size: one whole number and one unit; write 1000, 64K, 128M, 1G "
                        "or 1T",
                        shown);
-    if (number > UINT64_MAX >> shift)
+    if (number > UINT64_MAX >> shift || number << shift == BYTES_NONE)
         return err_set(e, ERR_INVALID, "%s is too large", shown);
     *out = number << shift;
     return 0;
@@ -136,6 +136,10 @@ void bytes_format(uint64_t bytes, char out[UNIT_TEXT_SIZE])
 {
     static const char *const units[] = {"", "K", "M", "G", "T"};
     size_t unit = 0;
+    if (bytes == BYTES_NONE) {
+        text_copy(out, UNIT_TEXT_SIZE, "none");
+        return;
+    }
     while (unit + 1 < ARRAY_SIZE(units) && bytes != 0 && bytes % 1024 == 0) {
         bytes /= 1024;
         unit++;

@@ -103,7 +103,7 @@ static const struct field fields[] = {
      .type = FIELD_TEXT,
      .offset = AT(join.key),
      .fallback = "",
-     .max = 128,
+     .max = 70, /* a source and a name of 63 */
      .meaning = "requests with the same key share one instance: header:NAME, query:NAME, "
                 "cookie:NAME or path:N (the N-th segment behind the prefix)"},
     {.path = "timeouts.start",

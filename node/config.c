@@ -1,0 +1,397 @@
+#include "node/config.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/document.h"
+#include "base/memory.h"
+
+/* --- addresses -------------------------------------------------------------------------------- */
+
+static bool port_parse(const char *text, unsigned *out)
+{
+    unsigned value = 0;
+    const char *at = text;
+    for (; *at >= '0' && *at <= '9' && value <= 65535; at++)
+        value = value * 10 + (unsigned)(*at - '0');
+    *out = value;
+    return at != text && *at == '\0' && value <= 65535;
+}
+
+/* Splits "HOST:PORT" or "[HOST]:PORT"; *port stays when there is none. */
+static bool address_split(const char *text, char host[CONFIG_ADDRESS_SIZE], unsigned *port)
+{
+    const char *end = text[0] == '[' ? strchr(text, ']') : NULL;
+    const char *colon = end != NULL ? end + 1 : strrchr(text, ':');
+    if (text[0] == '[') {
+        if (end == NULL || (*colon != '\0' && *colon != ':'))
+            return false;
+        if (!text_format(host, CONFIG_ADDRESS_SIZE, "%.*s", (int)(end - text - 1), text + 1))
+            return false;
+        return *colon == '\0' || port_parse(colon + 1, port);
+    }
+    /* Two colons without brackets: an IPv6 address alone. */
+    if (colon != NULL && strchr(text, ':') != colon)
+        colon = NULL;
+    size_t length = colon == NULL ? strlen(text) : (size_t)(colon - text);
+    if (!text_format(host, CONFIG_ADDRESS_SIZE, "%.*s", (int)length, text))
+        return false;
+    return colon == NULL || port_parse(colon + 1, port);
+}
+
+int config_address_parse(struct sockaddr_storage *out, const char *text, unsigned default_port,
+                         struct err *e)
+{
+    char host[CONFIG_ADDRESS_SIZE], shown[TEXT_SHOWN_SIZE];
+    unsigned port = default_port == 0 ? UINT16_MAX + 1u : default_port;
+    struct sockaddr_in v4 = {.sin_family = AF_INET};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+    text_show(text, shown);
+    if (!address_split(text, host, &port))
+        return err_set(e, ERR_INVALID, "%s is no address; write 127.0.0.1:8080 or [::1]:8080",
+                       shown);
+    if (port > UINT16_MAX)
+        return err_set(e, ERR_INVALID, "%s has no port; write 127.0.0.1:8080 or [::1]:8080", shown);
+    *out = (struct sockaddr_storage){0};
+    v4.sin_port = v6.sin6_port = htons((uint16_t)port);
+    if (text[0] != '[' && inet_pton(AF_INET, host, &v4.sin_addr) == 1)
+        memcpy(out, &v4, sizeof v4);
+    else if (inet_pton(AF_INET6, host, &v6.sin6_addr) == 1)
+        memcpy(out, &v6, sizeof v6);
+    else
+        return err_set(e, ERR_INVALID,
+                       "%s is no address; names are not looked up, write numbers as in "
+                       "127.0.0.1:8080 or [::1]:8080",
+                       shown);
+    return 0;
+}
+
+bool config_address_private(const struct sockaddr_storage *address)
+{
+    static const struct {
+        uint32_t network, mask;
+    } v4_private[] = {
+        {0x0a000000, 0xff000000}, /* 10/8 */
+        {0xac100000, 0xfff00000}, /* 172.16/12 */
+        {0xc0a80000, 0xffff0000}, /* 192.168/16 */
+        {0x64400000, 0xffc00000}, /* 100.64/10 */
+        {0x7f000000, 0xff000000}, /* 127/8 */
+    };
+    if (address->ss_family == AF_INET) {
+        struct sockaddr_in v4;
+        memcpy(&v4, address, sizeof v4);
+        uint32_t host = ntohl(v4.sin_addr.s_addr);
+        for (size_t i = 0; i < ARRAY_SIZE(v4_private); i++) {
+            if ((host & v4_private[i].mask) == v4_private[i].network)
+                return true;
+        }
+        return false;
+    }
+    struct sockaddr_in6 v6;
+    memcpy(&v6, address, sizeof v6);
+    return IN6_IS_ADDR_LOOPBACK(&v6.sin6_addr) || (v6.sin6_addr.s6_addr[0] & 0xfe) == 0xfc;
+}
+
+void config_address_format(const struct sockaddr_storage *address, char out[CONFIG_ADDRESS_SIZE])
+{
+    char host[INET6_ADDRSTRLEN] = "";
+    if (address->ss_family == AF_INET) {
+        struct sockaddr_in v4;
+        memcpy(&v4, address, sizeof v4);
+        inet_ntop(AF_INET, &v4.sin_addr, host, sizeof host);
+        text_format(out, CONFIG_ADDRESS_SIZE, "%s:%u", host, ntohs(v4.sin_port));
+    } else {
+        struct sockaddr_in6 v6;
+        memcpy(&v6, address, sizeof v6);
+        inet_ntop(AF_INET6, &v6.sin6_addr, host, sizeof host);
+        text_format(out, CONFIG_ADDRESS_SIZE, "[%s]:%u", host, ntohs(v6.sin6_port));
+    }
+}
+
+/* --- checks of one value ---------------------------------------------------------------------- */
+
+/* Brings *address into its canonical form. */
+static int check_address(char **address, unsigned default_port, bool peer, struct err *e)
+{
+    struct sockaddr_storage parsed;
+    char text[CONFIG_ADDRESS_SIZE];
+    int rc = config_address_parse(&parsed, *address, default_port, e);
+    if (rc != 0)
+        return rc;
+    config_address_format(&parsed, text);
+    if (peer && !config_address_private(&parsed))
+        return err_set(e, ERR_INVALID,
+                       "%s is public; nodes speak to each other over private addresses only (10/8, "
+                       "172.16/12, 192.168/16, 100.64/10, 127/8, fc00::/7, ::1): use one of "
+                       "those, as of a VPN",
+                       text);
+    char *copy = strdup(text);
+    if (copy == NULL)
+        return err_set(e, ERR_NO_MEMORY, "no memory");
+    free(*address);
+    *address = copy;
+    return 0;
+}
+
+/* Labels of a-z, 0-9 and -, joined by points where `points` are allowed. */
+static bool host_name_valid(const char *text, bool points)
+{
+    size_t label = 0;
+    for (const char *at = text;; at++) {
+        if (*at == '\0' || (points && *at == '.')) {
+            if (label == 0 || label > 63 || at[-1] == '-')
+                return false;
+            if (*at == '\0')
+                return true;
+            label = 0;
+            continue;
+        }
+        bool plain = (*at >= 'a' && *at <= 'z') || (*at >= '0' && *at <= '9');
+        if (!plain && !(*at == '-' && label > 0))
+            return false;
+        label++;
+    }
+}
+
+static int check_name(const char *name, struct err *e)
+{
+    char shown[TEXT_SHOWN_SIZE];
+    if (name[0] == '\0' || host_name_valid(name, false))
+        return 0;
+    return err_set(e, ERR_INVALID, "%s is no name; a-z, 0-9 and -, at most 63, no - first or last",
+                   text_show(name, shown));
+}
+
+static int check_domain(const char *domain, struct err *e)
+{
+    char shown[TEXT_SHOWN_SIZE];
+    if (host_name_valid(domain, true))
+        return 0;
+    return err_set(e, ERR_INVALID,
+                   "%s is no domain; write one like apps.example.org, in lower case",
+                   text_show(domain, shown));
+}
+
+static int check_http(struct config *c, struct err *e)
+{
+    for (size_t i = 0; i < c->http.count; i++) {
+        int rc = check_address(&c->http.items[i], CONFIG_HTTP_PORT, false, e);
+        if (rc != 0)
+            return rc;
+        for (size_t j = 0; j < i; j++) {
+            if (strcmp(c->http.items[i], c->http.items[j]) == 0)
+                return err_set(e, ERR_INVALID, "%s is given twice", c->http.items[i]);
+        }
+    }
+    return 0;
+}
+
+static int check_value(struct config *c, const char *path, struct err *e)
+{
+    if (strcmp(path, "name") == 0)
+        return check_name(c->name, e);
+    if (strcmp(path, "domain") == 0)
+        return check_domain(c->domain, e);
+    if (strcmp(path, "http") == 0)
+        return check_http(c, e);
+    if (strcmp(path, "bind") == 0)
+        return check_address(&c->bind, CONFIG_PEER_PORT, true, e);
+    if (strcmp(path, "advertise") == 0 && c->advertise[0] != '\0')
+        return check_address(&c->advertise, CONFIG_PEER_PORT, true, e);
+    if (strcmp(path, "api") == 0 && strcmp(c->api, "none") != 0)
+        return check_address(&c->api, CONFIG_API_PORT, false, e);
+    return 0;
+}
+
+static const char *const checked_paths[] = {"name", "domain", "http", "bind", "advertise", "api"};
+
+/* --- the file --------------------------------------------------------------------------------- */
+
+int config_defaults(struct config *c, struct err *e)
+{
+    *c = (struct config){0};
+    return fields_defaults(config_fields(), c, e);
+}
+
+/* The whole file as a text; the caller frees. */
+static int file_read(char **out, size_t *out_length, const char *path, struct err *e)
+{
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_sys(e, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, errno, "open %s", path);
+    /* One byte more than is taken tells that it is too long. */
+    CLEANUP_FREE char *text = malloc(DOCUMENT_BYTES_MAX + 1);
+    if (text == NULL)
+        return err_set(e, ERR_NO_MEMORY, "read %s: no memory", path);
+    size_t length = 0;
+    while (length <= DOCUMENT_BYTES_MAX) {
+        ssize_t n = read(fd, text + length, DOCUMENT_BYTES_MAX + 1 - length);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return err_sys(e, ERR_IO, errno, "read %s", path);
+        if (n == 0)
+            break;
+        length += (size_t)n;
+    }
+    *out = steal_pointer(&text);
+    *out_length = length;
+    return 0;
+}
+
+static int document_read(struct config *c, const struct document *d, struct err *e)
+{
+    int rc = fields_parse(config_fields(), d, c, e);
+    for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(checked_paths); i++) {
+        struct err inner = {0};
+        const char *path = checked_paths[i];
+        rc = check_value(c, path, &inner);
+        if (rc != 0)
+            fields_refuse(d, path, e, "%s", inner.msg);
+    }
+    return rc;
+}
+
+int config_load(struct config *c, const char *path, struct err *e)
+{
+    CLEANUP_FREE char *text = NULL;
+    size_t length = 0;
+    struct document *d;
+    *c = (struct config){0};
+    int rc = file_read(&text, &length, path, e);
+    if (rc == 0)
+        rc = document_parse(&d, path, text, length, e);
+    if (rc != 0)
+        return rc;
+    rc = document_read(c, d, e);
+    if (rc != 0)
+        config_free(c);
+    document_free(d);
+    return rc;
+}
+
+/* --- flags ------------------------------------------------------------------------------------ */
+
+static const struct flag {
+    const char *name;
+    const char *path; /* NULL: known, and refused in this version */
+    bool takes_value;
+} flags[] = {
+    {"--name", "name", true},
+    {"--bind", "bind", true},
+    {"--advertise", "advertise", true},
+    {"--http", "http", true},
+    {"--api", "api", true},
+    {"--data", "data", true},
+    {"--bootstrap", "bootstrap", false},
+    {"--peers", NULL, true},
+    {"--token-file", NULL, true},
+};
+
+static const struct flag *flag_find(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(flags); i++) {
+        if (strcmp(flags[i].name, name) == 0)
+            return &flags[i];
+    }
+    return NULL;
+}
+
+bool config_flag_known(const char *flag, bool *out_takes_value)
+{
+    const struct flag *f = flag_find(flag);
+    if (f != NULL)
+        *out_takes_value = f->takes_value;
+    return f != NULL;
+}
+
+/* "A,B" replaces the list. */
+static int http_set(struct config *c, const char *value, struct err *e)
+{
+    CLEANUP_FREE char *copy = strdup(value);
+    if (copy == NULL)
+        return err_set(e, ERR_NO_MEMORY, "--http: no memory");
+    struct config parts = {0};
+    char *rest = copy;
+    int rc = fields_set(config_fields(), c, "http", strsep(&rest, ","), "--http", e);
+    while (rc == 0 && rest != NULL) {
+        rc = fields_set(config_fields(), &parts, "http", strsep(&rest, ","), "--http", e);
+        char **items = rc != 0 ? NULL : realloc(c->http.items, (c->http.count + 1) * sizeof *items);
+        if (items != NULL) {
+            items[c->http.count++] = steal_pointer(&parts.http.items[0]);
+            c->http.items = items;
+        } else if (rc == 0) {
+            rc = err_set(e, ERR_NO_MEMORY, "--http: no memory");
+        }
+    }
+    fields_free(config_fields(), &parts);
+    return rc;
+}
+
+int config_flag(struct config *c, const char *flag, const char *value, struct err *e)
+{
+    const struct flag *f = flag_find(flag);
+    if (f == NULL)
+        return err_set(e, ERR_NOT_FOUND, "%s: unknown flag", flag);
+    if (f->path == NULL)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: this version runs as a cluster of one node; use --bootstrap", flag);
+    if (!f->takes_value)
+        return fields_set(config_fields(), c, f->path, "true", flag, e);
+    int rc = strcmp(f->path, "http") == 0 ? http_set(c, value, e)
+                                          : fields_set(config_fields(), c, f->path, value, flag, e);
+    if (rc != 0)
+        return rc;
+    rc = check_value(c, f->path, e);
+    return rc == 0 ? 0 : err_wrap(e, "%s", flag);
+}
+
+/* --- the whole -------------------------------------------------------------------------------- */
+
+/* The host's name as a name of ours: its first label in lower case, "node1" when that is none. */
+static char *name_of_host(void)
+{
+    char name[64] = "";
+    if (gethostname(name, sizeof name - 1) != 0)
+        name[0] = '\0';
+    name[strcspn(name, ".")] = '\0';
+    for (char *at = name; *at != '\0'; at++) {
+        if (*at >= 'A' && *at <= 'Z')
+            *at = (char)(*at | 0x20);
+    }
+    return strdup(host_name_valid(name, false) ? name : "node1");
+}
+
+int config_finish(struct config *c, struct err *e)
+{
+    if (c->name[0] == '\0') {
+        free(c->name);
+        c->name = name_of_host();
+    }
+    if (c->advertise[0] == '\0') {
+        free(c->advertise);
+        c->advertise = strdup(c->bind);
+    }
+    if (c->name == NULL || c->advertise == NULL)
+        return err_set(e, ERR_NO_MEMORY, "configuration: no memory");
+    for (size_t i = 0; i < c->http.count; i++) {
+        if (strcmp(c->http.items[i], c->api) == 0)
+            return err_set(e, ERR_INVALID,
+                           "http and api are both %s; hosted pages must not share an origin with "
+                           "the API: give one of them another port",
+                           c->api);
+    }
+    return 0;
+}
+
+void config_free(struct config *c)
+{
+    fields_free(config_fields(), c);
+    *c = (struct config){0};
+}

@@ -1,0 +1,87 @@
+/* node/config.h - what a node is told: skerry.yaml, then the flags of `skerry serve`.
+ *
+ *     config_defaults, config_load (optional), config_flag for each flag, config_finish
+ *
+ * Each value is checked where it is read, so errors name file, line and key, or the flag. Addresses
+ * are literal and canonical after that: "127.0.0.1:8080", "[::1]:8080".
+ *
+ * Thread: filled before threads start, then constant. Durations are milliseconds. */
+#ifndef SKERRY_NODE_CONFIG_H
+#define SKERRY_NODE_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "base/err.h"
+#include "base/fields.h"
+#include "base/log.h"
+
+#define CONFIG_PATH_DEFAULT "/etc/skerry/skerry.yaml"
+#define CONFIG_PEER_PORT 7600
+#define CONFIG_HTTP_PORT 8080
+#define CONFIG_API_PORT 8081
+
+struct config {
+    char *name;             /* of this node; "" until config_finish takes the host's */
+    char *data;             /* folder: registry, logs, images */
+    bool bootstrap;         /* make a cluster of this node if `data` holds none */
+    char *bind;             /* address for peers, always private */
+    char *advertise;        /* as other nodes reach it; "" until config_finish takes `bind` */
+    struct field_list http; /* addresses of the gateway */
+    char *api;              /* address of the API, or "none" */
+    char *api_socket;
+    char *runner_socket;
+    char *domain; /* WORKLOAD.DOMAIN, INSTANCE.DOMAIN */
+    struct {
+        int level;  /* enum log_level */
+        int format; /* enum log_format */
+    } log;
+    struct {
+        uint64_t threads; /* 0: one a core */
+        uint64_t header_bytes_max;
+        uint64_t body_bytes_max; /* BYTES_NONE: no bound */
+        uint64_t header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;
+        uint64_t connections_max;
+        bool forwarded; /* X-Forwarded-* of who connects are believed */
+    } gateway;
+    struct {
+        uint64_t instances_max, starts_max, waiters_max; /* on this node */
+    } limits;
+    struct {
+        uint64_t bytes_max; /* of one instance */
+        uint64_t keep_ms;   /* after its end */
+    } logs;
+    struct {
+        uint64_t keep_ms;
+        uint64_t instances_max; /* of one workload */
+    } history;                  /* of ended instances */
+    struct {
+        bool allow_unenforced;
+    } sandbox;
+};
+
+int config_defaults(struct config *c, struct err *e) ERR_CHECKED;
+/* Replaces everything by the file and, where it is silent, the defaults. -ERR_NOT_FOUND when there
+ * is no such file; on any failure *c is empty. */
+int config_load(struct config *c, const char *path, struct err *e) ERR_CHECKED;
+/* One flag of `skerry serve`, "--http": false if there is none of that name. */
+bool config_flag_known(const char *flag, bool *out_takes_value);
+/* `value` is ignored for a flag that takes none. */
+int config_flag(struct config *c, const char *flag, const char *value, struct err *e) ERR_CHECKED;
+/* What depends on several values. *c is complete afterwards. */
+int config_finish(struct config *c, struct err *e) ERR_CHECKED;
+void config_free(struct config *c);
+/* The table, for docs and `--help`. */
+const struct field_table *config_fields(void);
+
+/* "10.0.0.1:7600", "[fd00::1]:7600", or without a port (then `default_port`; 0: one is needed).
+ * Names of hosts are refused. */
+int config_address_parse(struct sockaddr_storage *out, const char *text, unsigned default_port,
+                         struct err *e) ERR_CHECKED;
+/* 10/8, 172.16/12, 192.168/16, 100.64/10, 127/8, fc00::/7, ::1. */
+bool config_address_private(const struct sockaddr_storage *address);
+#define CONFIG_ADDRESS_SIZE 64
+void config_address_format(const struct sockaddr_storage *address, char out[CONFIG_ADDRESS_SIZE]);
+
+#endif
