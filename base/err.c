@@ -75,6 +75,6 @@ int err_wrap(struct err *e, const char *format, ...)
     int n = vsnprintf(e->msg, sizeof e->msg, format, args);
     va_end(args);
     if (n >= 0 && (size_t)n < sizeof e->msg)
-        snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %s", inner);
+        snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %.*s", (int)sizeof inner - n, inner);
     return -(int)e->code;
 }

@@ -26,11 +26,14 @@ static int send_error(struct err *e, int sys)
     return err_sys(e, ERR_IO, sys, "send message");
 }
 
-static int send_packed(int socket, void *data, size_t length, const int *descriptors,
-                       size_t descriptor_count, struct err *e)
+int wire_send_packed(int socket, const void *data, size_t length, const int *descriptors,
+                     size_t descriptor_count, struct err *e)
 {
+    if (descriptor_count > WIRE_DESCRIPTORS_MAX)
+        return err_set(e, ERR_INVALID, "message with %zu descriptors, at most %d", descriptor_count,
+                       WIRE_DESCRIPTORS_MAX);
     union descriptor_control control;
-    struct iovec part = {.iov_base = data, .iov_len = length};
+    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = length};
     struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
     if (descriptor_count > 0) {
         size_t bytes = sizeof(int) * descriptor_count;
@@ -54,9 +57,6 @@ static int send_packed(int socket, void *data, size_t length, const int *descrip
 int wire_send(int socket, const ProtobufCMessage *message, const int *descriptors,
               size_t descriptor_count, struct err *e)
 {
-    if (descriptor_count > WIRE_DESCRIPTORS_MAX)
-        return err_set(e, ERR_INVALID, "message with %zu descriptors, at most %d", descriptor_count,
-                       WIRE_DESCRIPTORS_MAX);
     size_t length = protobuf_c_message_get_packed_size(message);
     /* The receiver could not tell an empty datagram from the end of the connection. */
     if (length == 0)
@@ -70,7 +70,7 @@ int wire_send(int socket, const ProtobufCMessage *message, const int *descriptor
             return err_set(e, ERR_NO_MEMORY, "message of %zu bytes", length);
     }
     protobuf_c_message_pack(message, data);
-    return send_packed(socket, data, length, descriptors, descriptor_count, e);
+    return wire_send_packed(socket, data, length, descriptors, descriptor_count, e);
 }
 
 /* Moves what came by SCM_RIGHTS to `descriptors`; what does not fit is closed. Returns how many

@@ -16,6 +16,9 @@
  * err.sys EAGAIN or EPIPE. Descriptors stay the caller's. */
 int wire_send(int socket, const ProtobufCMessage *message, const int *descriptors,
               size_t descriptor_count, struct err *e) ERR_CHECKED;
+/* The same for a message that is packed already. */
+int wire_send_packed(int socket, const void *data, size_t length, const int *descriptors,
+                     size_t descriptor_count, struct err *e) ERR_CHECKED;
 
 /* One datagram of at most `size` bytes. 0 and *out_length: a datagram; -ERR_UNAVAILABLE with sys
  * EAGAIN: none there, with sys 0: the other side closed; -ERR_PROTOCOL: too long, or more than

@@ -1,0 +1,45 @@
+/* How the instance ends: asked to, by its own lifetime, or because main exited. */
+#include <signal.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "sandbox/agent/agent.h"
+
+void ending_now(struct agent *a, enum end_reason reason, const char *message)
+{
+    Skerry__Agent__Ending ending = SKERRY__AGENT__ENDING__INIT;
+    ending.reason = (uint32_t)reason;
+    ending.message = (char *)(uintptr_t)message;
+    Skerry__Agent__FromAgent event = SKERRY__AGENT__FROM_AGENT__INIT;
+    event.message_case = SKERRY__AGENT__FROM_AGENT__MESSAGE_ENDING;
+    event.ending = &ending;
+    channel_send(a, &event, NULL);
+    channel_flush(a);
+    /* The kernel kills whatever is left in our pid namespace. */
+    _exit(0);
+}
+
+void ending_stop(struct agent *a, enum end_reason reason, uint64_t grace_ms)
+{
+    uint64_t at = clock_boot_ms() + grace_ms;
+    if (!a->stopping) {
+        a->stopping = true;
+        a->stop_reason = reason;
+        struct command *main = command_find(a, 0);
+        if (main != NULL)
+            command_signal(main, SIGTERM);
+        else
+            (void)kill(-1, SIGTERM);
+        /* There may be nobody to wait for. */
+        loop_deadline(a, DEADLINE_REAP, clock_boot_ms());
+    }
+    /* A second stop may shorten the grace, never lengthen it. */
+    if (a->deadlines[DEADLINE_STOP] == 0 || at < a->deadlines[DEADLINE_STOP])
+        loop_deadline(a, DEADLINE_STOP, at);
+}
+
+void ending_main_exited(struct agent *a)
+{
+    a->main_exited = true;
+    ending_now(a, a->stopping ? a->stop_reason : END_EXITED, "");
+}
