@@ -175,12 +175,29 @@ static void signal_reaches_the_whole_group(void **state)
     assert_int_equal(host_ask(h, &message, NULL, 0, NULL), ERR_NOT_FOUND);
 }
 
+/* Starts a script as main and waits until it has written a byte. */
+static void start_main_until_up(struct host *h, const char *script)
+{
+    Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
+    command.pipes = true;
+    command.no_stdin = true;
+    int out[2];
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    const int fds[2] = {out[1], STDERR_FILENO};
+    assert_int_equal(host_run_fds(h, &command, HOST_ARGV("sh", "-c", script), fds, 2, NULL), 0);
+    close(out[1]);
+    char byte;
+    struct pollfd up = {.fd = out[0], .events = POLLIN};
+    assert_int_equal(poll(&up, 1, HOST_DEADLINE_MS), 1);
+    assert_int_equal(read(out[0], &byte, 1), 1);
+    close(out[0]);
+}
+
 static void stop_waits_for_grace_only(void **state)
 {
     struct host *h = *state;
     start_default(h);
-    assert_int_equal(
-        host_run(h, 0, HOST_ARGV("sh", "-c", "trap '' TERM; while :; do sleep 1000; done")), 0);
+    start_main_until_up(h, "trap '' TERM; echo; while :; do sleep 1000; done");
     /* The second stop shortens the first one's grace. */
     assert_int_equal(host_stop_verb(h, 100000, END_KILLED), 0);
     assert_int_equal(host_stop_verb(h, 50, END_IDLE), 0);
@@ -191,14 +208,9 @@ static void stop_ends_with_main(void **state)
 {
     struct host *h = *state;
     start_default(h);
-    assert_int_equal(host_run(h, 0, HOST_ARGV("sh", "-c", "trap 'exit 5' TERM; sleep 1000 & wait")),
-                     0);
-    host_free(host_take(h, SKERRY__AGENT__FROM_AGENT__MESSAGE_READY, 0, NULL));
-    /* Ready says that exec succeeded, not that the trap is set: try until it is. */
+    start_main_until_up(h, "trap 'exit 5' TERM; echo; sleep 1000 & wait");
     assert_int_equal(host_stop_verb(h, 100000, END_DRAINED), 0);
-    Skerry__Agent__FromAgent *m = host_take(h, SKERRY__AGENT__FROM_AGENT__MESSAGE_EXITED, 0, NULL);
-    assert_true(m->exited->exit_code == 5 || m->exited->signal == SIGTERM);
-    host_free(m);
+    expect_exit(h, 0, 5, 0);
     expect_ending(h, END_DRAINED);
 }
 
