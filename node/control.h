@@ -1,0 +1,340 @@
+/* node/control.h - the inside of the control thread, shared by the files of that thread only.
+ *
+ * One libuv loop owns the registry, the scheduler, the client of the runner and all instances of
+ * this node. Nothing here blocks and nothing grows with the rate of warm joins.
+ *
+ *   gateway thread --ask--> joins.c --event--> steps.c (scheduler) --action--> instances.c
+ *   API thread     --ask--> asks.c  ----------------------------------------^      |   ^
+ *                                                registry (raft/), runner (sandbox/) answers
+ *   routes.c publishes what gateway and API threads read. */
+#ifndef SKERRY_NODE_CONTROL_H
+#define SKERRY_NODE_CONTROL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <uthash.h>
+#include <uv.h>
+
+#include "base/map.h"
+#include "gateway/gateway.h"
+#include "gateway/slot.h"
+#include "node/node.h"
+#include "raft/registry.h"
+#include "sandbox/sandbox.h"
+#include "scheduler/scheduler.h"
+
+#define INSTANCE_TIMELINE_MAX 32
+#define INSTANCE_PORTS_MAX 8
+#define CONTROL_STOP_GRACE_MS 10000u
+#define CONTROL_PUBLISH_INTERVAL_MS 5u
+#define CONTROL_SWEEP_INTERVAL_MS 60000u
+#define CONTROL_AUTOPSY_MS 500u
+
+struct api;
+
+/* What is outstanding of an instance; it is freed when nothing is. */
+enum instance_phase {
+    PHASE_STARTING,  /* RESERVE and PREPARE are under way, side by side */
+    PHASE_COMMITTED, /* both are done, the code was told to run */
+    PHASE_READY,
+    PHASE_STOPPING, /* the runner was told to end or discard it */
+    PHASE_ENDED     /* it is gone; its end is being recorded */
+};
+
+struct timeline_entry {
+    uint64_t at_us; /* since asked */
+    char kind[12];
+    char text[180];
+};
+
+struct instance {
+    struct node *node;
+    UT_hash_handle by_id;     /* key: id.text */
+    UT_hash_handle by_handle; /* key: handle; not for `run` commands */
+    struct instance_id id;
+    scheduler_instance handle; /* 0: not the scheduler's (a `run`) */
+    enum instance_phase phase;
+    unsigned pending; /* callbacks under way that hold this pointer */
+
+    struct registry_workload *workload; /* a reference, NULL for `run` */
+    struct workload run_spec;           /* of a `run` */
+    const struct workload *spec;
+    uint64_t version;
+    uint64_t epoch;
+    char name[WORKLOAD_NAME_LENGTH_MAX + 1];
+    char key[REGISTRY_KEY_LENGTH_MAX + 1];
+    char asked_by[96];
+
+    bool reserved, prepared, discarded, adopted, closed, empty_told;
+    bool ending; /* reason, below, is why we end it */
+    enum end_reason end_reason;
+    enum problem problem; /* why the start failed */
+    char detail[512];
+
+    struct slot_ref slot; /* .slot NULL: has none */
+    uint32_t execs;
+    uint64_t last_exec_ms;
+    uint64_t ready_ms;
+    int descriptors[3]; /* of a command, until granted */
+
+    uint64_t asked_us, asked_wall_ms;
+    struct registry_marks marks;
+    uint64_t blank_us, bind_us, agent_us, code_us;
+    uint32_t ports[INSTANCE_PORTS_MAX]; /* what it listens on instead */
+    size_t port_count;
+    struct timeline_entry timeline[INSTANCE_TIMELINE_MAX];
+    size_t timeline_count;
+
+    /* How it ended. */
+    int exit_code; /* -1: none */
+    unsigned signal;
+    bool oom;
+    uint64_t wall_us, cpu_us, memory_peak_bytes;
+    char end_message[256];
+    uint64_t joins;
+    uint32_t joiners_peak;
+
+    struct gateway_ask *command_ask; /* granted to a gateway command */
+    struct node_ask *run_ask;        /* a `run` */
+    struct node_ask *stop_asks;      /* answered when it has ended; linked by node_ask.control */
+    struct exec *exec_list;
+    uint32_t exec_next;
+    uv_timer_t *timer; /* timeout of a `run` */
+    uint64_t extended_ms;
+};
+
+/* A command that runs beside the main one. */
+struct exec {
+    struct exec *next;
+    struct instance *instance;
+    struct node_ask *ask;
+    uint32_t id;
+    bool started, timed_out;
+    uv_timer_t *timer;
+};
+
+/* Somebody who waits for an instance. */
+struct waiter {
+    UT_hash_handle hh;
+    scheduler_waiter handle;
+    struct gateway_ask *gateway_ask; /* one of the two */
+    struct node_ask *node_ask;
+    UT_hash_handle by_ask;
+    const void *ask_key;
+};
+
+struct routes {
+    struct registry_root *root;
+    struct map local; /* "i" ID -> local_instance, "w" NAME -> local_list */
+    atomic_uint gateway_holders;
+    unsigned readers; /* under node.roots_mutex */
+    struct routes *next;
+};
+
+struct autopsy {
+    struct autopsy *next;
+    struct gateway_ask *ask;
+    uint64_t until_ms;
+};
+
+struct import {
+    struct import *next;
+    struct node_ask *ask;
+    uint64_t id;
+};
+
+struct node {
+    const struct config *config;
+    uv_loop_t loop;
+    struct inbox *inbox;
+    struct registry *registry;
+    struct sandbox *sandbox;
+    struct scheduler *scheduler;
+    struct slot_table *slots;
+    struct gateway *gateway;
+    struct api *api;
+    node_id id;
+    uint64_t boot;
+
+    struct instance *instances_by_id;
+    struct instance *instances_by_handle;
+    uint32_t instance_count;
+    scheduler_instance adopted_next;
+    struct waiter *waiters;
+    struct waiter *waiters_by_ask;
+    scheduler_waiter waiter_next;
+    struct autopsy *autopsies;
+    struct import *imports;
+
+    /* steps.c */
+    unsigned step_depth;
+    struct deferred *deferred_head, *deferred_tail;
+    uv_idle_t step_idle;
+    uv_timer_t step_timer;
+    struct buried *buried_by_id, *asked_by_request; /* explain.c */
+
+    /* routes.c; roots_mutex guards current, the list and `readers`. */
+    pthread_mutex_t roots_mutex;
+    struct routes *current;
+    struct routes *routes_list;
+    struct map local;
+    bool publish_wanted;
+    uint64_t published_ms;
+    uv_timer_t publish_timer;
+    atomic_uint rotation;
+    uint64_t workloads_index;   /* registry index up to which the scheduler knows the workloads */
+    struct map known_workloads; /* name -> known version */
+
+    /* runner */
+    bool runner_seen, reconciled, reconciling;
+    Skerry__Runner__HelloReply *hello;
+    pthread_mutex_t facts_mutex; /* logs_directory, ready_why, metrics, events */
+    char logs_directory[256];
+
+    /* life */
+    uv_signal_t signals[3];
+    uv_timer_t sweep_timer, lag_timer, drain_timer, autopsy_timer;
+    uint64_t lag_expected_us;
+    uint64_t drain_until_ms;
+    atomic_bool ready;
+    atomic_bool draining;
+    bool stopping, gateway_opened;
+    unsigned closing;
+    int exit_code;
+    bool leader, registered;
+    uint64_t started_wall_ms;
+
+    struct node_metrics metrics; /* under facts_mutex */
+    uint64_t cpu_last_us, cpu_last_at_ms;
+
+    struct node_event *events; /* ring of NODE_EVENTS_KEPT, under facts_mutex */
+    uint64_t event_sequence;
+    struct {
+        void (*post)(void *user);
+        void *user;
+    } event_watchers[8];
+    size_t event_watcher_count;
+};
+
+/* --- instances.c -------------------------------------------------------------------------------- */
+
+struct instance_request {
+    scheduler_instance handle; /* 0: `run` */
+    const struct registry_workload *workload;
+    const struct workload *run_spec;
+    const char *key;
+    const char *asked_by;
+    uint64_t asked_us;
+    bool tty, no_stdin;
+    unsigned rows, columns;
+    struct node_ask *run_ask;
+};
+struct instance *instance_find(struct node *n, const char *id);
+struct instance *instance_by_handle(struct node *n, scheduler_instance handle);
+int instance_start(struct node *n, const struct instance_request *request, struct instance **out,
+                   struct err *e) ERR_CHECKED;
+void instance_stop(struct instance *i, enum end_reason reason, unsigned grace_ms);
+/* No joiner is taken any more. */
+void instance_close(struct instance *i);
+void instance_maybe_empty(struct instance *i);
+void instance_event(struct node *n, const Skerry__Runner__Event *event);
+void instance_make_ready(struct instance *i, const Skerry__Runner__Address *address);
+void instance_ended(struct instance *i, const Skerry__Runner__Ended *ended);
+/* Its agent or runner is gone, or it never came to be: as if the runner had said so. */
+void instance_ended_locally(struct instance *i, enum end_reason reason, const char *message);
+struct instance *instance_new(struct node *n, const struct instance_id *id);
+void instance_link(struct instance *i);
+void instance_unpend(struct instance *i);
+/* At the end of the process: frees what is here; the instance itself lives on in the runner. */
+void instance_abandon(struct instance *i);
+void instance_note(struct instance *i, const char *kind, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+uint64_t instance_age_us(const struct instance *i);
+const char *instance_label(const struct instance *i); /* "hello v2", "run" */
+
+/* --- steps.c ------------------------------------------------------------------------------------ */
+
+void steps_run(struct node *n, const struct scheduler_event *event);
+/* For use where a step may be under way: runs after it. Strings are not copied: only events about
+ * instances, with static or instance-owned text. */
+void steps_defer(struct node *n, const struct scheduler_event *event);
+/* Holds the instance and looks at it again when no step is under way. */
+void steps_poke(struct instance *i);
+int steps_open(struct node *n, struct err *e) ERR_CHECKED;
+void steps_close(struct node *n);
+/* Tells the scheduler of new, changed and removed workloads. */
+void steps_sync_workloads(struct node *n);
+
+/* --- joins.c ------------------------------------------------------------------------------------ */
+
+bool joins_ask(void *user, struct gateway_ask *ask);
+void joins_cancel(void *user, struct gateway_ask *ask, enum end_reason reason);
+bool joins_sockets(void *user, struct gateway_sockets *want);
+void joins_slot_left(void *user, struct slot_ref slot, unsigned what);
+void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum scheduler_start start);
+void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const char *detail,
+                  uint64_t retry_after_ms, const struct instance *i);
+struct waiter *waiter_new(struct node *n, struct gateway_ask *gateway_ask,
+                          struct node_ask *node_ask);
+struct waiter *waiter_find(struct node *n, scheduler_waiter handle);
+struct waiter *waiter_by_ask(struct node *n, const void *ask);
+void waiter_free(struct node *n, struct waiter *w);
+void joins_autopsies(struct node *n, const struct instance *ended);
+void joins_command_ended(struct instance *i);
+
+/* --- asks.c ------------------------------------------------------------------------------------- */
+
+void asks_answer(struct node_ask *ask);
+void asks_refuse(struct node_ask *ask, enum problem problem, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void asks_ended(struct node_ask *ask);
+void asks_run_granted(struct instance *i);
+void asks_instance_ended(struct instance *i);
+void asks_exec_ended(struct instance *i, const Skerry__Runner__ExecEnded *ended);
+void asks_import_ended(struct node *n, const Skerry__Runner__ImportEnded *ended);
+void asks_runner_gone(struct node *n);
+enum problem asks_problem_of(const struct err *error);
+
+/* --- routes.c ----------------------------------------------------------------------------------- */
+
+int routes_open(struct node *n, struct err *e) ERR_CHECKED;
+void routes_close(struct node *n);
+/* The registry or a local instance changed: publish within CONTROL_PUBLISH_INTERVAL_MS. */
+void routes_dirty(struct node *n);
+void routes_publish(struct node *n);
+void routes_instance(struct node *n, struct instance *i); /* put, changed or (when ended) removed */
+bool routes_workload(void *user, const void *routes, const char *name, size_t length,
+                     struct gateway_workload *out);
+bool routes_find_instance(void *user, const void *routes, const struct instance_id *id,
+                          struct gateway_instance *out, struct gateway_workload *out_workload);
+enum problem routes_authorize(void *user, const void *routes, const struct gateway_workload *w,
+                              const struct instance_id *instance, const char *token, size_t length);
+void routes_release(void *user, const void *routes);
+
+/* --- adopt.c ------------------------------------------------------------------------------------ */
+
+void adopt_connected(void *user, const Skerry__Runner__HelloReply *hello);
+void adopt_disconnected(void *user);
+/* Once the registry leads and the runner is there; ends with node_progress. */
+void adopt_reconcile(struct node *n);
+
+/* --- events.c, status.c, explain.c --------------------------------------------------------------- */
+
+void events_post(struct node *n, const char *kind, const char *workload, const char *instance,
+                 const char *format, ...) __attribute__((format(printf, 5, 6)));
+void histogram_add(struct gateway_histogram *h, double seconds);
+json_t *status_json(struct node *n);
+/* NULL: nothing is known of it. */
+json_t *explain_json(struct node *n, const char *what);
+/* Keeps the time line of an instance that is about to be freed. */
+void explain_bury(const struct instance *i);
+void explain_close(struct node *n);
+void explain_remember(struct node *n, const char *request_id, const struct instance_id *id,
+                      enum problem problem, const char *detail);
+
+/* --- node.c --------------------------------------------------------------------------------------- */
+
+/* Opens the gateway and turns ready, once the registry leads and the runner was reconciled. */
+void node_progress(struct node *n);
+
+#endif
