@@ -303,7 +303,7 @@ void adopt_disconnected(void *user)
     pthread_mutex_unlock(&n->facts_mutex);
     if (!n->stopping)
         log_warn("runner", "connection lost; running instances go on and are found again");
-    asks_runner_gone(n);
+    imports_runner_gone(n);
 }
 
 void adopt_reconcile(struct node *n)

@@ -75,7 +75,7 @@ enum problem asks_problem_of(const struct err *error)
     }
 }
 
-static void refuse_err(struct node_ask *ask, const struct err *error)
+void asks_refuse_err(struct node_ask *ask, const struct err *error)
 {
     asks_refuse(ask, asks_problem_of(error), "%s", error->msg);
 }
@@ -122,8 +122,7 @@ static void ask_propose(struct node *n, struct node_ask *ask)
 
 /* --- instances ------------------------------------------------------------------------------------------ */
 
-/* A whole id of an instance here, or the question is answered. */
-static struct instance *need_instance(struct node *n, struct node_ask *ask)
+struct instance *asks_need_instance(struct node *n, struct node_ask *ask)
 {
     struct instance *i = instance_find(n, ask->instance);
     if (i != NULL && i->phase != PHASE_ENDED)
@@ -200,7 +199,7 @@ static void ask_run(struct node *n, struct node_ask *ask)
     struct instance *i;
     struct err e = {0};
     if (instance_start(n, &r, &i, &e) != 0)
-        refuse_err(ask, &e);
+        asks_refuse_err(ask, &e);
 }
 
 void asks_run_granted(struct instance *i)
@@ -242,7 +241,7 @@ static void fill_end(struct node_ask *ask, const struct instance *i)
 
 static void ask_stop(struct node *n, struct node_ask *ask)
 {
-    struct instance *i = need_instance(n, ask);
+    struct instance *i = asks_need_instance(n, ask);
     if (i == NULL)
         return;
     ask->id = i->id;
@@ -255,7 +254,7 @@ static void ask_stop(struct node *n, struct node_ask *ask)
 
 static void ask_extend(struct node *n, struct node_ask *ask)
 {
-    struct instance *i = need_instance(n, ask);
+    struct instance *i = asks_need_instance(n, ask);
     if (i == NULL)
         return;
     if (i->handle == 0 || i->phase != PHASE_READY) {
@@ -272,177 +271,7 @@ static void ask_extend(struct node *n, struct node_ask *ask)
     asks_answer(ask);
 }
 
-/* --- execs ------------------------------------------------------------------------------------------------- */
-
-static struct exec *exec_of(const struct node_ask *target)
-{
-    return target != NULL && target->kind == NODE_ASK_EXEC ? target->control : NULL;
-}
-
-static void exec_timer_freed_cb(uv_handle_t *handle)
-{
-    free(handle);
-}
-
-static void exec_free(struct exec *x)
-{
-    struct instance *i = x->instance;
-    struct exec **at = &i->exec_list;
-    while (*at != x)
-        at = &(*at)->next;
-    *at = x->next;
-    if (x->timer != NULL)
-        uv_close((uv_handle_t *)x->timer, exec_timer_freed_cb);
-    free(x);
-    i->execs--;
-    i->last_exec_ms = clock_monotonic_ms();
-    instance_maybe_empty(i);
-}
-
-static void exec_answer_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
-                           int *descriptors, size_t descriptor_count)
-{
-    (void)reply;
-    struct exec *x = user;
-    struct node_ask *ask = x->ask;
-    struct instance *i = x->instance;
-    if (error != NULL) {
-        for (size_t k = 0; k < descriptor_count; k++)
-            memory_close(&descriptors[k]);
-        exec_free(x);
-        ask->control = NULL;
-        asks_refuse(ask,
-                    error->code == ERR_NOT_FOUND ? PROBLEM_INSTANCE_GONE : asks_problem_of(error),
-                    "exec in %s: %s", i->id.text, error->msg);
-        instance_unpend(i);
-        return;
-    }
-    x->started = true;
-    ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
-    size_t first = descriptor_count == 2 ? 1 : 0;
-    for (size_t k = 0; k < descriptor_count; k++) {
-        if (first + k < ARRAY_SIZE(ask->descriptors))
-            ask->descriptors[first + k] = descriptors[k];
-        else
-            memory_close(&descriptors[k]);
-    }
-    ask->started_wall_ms = clock_wall_ms();
-    asks_answer(ask);
-    instance_unpend(i);
-}
-
-static void signal_ignored_cb(void *user, const struct err *error,
-                              const Skerry__Runner__Reply *reply, int *descriptors,
-                              size_t descriptor_count)
-{
-    (void)user;
-    (void)error;
-    (void)reply;
-    for (size_t k = 0; k < descriptor_count; k++)
-        memory_close(&descriptors[k]);
-}
-
-static void send_signal(struct node *n, const struct instance *i, uint32_t exec_id, unsigned signal)
-{
-    Skerry__Runner__Signal s = SKERRY__RUNNER__SIGNAL__INIT;
-    s.id = (char *)(uintptr_t)i->id.text;
-    s.exec_id = exec_id;
-    s.signal = signal;
-    Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-    r.verb_case = SKERRY__RUNNER__REQUEST__VERB_SIGNAL;
-    r.signal = &s;
-    struct err e = {0};
-    if (sandbox_ask(n->sandbox, &r, signal_ignored_cb, NULL, &e) != 0)
-        log_warn("runner", "%s: signal %u was not sent: %s", i->id.text, signal, e.msg);
-}
-
-static void exec_timeout_cb(uv_timer_t *timer)
-{
-    struct exec *x = timer->data;
-    x->timed_out = true;
-    send_signal(x->instance->node, x->instance, x->id, 9);
-}
-
-static void ask_exec(struct node *n, struct node_ask *ask)
-{
-    struct instance *i = need_instance(n, ask);
-    if (i == NULL)
-        return;
-    if (i->phase != PHASE_READY) {
-        asks_refuse(ask, PROBLEM_CONFLICT, "instance %s is not ready: nothing can run in it",
-                    ask->instance);
-        return;
-    }
-    struct exec *x = calloc(1, sizeof *x);
-    if (x == NULL) {
-        asks_refuse(ask, PROBLEM_INTERNAL, "the node is out of memory");
-        return;
-    }
-    x->ask = ask;
-    x->instance = i;
-    x->id = ++i->exec_next;
-    Skerry__Runner__Exec m = SKERRY__RUNNER__EXEC__INIT;
-    m.id = i->id.text;
-    m.exec_id = x->id;
-    m.n_command = ask->spec != NULL ? ask->spec->command.count : 0;
-    m.command = ask->spec != NULL ? ask->spec->command.items : NULL;
-    m.n_environment = ask->spec != NULL ? ask->spec->environment.count : 0;
-    m.environment = ask->spec != NULL ? ask->spec->environment.items : NULL;
-    if (ask->set_user && ask->spec != NULL)
-        m.set_user = workload_user_parse(ask->spec->user, &m.uid, &m.gid);
-    m.tty = ask->tty;
-    m.rows = ask->rows;
-    m.columns = ask->columns;
-    m.no_stdin = ask->no_stdin;
-    m.file_verb = (Skerry__Runner__FileVerb)ask->file_verb;
-    m.path = (char *)(uintptr_t)(ask->path != NULL ? ask->path : "");
-    Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-    r.verb_case = SKERRY__RUNNER__REQUEST__VERB_EXEC;
-    r.exec = &m;
-    struct err e = {0};
-    if (sandbox_ask(n->sandbox, &r, exec_answer_cb, x, &e) != 0) {
-        free(x);
-        refuse_err(ask, &e);
-        return;
-    }
-    x->next = i->exec_list;
-    i->exec_list = x;
-    i->execs++;
-    i->pending++;
-    ask->id = i->id;
-    ask->control = x;
-    if (ask->timeout_ms != 0 && (x->timer = calloc(1, sizeof *x->timer)) != NULL) {
-        uv_timer_init(&n->loop, x->timer);
-        x->timer->data = x;
-        uv_timer_start(x->timer, exec_timeout_cb, ask->timeout_ms, 0);
-    }
-}
-
-static void end_exec(struct exec *x)
-{
-    struct node_ask *ask = x->ask;
-    ask->end.timed_out = x->timed_out;
-    ask->control = NULL;
-    exec_free(x);
-    asks_ended(ask);
-}
-
-void asks_exec_ended(struct instance *i, const Skerry__Runner__ExecEnded *ended)
-{
-    struct exec *x = i->exec_list;
-    while (x != NULL && x->id != ended->exec_id)
-        x = x->next;
-    if (x == NULL || !x->started)
-        return; /* of the main command, or from before a restart */
-    struct node_ask *ask = x->ask;
-    ask->end.exit_code = ended->signal != 0 ? -1 : (int)(ended->exit_code & 0xffu);
-    ask->end.signal = ended->signal;
-    ask->end.cpu_us = ended->cpu_us;
-    ask->end.wall_us = ended->wall_us;
-    ask->end.reason = x->timed_out ? END_TIMED_OUT : END_EXITED;
-    text_copy(ask->end.detail, sizeof ask->end.detail, ended->message);
-    end_exec(x);
-}
+/* --- ends ---------------------------------------------------------------------------------------- */
 
 void asks_instance_ended(struct instance *i)
 {
@@ -465,256 +294,7 @@ void asks_instance_ended(struct instance *i)
         ask->control = NULL;
         asks_answer(ask);
     }
-    struct exec *x = i->exec_list;
-    while (x != NULL) {
-        struct exec *next = x->next;
-        if (x->started) {
-            x->ask->end.reason = i->end_reason;
-            x->ask->end.exit_code = -1;
-            x->ask->end.signal = 9;
-            x->ask->end.oom = i->oom;
-            text_format(x->ask->end.detail, sizeof x->ask->end.detail, "the instance ended: %s",
-                        end_reason_name(i->end_reason));
-            end_exec(x);
-        }
-        x = next;
-    }
-}
-
-/* --- of what runs ------------------------------------------------------------------------------------------- */
-
-static void ask_about_target(struct node *n, struct node_ask *ask)
-{
-    struct exec *x = exec_of(ask->target);
-    struct instance *i = x != NULL                           ? x->instance
-                         : ask->target->kind == NODE_ASK_RUN ? ask->target->control
-                                                             : NULL;
-    if (i == NULL) {
-        asks_answer(ask); /* it has ended meanwhile: nothing is left to do */
-        return;
-    }
-    uint32_t exec_id = x != NULL ? x->id : 0;
-    if (ask->kind == NODE_ASK_SIGNAL) {
-        send_signal(n, i, exec_id, ask->signal);
-    } else if (ask->kind == NODE_ASK_CANCEL) {
-        if (x != NULL)
-            send_signal(n, i, exec_id, 9);
-        else
-            instance_stop(i, END_CLIENT_GONE, 0);
-    } else {
-        Skerry__Runner__Resize m = SKERRY__RUNNER__RESIZE__INIT;
-        m.id = i->id.text;
-        m.exec_id = exec_id;
-        m.rows = ask->rows;
-        m.columns = ask->columns;
-        Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-        r.verb_case = SKERRY__RUNNER__REQUEST__VERB_RESIZE;
-        r.resize = &m;
-        struct err e = {0};
-        if (sandbox_ask(n->sandbox, &r, signal_ignored_cb, NULL, &e) != 0)
-            log_debug("runner", "resize: %s", e.msg);
-    }
-    asks_answer(ask);
-}
-
-/* --- imports -------------------------------------------------------------------------------------------------- */
-
-static void import_answer_cb(void *user, const struct err *error,
-                             const Skerry__Runner__Reply *reply, int *descriptors,
-                             size_t descriptor_count)
-{
-    struct import *m = user;
-    struct node_ask *ask = m->ask;
-    struct node *n = ask->control;
-    if (error != NULL || descriptor_count != 1 || reply->import_started == NULL) {
-        for (size_t k = 0; k < descriptor_count; k++)
-            memory_close(&descriptors[k]);
-        free(m);
-        asks_refuse(ask,
-                    error != NULL && error->code == ERR_LIMIT ? PROBLEM_LIMIT_REACHED
-                                                              : PROBLEM_INTERNAL,
-                    "import: %s", error != NULL ? error->msg : "the runner sent no pipe");
-        return;
-    }
-    m->id = reply->import_started->import_id;
-    m->next = n->imports;
-    n->imports = m;
-    ask->descriptors[0] = descriptors[0];
-    asks_answer(ask);
-}
-
-static void ask_import(struct node *n, struct node_ask *ask)
-{
-    struct import *m = calloc(1, sizeof *m);
-    struct err e = {0};
-    if (m == NULL) {
-        asks_refuse(ask, PROBLEM_INTERNAL, "the node is out of memory");
-        return;
-    }
-    m->ask = ask;
-    ask->control = n;
-    Skerry__Runner__Import i = SKERRY__RUNNER__IMPORT__INIT;
-    i.kind = ask->import_source ? SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE
-                                : SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE;
-    i.name = (char *)(uintptr_t)(ask->name != NULL ? ask->name : "");
-    Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-    r.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMPORT_STREAM;
-    r.import_stream = &i;
-    if (sandbox_ask(n->sandbox, &r, import_answer_cb, m, &e) != 0) {
-        free(m);
-        refuse_err(ask, &e);
-    }
-}
-
-void asks_import_ended(struct node *n, const Skerry__Runner__ImportEnded *ended)
-{
-    struct import **at = &n->imports;
-    while (*at != NULL && (*at)->id != ended->import_id)
-        at = &(*at)->next;
-    struct import *m = *at;
-    if (m == NULL)
-        return;
-    *at = m->next;
-    struct node_ask *ask = m->ask;
-    free(m);
-    ask->control = NULL;
-    if (ended->error != 0) {
-        ask->end.problem =
-            ended->error == ERR_LIMIT ? PROBLEM_LIMIT_REACHED : PROBLEM_IMAGE_INVALID;
-        text_copy(ask->end.detail, sizeof ask->end.detail, ended->message);
-    } else {
-        text_copy(ask->end.digest, sizeof ask->end.digest, ended->digest);
-        ask->end.bytes = ended->bytes;
-        ask->end.files = ended->files;
-    }
-    asks_ended(ask);
-}
-
-void asks_runner_gone(struct node *n)
-{
-    while (n->imports != NULL) {
-        struct import *m = n->imports;
-        n->imports = m->next;
-        m->ask->control = NULL;
-        m->ask->end.problem = PROBLEM_INTERNAL;
-        text_copy(m->ask->end.detail, sizeof m->ask->end.detail,
-                  "the runner went away during the import; try again");
-        asks_ended(m->ask);
-        free(m);
-    }
-}
-
-/* --- images: what nothing names any more --------------------------------------------------------------------- */
-
-struct collection {
-    struct node_ask *ask;
-    struct node *node;
-    unsigned waiting;
-};
-
-struct digest_search {
-    const char *digest;
-    const char *workload;
-    struct registry_root *root;
-    bool found;
-};
-
-static bool search_version(void *user, const struct registry_workload *w)
-{
-    struct digest_search *s = user;
-    s->found = strcmp(w->spec.source, s->digest) == 0 || strcmp(w->spec.image, s->digest) == 0;
-    return !s->found;
-}
-
-static bool search_workload(void *user, const struct registry_workload *w)
-{
-    struct digest_search *s = user;
-    registry_root_versions(s->root, w->name, search_version, s);
-    return !s->found;
-}
-
-static bool search_image(void *user, const struct registry_image *i)
-{
-    struct digest_search *s = user;
-    s->found = strcmp(i->digest, s->digest) == 0;
-    return !s->found;
-}
-
-static void collection_done(struct collection *c)
-{
-    if (--c->waiting > 0)
-        return;
-    asks_answer(c->ask);
-    free(c);
-}
-
-static void remove_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
-                      int *descriptors, size_t descriptor_count)
-{
-    (void)reply;
-    (void)descriptors;
-    (void)descriptor_count;
-    struct collection *c = user;
-    if (error == NULL)
-        c->ask->end.files++;
-    collection_done(c);
-}
-
-static void image_list_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
-                          int *descriptors, size_t descriptor_count)
-{
-    (void)descriptors;
-    (void)descriptor_count;
-    struct collection *c = user;
-    if (error != NULL || reply->images == NULL) {
-        struct node_ask *ask = c->ask;
-        free(c);
-        asks_refuse(ask, PROBLEM_INTERNAL, "%s",
-                    error != NULL ? error->msg : "the runner sent no list");
-        return;
-    }
-    struct registry_root *root = registry_root(c->node->registry);
-    for (size_t k = 0; k < reply->images->n_images; k++) {
-        const Skerry__Runner__ImageEntry *entry = reply->images->images[k];
-        struct digest_search s = {.digest = entry->digest, .root = root, .found = entry->users > 0};
-        if (!s.found)
-            registry_root_images(root, search_image, &s);
-        if (!s.found)
-            registry_root_workloads(root, NULL, search_workload, &s);
-        if (s.found)
-            continue;
-        Skerry__Runner__ImageRemove m = SKERRY__RUNNER__IMAGE_REMOVE__INIT;
-        m.digest = entry->digest;
-        Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-        r.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMAGE_REMOVE;
-        r.image_remove = &m;
-        struct err e = {0};
-        if (sandbox_ask(c->node->sandbox, &r, remove_cb, c, &e) == 0) {
-            c->waiting++;
-            c->ask->end.bytes += entry->bytes;
-        }
-    }
-    registry_root_release(root);
-    collection_done(c);
-}
-
-static void ask_image_gc(struct node *n, struct node_ask *ask)
-{
-    struct collection *c = calloc(1, sizeof *c);
-    struct err e = {0};
-    if (c == NULL) {
-        asks_refuse(ask, PROBLEM_INTERNAL, "the node is out of memory");
-        return;
-    }
-    *c = (struct collection){.ask = ask, .node = n, .waiting = 1};
-    Skerry__Runner__Empty empty = SKERRY__RUNNER__EMPTY__INIT;
-    Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-    r.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMAGE_LIST;
-    r.image_list = &empty;
-    if (sandbox_ask(n->sandbox, &r, image_list_cb, c, &e) != 0) {
-        free(c);
-        refuse_err(ask, &e);
-    }
+    execs_instance_ended(i);
 }
 
 /* --- the rest --------------------------------------------------------------------------------------------------- */
@@ -740,7 +320,7 @@ static void stats_cb(void *user, const struct err *error, const Skerry__Runner__
 
 static void ask_stats(struct node *n, struct node_ask *ask)
 {
-    struct instance *i = need_instance(n, ask);
+    struct instance *i = asks_need_instance(n, ask);
     if (i == NULL)
         return;
     ask->usage.joiners = i->slot.slot != NULL ? slot_joiners(i->slot) : 0;
@@ -751,7 +331,7 @@ static void ask_stats(struct node *n, struct node_ask *ask)
     r.stats = &which;
     struct err e = {0};
     if (sandbox_ask(n->sandbox, &r, stats_cb, ask, &e) != 0)
-        refuse_err(ask, &e);
+        asks_refuse_err(ask, &e);
 }
 
 static void ask_explain(struct node *n, struct node_ask *ask)
@@ -791,15 +371,15 @@ static void deliver(struct inbox_message *message, void *owner)
         ask_extend(n, ask);
         break;
     case NODE_ASK_EXEC:
-        ask_exec(n, ask);
+        execs_ask(n, ask);
         break;
     case NODE_ASK_SIGNAL:
     case NODE_ASK_RESIZE:
     case NODE_ASK_CANCEL:
-        ask_about_target(n, ask);
+        execs_ask_target(n, ask);
         break;
     case NODE_ASK_IMPORT:
-        ask_import(n, ask);
+        imports_ask(n, ask);
         break;
     case NODE_ASK_STATS:
         ask_stats(n, ask);
@@ -812,7 +392,7 @@ static void deliver(struct inbox_message *message, void *owner)
         ask_explain(n, ask);
         break;
     case NODE_ASK_IMAGE_GC:
-        ask_image_gc(n, ask);
+        imports_collect(n, ask);
         break;
     }
 }

@@ -252,6 +252,12 @@ void instance_note(struct instance *i, const char *kind, const char *format, ...
 uint64_t instance_age_us(const struct instance *i);
 const char *instance_label(const struct instance *i); /* "hello v2", "run" */
 
+/* Of numbers that a wire or a word holds in 32 bits. */
+static inline uint32_t control_narrow(uint64_t value)
+{
+    return value > UINT32_MAX ? UINT32_MAX : (uint32_t)value;
+}
+
 /* --- steps.c ------------------------------------------------------------------------------------ */
 
 void steps_run(struct node *n, const struct scheduler_event *event);
@@ -290,10 +296,22 @@ void asks_refuse(struct node_ask *ask, enum problem problem, const char *format,
 void asks_ended(struct node_ask *ask);
 void asks_run_granted(struct instance *i);
 void asks_instance_ended(struct instance *i);
-void asks_exec_ended(struct instance *i, const Skerry__Runner__ExecEnded *ended);
-void asks_import_ended(struct node *n, const Skerry__Runner__ImportEnded *ended);
-void asks_runner_gone(struct node *n);
 enum problem asks_problem_of(const struct err *error);
+void asks_refuse_err(struct node_ask *ask, const struct err *error);
+/* A whole id of an instance here that has not ended, or the question is answered. */
+struct instance *asks_need_instance(struct node *n, struct node_ask *ask);
+
+/* --- execs.c, imports.c -------------------------------------------------------------------------- */
+
+void execs_ask(struct node *n, struct node_ask *ask);
+/* SIGNAL, RESIZE and CANCEL of a run or exec that is under way. */
+void execs_ask_target(struct node *n, struct node_ask *ask);
+void execs_ended(struct instance *i, const Skerry__Runner__ExecEnded *ended);
+void execs_instance_ended(struct instance *i);
+void imports_ask(struct node *n, struct node_ask *ask);
+void imports_collect(struct node *n, struct node_ask *ask);
+void imports_ended(struct node *n, const Skerry__Runner__ImportEnded *ended);
+void imports_runner_gone(struct node *n);
 
 /* --- routes.c ----------------------------------------------------------------------------------- */
 
