@@ -236,12 +236,13 @@ static int refuse_parser(const struct reader *r, const char *text, size_t length
     const yaml_parser_t *p = &r->parser;
     if (p->error == YAML_MEMORY_ERROR)
         return err_set(r->e, ERR_NO_MEMORY, "read %s: no memory", r->document->name);
-    int line = line_of(&p->problem_mark);
-    if (p->error == YAML_READER_ERROR) { /* it knows an offset only */
-        line = 1;
-        for (size_t i = 0; i < length && i < p->problem_offset; i++)
-            line += text[i] == '\n';
-    }
+    /* libyaml counts one line more at the end of a text, and its reader knows an offset only. */
+    size_t end = p->error == YAML_READER_ERROR ? p->problem_offset : length;
+    int line = 1;
+    for (size_t i = 0; i < length && i < end; i++)
+        line += text[i] == '\n' && i + 1 < length;
+    if (p->error != YAML_READER_ERROR && line_of(&p->problem_mark) < line)
+        line = line_of(&p->problem_mark);
     return document_refuse(r->document, line, r->e, "not YAML: %s%s%s",
                            p->problem == NULL ? "unreadable" : p->problem,
                            p->context == NULL ? "" : " ", p->context == NULL ? "" : p->context);

@@ -75,8 +75,8 @@ int field_list_check(const struct field *f, const struct field_list *list, struc
 {
     uint64_t max = field_items_max(f);
     if (list->count < f->min || list->count > max)
-        return err_set(e, ERR_INVALID, "%zu items; %" PRIu64 " to %" PRIu64 " are allowed",
-                       list->count, f->min, max);
+        return err_set(e, ERR_INVALID, "%s items than allowed: %" PRIu64 " to %" PRIu64,
+                       list->count > max ? "more" : "fewer", f->min, max);
     return 0;
 }
 

@@ -197,7 +197,9 @@ static int map_read(struct reader *r, const struct document_node *map, const cha
         text_format(below, sizeof below, "%s.", path);
         const struct field *f = find(r->table, path);
         int rc = 0;
-        if (f != NULL) {
+        if (strchr(node->key, '.') != NULL) { /* steps are written one below the other */
+            rc = refuse_unknown(r, prefix, node, path);
+        } else if (f != NULL) {
             r->seen[f - r->table->fields] = true;
             rc = field_read(r, f, node);
         } else if (!is_section(r->table, below)) {
