@@ -42,26 +42,30 @@ struct scheduler_calls {
 
 struct scheduler_options {
     uint32_t instances_max; /* on this node */
-    uint32_t starts_max;    /* instances starting at the same time; further starts wait their turn */
-    uint32_t waiters_max;   /* in all */
+    uint32_t starts_max;  /* instances starting at the same time; further starts wait their turn */
+    uint32_t waiters_max; /* in all */
     struct scheduler_calls calls;
 };
 
 enum scheduler_event_kind {
-    SCHEDULER_WORKLOAD,  /* workload, version: new or changed; older instances drain */
+    SCHEDULER_WORKLOAD,         /* workload, version: new or changed; older instances drain */
     SCHEDULER_WORKLOAD_REMOVED, /* name: waiters are refused, instances drain */
-    SCHEDULER_ASK,       /* waiter, name, key or instance (forced), exclusive for command kind */
-    SCHEDULER_CANCEL,    /* waiter: its client left */
-    SCHEDULER_ADOPTED,   /* instance, name, version, key, ready, age: found at start */
-    SCHEDULER_READY,     /* instance */
-    SCHEDULER_FAILED,    /* instance never became ready; problem, detail: its waiters are refused,
+    SCHEDULER_ASK,      /* waiter, name, key or instance (forced), exclusive for command kind */
+    SCHEDULER_CANCEL,   /* waiter: its client left */
+    SCHEDULER_ADOPTED,  /* instance, name, version, key, ready, age: found at start */
+    SCHEDULER_READY,    /* instance; `enter` is called for it in this step */
+    SCHEDULER_FAILED,   /* instance never became ready; problem, detail: its waiters are refused,
                             unless another instance can take them */
-    SCHEDULER_ENDED,     /* instance that was ready */
-    SCHEDULER_LEFT,      /* instance: a joiner left while somebody waits */
-    SCHEDULER_DRAIN,     /* instance, reason: an operator, its health */
-    SCHEDULER_EMPTY,     /* instance that drains has no joiner any more */
-    SCHEDULER_EXTEND,    /* instance, until_ms: a new end of life.max */
-    SCHEDULER_SHUTDOWN,  /* waiters are refused with PROBLEM_DRAINING, nothing starts any more */
+    SCHEDULER_ENDED,    /* instance that was ready; reason. Every START is answered by one of FAILED
+                            and ENDED in the end, also after STOP */
+    SCHEDULER_LEFT,     /* instance: a joiner left while somebody waits; instance 0: any of `name`.
+                            When scheduler_waited_for turns true, mark the slots of the workload and
+                            step this once by name: who left before the mark told nobody */
+    SCHEDULER_DRAIN,    /* instance, reason: an operator, its health */
+    SCHEDULER_EMPTY,    /* instance that drains has no joiner any more */
+    SCHEDULER_EXTEND,   /* instance, until_ms: a new end of life.max; too late once it drains for
+                            that */
+    SCHEDULER_SHUTDOWN, /* waiters are refused with PROBLEM_DRAINING, nothing starts any more */
     SCHEDULER_TICK,
 };
 
@@ -73,7 +77,8 @@ struct scheduler_event {
     scheduler_waiter waiter;
     scheduler_instance instance;
     const char *key; /* NULL or "": none */
-    bool exclusive; /* ASK: a new instance for this waiter, not entered by `enter`; instances of kind
+    bool
+        exclusive; /* ASK: a new instance for this waiter, not entered by `enter`; instances of kind
                        server may be joined by others afterwards, those of kind command never */
     bool ready;
     uint64_t started_ms; /* ADOPTED: when it became ready, on this clock (may be in the past) */
@@ -84,10 +89,11 @@ struct scheduler_event {
 };
 
 enum scheduler_action_kind {
-    SCHEDULER_START,  /* make an instance of name, version (key); its handle is `instance`, made
+    SCHEDULER_START, /* make an instance of name, version (key); its handle is `instance`, made
                          here; `waiter` is the first it is for, 0: kept ahead */
-    SCHEDULER_GRANT,  /* waiter may join instance; `start`; it has entered already, unless exclusive */
-    SCHEDULER_REFUSE, /* waiter: problem, detail, retry_after_ms */
+    SCHEDULER_GRANT, /* waiter may join instance; `start`; it has entered already, unless exclusive */
+    SCHEDULER_REFUSE, /* waiter: problem, detail (or NULL), retry_after_ms; instance: the one that
+                         the problem is with, or 0 */
     SCHEDULER_CLOSE,  /* instance takes no joiner any more: slot_drain; then EMPTY is awaited */
     SCHEDULER_STOP,   /* instance: end it, reason */
 };
@@ -112,8 +118,8 @@ struct scheduler_actions {
     uint64_t next_ms; /* when to step with TICK at the latest; UINT64_MAX: never */
 };
 
-int scheduler_new(struct scheduler **out, const struct scheduler_options *options, struct err *e)
-    ERR_CHECKED;
+int scheduler_new(struct scheduler **out, const struct scheduler_options *options,
+                  struct err *e) ERR_CHECKED;
 void scheduler_free(struct scheduler *s);
 /* Instances started here get handles from 1 upwards; ADOPTED ones bring handles from
  * SCHEDULER_ADOPTED_FIRST upwards. */
