@@ -12,7 +12,7 @@ SAN ?=
 VARIANT := $(if $(SAN),$(SAN),plain)$(if $(findstring clang,$(CC)),-clang)
 B ?= build$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
 
-LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl
+LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl libarchive
 LIBS_RUNNER := libprotobuf-c jansson yaml-0.1 libsodium libseccomp libcap libnl-route-3.0 libarchive
 LIBS_TEST := cmocka
 
@@ -48,6 +48,7 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 # The agent is static: its objects are compiled apart, without sanitizers.
 aobj = $(patsubst %.c,$(B)/agent/%.o,$(1))
 PROTO_OBJ := $(PROTO_C:$(B)/gen/%.c=$(B)/obj/gen/%.o)
+SANDBOX_PROTO_C := $(patsubst sandbox/%.proto,$(B)/gen/sandbox/%.pb-c.c,$(wildcard sandbox/*.proto))
 SANDBOX_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/obj/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
 AGENT_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/agent/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
 
@@ -114,7 +115,9 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lm
 $(B)/tests/runner_test_%: $(B)/obj/tests/unit/runner_test_%.o $(B)/librunner.a $(B)/obj/embedded_agent.o
 	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
+	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
+# What the node packs, the store must take: this one test has both sides.
+$(B)/tests/runner_test_image: $(call obj,node/pack.c node/pack_walk.c)
 
 # Programs that run inside a sandbox, static.
 PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c))
@@ -130,7 +133,8 @@ check: unit $(PROBES)
 	@$(MAKE) --no-print-directory fuzz-replay
 
 # --- fuzzers: clang's libFuzzer; regressions in tests/fuzz/NAME.corpus are replayed with gcc too ---
-FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+# fuzz_X.c links libskerry, runner_fuzz_X.c librunner, as with unit tests.
+FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c tests/fuzz/runner_fuzz_*.c))
 FUZZ_SECONDS ?= 600
 $(B)/fuzz/%: tests/fuzz/%.c $(wildcard */*.h sandbox/*/*.h) $(NODE_LIB) | $(PROTO_C)
 	@mkdir -p $(dir $@)
@@ -139,6 +143,15 @@ $(B)/fuzz/%: tests/fuzz/%.c $(wildcard */*.h sandbox/*/*.h) $(NODE_LIB) | $(PROT
 $(B)/fuzz-replay/%: $(B)/obj/tests/fuzz/%.o $(B)/obj/tests/lib/fuzz_main.o $(B)/libskerry.a
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+$(B)/fuzz/runner_fuzz_%: tests/fuzz/runner_fuzz_%.c $(wildcard */*.h sandbox/*/*.h) $(RUNNER_LIB) \
+		$(B)/obj/embedded_agent.o | $(PROTO_C)
+	@mkdir -p $(dir $@)
+	@clang $(CPPFLAGS_ALL) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -pthread -o $@ $< \
+		$(RUNNER_LIB) $(SANDBOX_PROTO_C) $(B)/obj/embedded_agent.o $(call pkg,--libs,$(LIBS_RUNNER))
+$(B)/fuzz-replay/runner_fuzz_%: $(B)/obj/tests/fuzz/runner_fuzz_%.o $(B)/obj/tests/lib/fuzz_main.o \
+		$(B)/librunner.a $(B)/obj/embedded_agent.o
+	@mkdir -p $(dir $@)
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
 .PHONY: fuzz fuzz-replay
 fuzz: $(FUZZERS:%=$(B)/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p $(B)/fuzz-corpus/$$f; \

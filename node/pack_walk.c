@@ -53,13 +53,17 @@ static int level_read(struct pack_level *level, size_t names_max, struct err *e)
     }
     size_t capacity = 0;
     int rc = 0;
-    const struct dirent *entry;
-    errno = 0;
-    while (rc == 0 && (entry = readdir(stream)) != NULL)
+    while (rc == 0) {
+        errno = 0;
+        const struct dirent *entry = readdir(stream);
+        if (entry == NULL) {
+            if (errno != 0)
+                rc = err_sys(e, ERR_IO, errno, "read the folder");
+            break;
+        }
         if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
             rc = level_add(level, &capacity, names_max, entry->d_name, e);
-    if (rc == 0 && errno != 0)
-        rc = err_sys(e, ERR_IO, errno, "read the folder");
+    }
     closedir(stream);
     if (rc == 0 && level->count > 1)
         qsort(level->names, level->count, sizeof(char *), names_compare);

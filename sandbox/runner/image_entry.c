@@ -234,13 +234,13 @@ static int take_file(struct reading *r, struct archive_entry *entry, mode_t mode
 
 static int take_hard_link(struct reading *r, struct archive_entry *entry, struct err *e)
 {
-    char existing[PATH_MAX];
+    char existing[PATH_MAX] = "";
     const char *target = archive_entry_hardlink(entry);
     struct err why;
     if (target == NULL || image_path_normalize(existing, target, r->bounds->depth_max, &why) != 0 ||
         existing[0] == '\0')
         return err_set(e, ERR_INVALID, "the hard link %s leads out of the tree", r->shown);
-    /* Some writers repeat the content behind a hard link; nobody needs it. */
+    /* Nothing in use writes content behind a hard link, and which file it would belong to is open. */
     if (archive_entry_size_is_set(entry) && archive_entry_size(entry) > 0)
         return err_set(e, ERR_INVALID, "the hard link %s has content of its own", r->shown);
     uint64_t bytes = 0;

@@ -21,6 +21,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "node/pack.h"
 #include "sandbox/runner/image.h"
 #include "sandbox/runner/image_digest.h"
 #include "sandbox/runner/image_internal.h"
@@ -371,6 +372,49 @@ static void long_and_foreign_names_are_kept(void **state)
     import_good(f, IMAGE_KIND_IMAGE, &result);
     assert_int_equal(image_layer_path_fd(f->store, result.digest, IMAGE_KIND_IMAGE, &tree, &e), 0);
     assert_entry(tree, name, S_IFREG | 0644, 0);
+}
+
+static int packed_cb(void *user, const void *data, size_t length,
+                     const struct pack_progress *progress, struct err *e)
+{
+    struct fixture *f = user;
+    (void)progress;
+    if (f->tar_size + length > TAR_SIZE_MAX)
+        return err_set(e, ERR_LIMIT, "the stream is too long");
+    memcpy(f->tar + f->tar_size, data, length);
+    f->tar_size += length;
+    return 0;
+}
+
+static void packed_folder_has_the_digest_of_the_archive(void **state)
+{
+    struct fixture *f = *state;
+    struct image_import_result archive, folder;
+    struct err e;
+    char path[96];
+    for (int kind = PACK_IMAGE; kind <= PACK_SOURCE; kind++) {
+        tar_begin(f);
+        tar_header(f, '0', "b/x", "", 0644, 0, 2);
+        tar_blocks(f, "1\n", 2);
+        tar_header(f, '1', "a", "b/x", 0644, 0, 0);
+        tar_header(f, '2', "l", "b/x", 0777, 0, 0);
+        tar_end(f);
+        import_good(f, (enum image_kind)kind, &archive);
+        (void)text_format(path, sizeof path, "%s/folder-%d", f->directory, kind);
+        assert_int_equal(mkdir(path, 0700), 0);
+        CLEANUP_FD int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        assert_int_equal(mkdirat(root, "b", 0755), 0);
+        CLEANUP_FD int fd = openat(root, "b/x", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+        assert_int_equal(write(fd, "1\n", 2), 2);
+        assert_int_equal(linkat(root, "b/x", root, "a", 0), 0);
+        assert_int_equal(symlinkat("b/x", root, "l"), 0);
+        struct pack_options options = pack_options_default((enum pack_kind)kind);
+        tar_begin(f);
+        assert_int_equal(pack_stream(path, &options, packed_cb, f, &e), 0);
+        import_good(f, (enum image_kind)kind, &folder);
+        assert_string_equal(folder.digest, archive.digest);
+        assert_true(folder.existed);
+    }
 }
 
 static void wanted_digest_is_enforced(void **state)
@@ -742,6 +786,7 @@ int main(int argc, char **argv)
         T(order_and_times_do_not_change_the_digest_but_content_does),
         T(source_is_normalized_and_apart_from_images),
         T(long_and_foreign_names_are_kept),
+        T(packed_folder_has_the_digest_of_the_archive),
         T(wanted_digest_is_enforced),
         T(each_hostile_entry_is_refused),
         T(absolute_link_outside_is_never_written_through),
