@@ -7,7 +7,7 @@
 #include "base/memory.h"
 #include "scheduler/state.h"
 
-void policy_from_workload(struct policy *out, const struct workload *spec)
+void scheduler_policy_from_workload(struct policy *out, const struct workload *spec)
 {
     *out = (struct policy){
         .places = spec->join.max_joiners == 0 || spec->join.max_joiners > PLACES_UNLIMITED
@@ -26,7 +26,7 @@ static bool is_shared(const struct instance *i)
     return i->group == &i->workload->shared;
 }
 
-void instance_recount(struct instance *i)
+void scheduler_instance_recount(struct instance *i)
 {
     struct scheduler_workload *w = i->workload;
     bool current = i->version == w->version;
@@ -41,7 +41,7 @@ void instance_recount(struct instance *i)
     i->ready_counted = ready;
 }
 
-void instance_timer(struct scheduler *s, struct instance *i)
+void scheduler_instance_timer(struct scheduler *s, struct instance *i)
 {
     uint64_t at = TIMER_NEVER;
     switch (i->life) {
@@ -59,10 +59,10 @@ void instance_timer(struct scheduler *s, struct instance *i)
     case LIFE_STOPPING:
         break;
     }
-    timers_set(&s->timers, &i->timer, at);
+    scheduler_timers_set(&s->timers, &i->timer, at);
 }
 
-void instance_free(struct instance *i)
+void scheduler_instance_free(struct instance *i)
 {
     free(i->key);
     free(i);
@@ -99,7 +99,7 @@ static struct instance *instance_new(struct scheduler *s, struct scheduler_workl
     return i;
 no_memory:
     if (i != NULL)
-        instance_free(i);
+        scheduler_instance_free(i);
     err_set(e, ERR_NO_MEMORY, "no memory for another instance");
     return NULL;
 }
@@ -111,8 +111,8 @@ static void enter_starting(struct scheduler *s, struct instance *i)
     s->starting++;
     if (i->group != NULL)
         i->group->capacity += i->policy.places;
-    instance_recount(i);
-    instance_timer(s, i);
+    scheduler_instance_recount(i);
+    scheduler_instance_timer(s, i);
 }
 
 static void leave_starting(struct scheduler *s, struct instance *i)
@@ -163,12 +163,12 @@ static bool start_for(struct scheduler *s, struct scheduler_workload *w, struct 
     a->start = i->start;
     enter_starting(s, i);
     if (first != NULL && first->exclusive) {
-        waiter_unqueue(s, first);
+        scheduler_waiter_unqueue(s, first);
         first->instance = i;
         i->exclusive = first;
     }
     if (g != NULL)
-        group_cover(s, g);
+        scheduler_group_cover(s, g);
     return true;
 }
 
@@ -178,7 +178,7 @@ static bool start_one(struct scheduler *s, struct scheduler_workload *w)
     if (w->removed || w->live >= w->instances_max)
         return false;
     if (s->now_ms < w->backoff_end_ms) {
-        workload_timer(s, w);
+        scheduler_workload_timer(s, w);
         return false;
     }
     struct waiter *q;
@@ -193,7 +193,7 @@ static bool start_one(struct scheduler *s, struct scheduler_workload *w)
     return start_for(s, w, &w->shared, NULL);
 }
 
-void instances_start(struct scheduler *s)
+void scheduler_instances_start(struct scheduler *s)
 {
     while (!s->shutdown && s->wanting != NULL && s->starting < s->options.starts_max &&
            s->instance_count < s->options.instances_max) {
@@ -205,14 +205,14 @@ void instances_start(struct scheduler *s)
     }
 }
 
-void workload_timer(struct scheduler *s, struct scheduler_workload *w)
+void scheduler_workload_timer(struct scheduler *s, struct scheduler_workload *w)
 {
     uint64_t at = TIMER_NEVER;
     if (!w->removed && s->now_ms < w->backoff_end_ms && w->queued > 0)
         at = w->backoff_end_ms;
     if (!w->removed && w->keeps_ahead && s->now_ms + POOL_CHECK_MS < at)
         at = s->now_ms + POOL_CHECK_MS;
-    timers_set(&s->timers, &w->timer, at);
+    scheduler_timers_set(&s->timers, &w->timer, at);
 }
 
 /* --- the ends --- */
@@ -244,15 +244,15 @@ static void start_failed(struct scheduler *s, struct instance *i, enum problem p
     struct group *g = i->group;
     while (g != NULL && g->covered > g->capacity) {
         struct waiter *last = g->uncovered == NULL ? g->waiters->prev : g->uncovered->prev;
-        waiter_refuse(s, last, i, problem, detail, retry);
+        scheduler_waiter_refuse(s, last, i, problem, detail, retry);
     }
     while (i->forced != NULL)
-        waiter_refuse(s, i->forced, i, problem, detail, retry);
+        scheduler_waiter_refuse(s, i->forced, i, problem, detail, retry);
     if (i->exclusive != NULL)
-        waiter_refuse(s, i->exclusive, i, problem, detail, retry);
+        scheduler_waiter_refuse(s, i->exclusive, i, problem, detail, retry);
 }
 
-void instance_stop(struct scheduler *s, struct instance *i, enum end_reason reason)
+void scheduler_instance_stop(struct scheduler *s, struct instance *i, enum end_reason reason)
 {
     if (i->life == LIFE_STOPPING)
         return;
@@ -261,8 +261,8 @@ void instance_stop(struct scheduler *s, struct instance *i, enum end_reason reas
         leave_starting(s, i);
     i->life = LIFE_STOPPING;
     i->reason = reason;
-    instance_recount(i);
-    instance_timer(s, i);
+    scheduler_instance_recount(i);
+    scheduler_instance_timer(s, i);
     struct scheduler_action *a = scheduler_act(s, SCHEDULER_STOP);
     a->instance = i->handle;
     a->name = i->workload->name;
@@ -271,42 +271,42 @@ void instance_stop(struct scheduler *s, struct instance *i, enum end_reason reas
         return;
     /* Whoever counted on it stands in line again; who wanted this very one is told. */
     while (i->forced != NULL)
-        waiter_refuse(s, i->forced, i, PROBLEM_INSTANCE_GONE, "it was ended before it was ready",
-                      0);
+        scheduler_waiter_refuse(s, i->forced, i, PROBLEM_INSTANCE_GONE,
+                                "it was ended before it was ready", 0);
     if (i->exclusive != NULL)
-        waiter_refuse(s, i->exclusive, i, PROBLEM_INSTANCE_GONE, "it was ended before it was ready",
-                      0);
+        scheduler_waiter_refuse(s, i->exclusive, i, PROBLEM_INSTANCE_GONE,
+                                "it was ended before it was ready", 0);
     if (i->group != NULL)
-        group_cover(s, i->group);
-    waiters_give_up(s, i->workload);
+        scheduler_group_cover(s, i->group);
+    scheduler_waiters_give_up(s, i->workload);
 }
 
-void instance_drain(struct scheduler *s, struct instance *i, enum end_reason reason,
-                    uint64_t drain_end_ms)
+void scheduler_instance_drain(struct scheduler *s, struct instance *i, enum end_reason reason,
+                              uint64_t drain_end_ms)
 {
     switch (i->life) {
     case LIFE_STARTING:
-        instance_stop(s, i, reason);
+        scheduler_instance_stop(s, i, reason);
         break;
     case LIFE_READY: {
         i->life = LIFE_DRAINING;
         i->reason = reason;
         i->drain_end_ms = drain_end_ms;
-        instance_recount(i);
+        scheduler_instance_recount(i);
         if (i->group != NULL) { /* a command has nobody to close it for: it ends by itself */
             struct scheduler_action *a = scheduler_act(s, SCHEDULER_CLOSE);
             a->instance = i->handle;
             a->name = i->workload->name;
             a->reason = reason;
         }
-        instance_timer(s, i);
-        waiters_give_up(s, i->workload);
+        scheduler_instance_timer(s, i);
+        scheduler_waiters_give_up(s, i->workload);
         break;
     }
     case LIFE_DRAINING:
         if (drain_end_ms < i->drain_end_ms)
             i->drain_end_ms = drain_end_ms;
-        instance_timer(s, i);
+        scheduler_instance_timer(s, i);
         break;
     case LIFE_STOPPING:
         break;
@@ -327,7 +327,8 @@ static void count_crash(struct scheduler *s, struct instance *i, enum end_reason
     w->crash_end_ms = s->now_ms + backoff_ms(w->crashes);
 }
 
-void instance_ended(struct scheduler *s, struct instance *i, const struct scheduler_event *event)
+void scheduler_instance_ended(struct scheduler *s, struct instance *i,
+                              const struct scheduler_event *event)
 {
     struct scheduler_workload *w = i->workload;
     struct group *g = i->group;
@@ -335,7 +336,7 @@ void instance_ended(struct scheduler *s, struct instance *i, const struct schedu
         start_failed(s, i, event->problem == PROBLEM_NONE ? PROBLEM_START_FAILED : event->problem,
                      event->detail);
     count_crash(s, i, event->reason);
-    timers_set(&s->timers, &i->timer, TIMER_NEVER);
+    scheduler_timers_set(&s->timers, &i->timer, TIMER_NEVER);
     i->life = LIFE_STOPPING;
     w->live -= i->counted;
     w->ready_shared -= i->ready_counted;
@@ -350,13 +351,13 @@ void instance_ended(struct scheduler *s, struct instance *i, const struct schedu
     DL_DELETE(w->instances, i);
     i->next = s->dead_instances;
     s->dead_instances = i;
-    waiters_give_up(s, w);
+    scheduler_waiters_give_up(s, w);
     if (g != NULL) {
         g->alone--;
-        group_settle(w, g);
+        scheduler_group_settle(w, g);
     }
     scheduler_want(s, w);
-    workload_timer(s, w);
+    scheduler_workload_timer(s, w);
     scheduler_workload_settle(s, w);
 }
 
@@ -371,11 +372,11 @@ static void begin(struct scheduler *s, struct instance *i)
     if (i->life_end_ms == TIMER_NEVER) /* else it was extended while it started */
         i->life_end_ms = time_after(i->ready_ms, i->policy.max_ms);
     i->idle_check_ms = i->group == NULL ? TIMER_NEVER : time_after(s->now_ms, i->policy.idle_ms);
-    instance_recount(i);
-    instance_timer(s, i);
+    scheduler_instance_recount(i);
+    scheduler_instance_timer(s, i);
 }
 
-void instance_ready(struct scheduler *s, struct instance *i)
+void scheduler_instance_ready(struct scheduler *s, struct instance *i)
 {
     const struct scheduler_calls *calls = &s->options.calls;
     struct scheduler_workload *w = i->workload;
@@ -391,7 +392,7 @@ void instance_ready(struct scheduler *s, struct instance *i)
     begin(s, i);
     struct group *g = i->group;
     if (i->exclusive != NULL)
-        waiter_grant(s, i->exclusive, i);
+        scheduler_waiter_grant(s, i->exclusive, i);
     while (g != NULL && (i->forced != NULL || g->waiters != NULL)) {
         /* Both lines in the order of arrival. */
         bool forced =
@@ -399,16 +400,16 @@ void instance_ready(struct scheduler *s, struct instance *i)
         bool entered = (forced && i->forced->exclusive) ||
                        calls->enter(calls->user, i->handle, forced || g->key != NULL);
         if (entered)
-            waiter_grant(s, forced ? i->forced : g->waiters, i);
+            scheduler_waiter_grant(s, forced ? i->forced : g->waiters, i);
         else if (i->forced != NULL)
-            waiter_refuse(s, i->forced, i, PROBLEM_INSTANCE_FULL, NULL, RETRY_FULL_MS);
+            scheduler_waiter_refuse(s, i->forced, i, PROBLEM_INSTANCE_FULL, NULL, RETRY_FULL_MS);
         else
             break;
     }
     if (i->start == SCHEDULER_COLD)
         i->granted = true; /* whoever comes later has not waited for the start */
     if (g != NULL)
-        group_cover(s, g);
+        scheduler_group_cover(s, g);
     scheduler_want(s, w);
 }
 
@@ -424,13 +425,13 @@ static void look_if_idle(struct scheduler *s, struct instance *i)
     bool kept = w->keeps_ahead && is_shared(i) && i->version == w->version &&
                 idle_count(s, w) <= w->idle_min;
     if (end <= s->now_ms && !kept) {
-        instance_drain(s, i, END_IDLE, TIMER_NEVER);
+        scheduler_instance_drain(s, i, END_IDLE, TIMER_NEVER);
         return;
     }
     i->idle_check_ms = end > s->now_ms ? end : time_after(s->now_ms, i->policy.idle_ms);
     if (i->idle_check_ms <= s->now_ms)
         i->idle_check_ms = s->now_ms + 1;
-    instance_timer(s, i);
+    scheduler_instance_timer(s, i);
 }
 
 static void start_timed_out(struct scheduler *s, struct instance *i)
@@ -442,18 +443,18 @@ static void start_timed_out(struct scheduler *s, struct instance *i)
                       w->name, text);
     start_failed(s, i, PROBLEM_START_TIMEOUT, w->timeout_detail);
     i->life = LIFE_STOPPING;
-    instance_recount(i);
-    instance_timer(s, i);
+    scheduler_instance_recount(i);
+    scheduler_instance_timer(s, i);
     struct scheduler_action *a = scheduler_act(s, SCHEDULER_STOP);
     a->instance = i->handle;
     a->name = w->name;
     a->reason = END_START_TIMEOUT;
-    waiters_give_up(s, w);
+    scheduler_waiters_give_up(s, w);
     scheduler_want(s, w);
-    workload_timer(s, w);
+    scheduler_workload_timer(s, w);
 }
 
-void instance_due(struct scheduler *s, struct instance *i)
+void scheduler_instance_due(struct scheduler *s, struct instance *i)
 {
     switch (i->life) {
     case LIFE_STARTING:
@@ -462,37 +463,38 @@ void instance_due(struct scheduler *s, struct instance *i)
     case LIFE_READY:
         if (i->life_end_ms <= s->now_ms) {
             i->life_end_ms = TIMER_NEVER;
-            instance_drain(s, i, END_EXPIRED, time_after(s->now_ms, i->policy.drain_ms));
+            scheduler_instance_drain(s, i, END_EXPIRED, time_after(s->now_ms, i->policy.drain_ms));
         } else if (i->window_end_ms <= s->now_ms)
-            instance_drain(s, i, END_EXPIRED, TIMER_NEVER);
+            scheduler_instance_drain(s, i, END_EXPIRED, TIMER_NEVER);
         else
             look_if_idle(s, i);
         break;
     case LIFE_DRAINING:
         if (i->drain_end_ms <= s->now_ms) {
-            instance_stop(s, i, i->reason);
+            scheduler_instance_stop(s, i, i->reason);
             break;
         }
         /* life.max bounds also those that wait for their last joiner for another reason. */
         i->life_end_ms = TIMER_NEVER;
         i->drain_end_ms = time_after(s->now_ms, i->policy.drain_ms);
-        instance_timer(s, i);
+        scheduler_instance_timer(s, i);
         break;
     case LIFE_STOPPING:
-        timers_set(&s->timers, &i->timer, TIMER_NEVER);
+        scheduler_timers_set(&s->timers, &i->timer, TIMER_NEVER);
         break;
     }
 }
 
-void instance_extend(struct scheduler *s, struct instance *i, uint64_t until_ms)
+void scheduler_instance_extend(struct scheduler *s, struct instance *i, uint64_t until_ms)
 {
     if (i->life == LIFE_STOPPING)
         return;
     i->life_end_ms = until_ms;
-    instance_timer(s, i);
+    scheduler_instance_timer(s, i);
 }
 
-int instance_adopt(struct scheduler *s, const struct scheduler_event *event, struct err *e)
+int scheduler_instance_adopt(struct scheduler *s, const struct scheduler_event *event,
+                             struct err *e)
 {
     struct instance *i = NULL;
     HASH_FIND(hh, s->instances, &event->instance, sizeof event->instance, i);
@@ -508,20 +510,20 @@ int instance_adopt(struct scheduler *s, const struct scheduler_event *event, str
     bool command = event->workload != NULL ? event->workload->kind == WORKLOAD_COMMAND
                                            : event->exclusive || w->command;
     struct group *g = NULL;
-    if (!command && (g = group_find(w, event->key, e)) == NULL) {
+    if (!command && (g = scheduler_group_find(w, event->key, e)) == NULL) {
         scheduler_workload_settle(s, w);
         return -ERR_NO_MEMORY;
     }
     bool duplicate = g != NULL && g->keyed != NULL;
     i = instance_new(s, w, g, event->instance, e);
     if (i == NULL) {
-        group_settle(w, g);
+        scheduler_group_settle(w, g);
         scheduler_workload_settle(s, w);
         return -ERR_NO_MEMORY;
     }
     i->version = event->version;
     if (event->workload != NULL)
-        policy_from_workload(&i->policy, event->workload);
+        scheduler_policy_from_workload(&i->policy, event->workload);
     i->start = SCHEDULER_COLD;
     i->granted = true;
     enter_starting(s, i);
@@ -531,11 +533,11 @@ int instance_adopt(struct scheduler *s, const struct scheduler_event *event, str
         i->ready_ms = event->started_ms;
         begin(s, i);
     } else if (g != NULL) {
-        group_cover(s, g);
+        scheduler_group_cover(s, g);
     }
     if (w->removed || duplicate || (g == &w->shared && i->version != w->version))
-        instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
+        scheduler_instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
     else if (event->ready && g != NULL)
-        group_serve(s, g, i);
+        scheduler_group_serve(s, g, i);
     return 0;
 }

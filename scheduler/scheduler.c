@@ -21,8 +21,8 @@ int scheduler_room(struct scheduler *s, struct err *e)
         s->actions = grown;
         s->action_capacity = capacity;
     }
-    return timers_reserve(&s->timers,
-                          (size_t)s->waiter_count + s->instance_count + s->workload_count + 2, e);
+    return scheduler_timers_reserve(
+        &s->timers, (size_t)s->waiter_count + s->instance_count + s->workload_count + 2, e);
 }
 
 struct scheduler_action *scheduler_act(struct scheduler *s, enum scheduler_action_kind kind)
@@ -79,7 +79,7 @@ void scheduler_workload_settle(struct scheduler *s, struct scheduler_workload *w
 {
     if (!w->removed || w->instance_count > 0 || w->waiters > 0)
         return;
-    timers_set(&s->timers, &w->timer, TIMER_NEVER);
+    scheduler_timers_set(&s->timers, &w->timer, TIMER_NEVER);
     if (w->wanting)
         DL_DELETE2(s->wanting, w, want_prev, want_next);
     HASH_DEL(s->workloads, w);
@@ -97,7 +97,7 @@ static int workload_put(struct scheduler *s, const struct scheduler_event *event
     bool another = w->removed || w->version != event->version;
     w->removed = false;
     w->version = event->version;
-    policy_from_workload(&w->policy, spec);
+    scheduler_policy_from_workload(&w->policy, spec);
     w->command = spec->kind == WORKLOAD_COMMAND;
     w->idle_min = spec->scale.idle_min;
     w->instances_max = spec->scale.max;
@@ -108,17 +108,17 @@ static int workload_put(struct scheduler *s, const struct scheduler_event *event
     struct instance *i, *next;
     DL_FOREACH_SAFE(w->instances, i, next)
     {
-        instance_recount(i);
+        scheduler_instance_recount(i);
         /* Rooms outlive a version, and so does a command that runs. */
         if (i->group == &w->shared && i->version != w->version)
-            instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
+            scheduler_instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
     }
     if (another) { /* perhaps this one starts */
         w->failures = w->crashes = 0;
         w->backoff_end_ms = w->crash_end_ms = 0;
     }
     scheduler_want(s, w);
-    workload_timer(s, w);
+    scheduler_workload_timer(s, w);
     return 0;
 }
 
@@ -129,11 +129,11 @@ static void workload_remove(struct scheduler *s, const char *name)
     if (w == NULL || w->removed)
         return;
     w->removed = true;
-    waiters_refuse_all(s, w, PROBLEM_WORKLOAD_UNKNOWN, "it was removed", 0);
+    scheduler_waiters_refuse_all(s, w, PROBLEM_WORKLOAD_UNKNOWN, "it was removed", 0);
     struct instance *i;
     DL_FOREACH(w->instances, i)
-    instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
-    workload_timer(s, w);
+    scheduler_instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
+    scheduler_workload_timer(s, w);
     scheduler_workload_settle(s, w);
 }
 
@@ -156,7 +156,7 @@ static void bury(struct scheduler *s)
     while (s->dead_instances != NULL) {
         struct instance *i = s->dead_instances;
         s->dead_instances = i->next;
-        instance_free(i);
+        scheduler_instance_free(i);
     }
     while (s->dead_workloads != NULL) {
         struct scheduler_workload *w = s->dead_workloads;
@@ -169,8 +169,8 @@ static void left(struct scheduler *s, const struct scheduler_event *event, struc
 {
     if (i != NULL) {
         if (i->life == LIFE_READY && i->group != NULL && (i->key != NULL || i->ready_counted)) {
-            group_serve(s, i->group, i);
-            group_cover(s, i->group);
+            scheduler_group_serve(s, i->group, i);
+            scheduler_group_cover(s, i->group);
         }
         return;
     }
@@ -183,8 +183,8 @@ static void left(struct scheduler *s, const struct scheduler_event *event, struc
     {
         if (i->life != LIFE_READY || i->group == NULL || (i->key == NULL && !i->ready_counted))
             continue;
-        group_serve(s, i->group, i);
-        group_cover(s, i->group);
+        scheduler_group_serve(s, i->group, i);
+        scheduler_group_cover(s, i->group);
     }
 }
 
@@ -194,7 +194,7 @@ static void shut_down(struct scheduler *s)
     struct scheduler_workload *w, *next;
     HASH_ITER(hh, s->workloads, w, next)
     {
-        waiters_refuse_all(s, w, PROBLEM_DRAINING, NULL, RETRY_DRAINING_MS);
+        scheduler_waiters_refuse_all(s, w, PROBLEM_DRAINING, NULL, RETRY_DRAINING_MS);
     }
 }
 
@@ -210,12 +210,12 @@ static int handle(struct scheduler *s, const struct scheduler_event *event, stru
         workload_remove(s, event->name);
         return 0;
     case SCHEDULER_ASK:
-        return waiter_ask(s, event, e);
+        return scheduler_waiter_ask(s, event, e);
     case SCHEDULER_CANCEL:
-        waiter_cancel(s, event->waiter);
+        scheduler_waiter_cancel(s, event->waiter);
         return 0;
     case SCHEDULER_ADOPTED:
-        return instance_adopt(s, event, e);
+        return scheduler_instance_adopt(s, event, e);
     case SCHEDULER_LEFT:
         left(s, event, i);
         return 0;
@@ -235,33 +235,33 @@ static int handle(struct scheduler *s, const struct scheduler_event *event, stru
     if (i == NULL)
         return 0; /* it has ended; the two messages crossed */
     if (event->kind == SCHEDULER_READY)
-        instance_ready(s, i);
+        scheduler_instance_ready(s, i);
     else if (event->kind == SCHEDULER_DRAIN)
-        instance_drain(s, i, event->reason, time_after(s->now_ms, i->policy.drain_ms));
+        scheduler_instance_drain(s, i, event->reason, time_after(s->now_ms, i->policy.drain_ms));
     else if (event->kind == SCHEDULER_EXTEND)
-        instance_extend(s, i, event->until_ms);
+        scheduler_instance_extend(s, i, event->until_ms);
     else if (event->kind != SCHEDULER_EMPTY)
-        instance_ended(s, i, event);
+        scheduler_instance_ended(s, i, event);
     else if (i->life == LIFE_DRAINING)
-        instance_stop(s, i, i->reason);
+        scheduler_instance_stop(s, i, i->reason);
     return 0;
 }
 
 static void expire(struct scheduler *s)
 {
     struct timer *t;
-    while ((t = timers_first(&s->timers)) != NULL && t->at_ms <= s->now_ms) {
+    while ((t = scheduler_timers_first(&s->timers)) != NULL && t->at_ms <= s->now_ms) {
         switch (t->owner) {
         case TIMER_WAITER:
-            waiter_expire(s, container_of(t, struct waiter, timer));
+            scheduler_waiter_expire(s, container_of(t, struct waiter, timer));
             break;
         case TIMER_INSTANCE:
-            instance_due(s, container_of(t, struct instance, timer));
+            scheduler_instance_due(s, container_of(t, struct instance, timer));
             break;
         case TIMER_WORKLOAD: {
             struct scheduler_workload *w = container_of(t, struct scheduler_workload, timer);
             scheduler_want(s, w);
-            workload_timer(s, w);
+            scheduler_workload_timer(s, w);
             break;
         }
         }
@@ -277,8 +277,8 @@ int scheduler_step(struct scheduler *s, const struct scheduler_event *event, uin
         s->now_ms = now_ms;
     int rc = handle(s, event, e);
     expire(s);
-    instances_start(s);
-    struct timer *first = timers_first(&s->timers);
+    scheduler_instances_start(s);
+    struct timer *first = scheduler_timers_first(&s->timers);
     *out = (struct scheduler_actions){
         .items = s->actions,
         .count = s->action_count,
@@ -323,7 +323,7 @@ void scheduler_free(struct scheduler *s)
     HASH_ITER(hh, s->instances, i, next_instance)
     {
         HASH_DEL(s->instances, i);
-        instance_free(i);
+        scheduler_instance_free(i);
     }
     struct scheduler_workload *load, *next_load;
     HASH_ITER(hh, s->workloads, load, next_load)
@@ -331,7 +331,7 @@ void scheduler_free(struct scheduler *s)
         HASH_DEL(s->workloads, load);
         scheduled_free(load);
     }
-    timers_free(&s->timers);
+    scheduler_timers_free(&s->timers);
     free(s->actions);
     free(s);
 }

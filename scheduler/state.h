@@ -152,46 +152,49 @@ struct scheduler_workload *scheduler_workload_get(struct scheduler *s, const cha
 void scheduler_workload_settle(struct scheduler *s, struct scheduler_workload *w);
 
 /* --- waiters.c: who waits for what --- */
-int waiter_ask(struct scheduler *s, const struct scheduler_event *event, struct err *e) ERR_CHECKED;
-void waiter_cancel(struct scheduler *s, scheduler_waiter handle);
+int scheduler_waiter_ask(struct scheduler *s, const struct scheduler_event *event,
+                         struct err *e) ERR_CHECKED;
+void scheduler_waiter_cancel(struct scheduler *s, scheduler_waiter handle);
 /* Its time in the queue is over. */
-void waiter_expire(struct scheduler *s, struct waiter *w);
+void scheduler_waiter_expire(struct scheduler *s, struct waiter *w);
 /* Answers and forgets the waiter. `about`: the instance that the problem is with, or NULL. */
-void waiter_refuse(struct scheduler *s, struct waiter *w, const struct instance *about,
-                   enum problem problem, const char *detail, uint64_t retry_after_ms);
-void waiter_grant(struct scheduler *s, struct waiter *w, struct instance *i);
+void scheduler_waiter_refuse(struct scheduler *s, struct waiter *w, const struct instance *about,
+                             enum problem problem, const char *detail, uint64_t retry_after_ms);
+void scheduler_waiter_grant(struct scheduler *s, struct waiter *w, struct instance *i);
 /* Takes it out of the queue: an instance is being started for it. */
-void waiter_unqueue(struct scheduler *s, struct waiter *w);
+void scheduler_waiter_unqueue(struct scheduler *s, struct waiter *w);
 /* Lets waiters of the group into a ready instance while there is room. */
-void group_serve(struct scheduler *s, struct group *g, struct instance *i);
+void scheduler_group_serve(struct scheduler *s, struct group *g, struct instance *i);
 /* The group's waiters again in step with `capacity`. */
-void group_cover(struct scheduler *s, struct group *g);
+void scheduler_group_cover(struct scheduler *s, struct group *g);
 /* The group of a key, made if there is none yet; NULL without memory. */
-struct group *group_find(struct scheduler_workload *w, const char *key, struct err *e);
+struct group *scheduler_group_find(struct scheduler_workload *w, const char *key, struct err *e);
 /* Forgets the group of a key that nobody uses any more. NULL is fine. */
-void group_settle(struct scheduler_workload *w, struct group *g);
+void scheduler_group_settle(struct scheduler_workload *w, struct group *g);
 /* Refuses who waits for a start that will not come while the workload backs off. */
-void waiters_give_up(struct scheduler *s, struct scheduler_workload *w);
-void waiters_refuse_all(struct scheduler *s, struct scheduler_workload *w, enum problem problem,
-                        const char *detail, uint64_t retry_after_ms);
+void scheduler_waiters_give_up(struct scheduler *s, struct scheduler_workload *w);
+void scheduler_waiters_refuse_all(struct scheduler *s, struct scheduler_workload *w,
+                                  enum problem problem, const char *detail,
+                                  uint64_t retry_after_ms);
 
 /* --- instances.c: their life --- */
-void instances_start(struct scheduler *s);
-int instance_adopt(struct scheduler *s, const struct scheduler_event *event,
-                   struct err *e) ERR_CHECKED;
-void instance_ready(struct scheduler *s, struct instance *i);
-void instance_ended(struct scheduler *s, struct instance *i, const struct scheduler_event *event);
-void instance_drain(struct scheduler *s, struct instance *i, enum end_reason reason,
-                    uint64_t drain_end_ms);
-void instance_stop(struct scheduler *s, struct instance *i, enum end_reason reason);
-void instance_timer(struct scheduler *s, struct instance *i);
-void instance_extend(struct scheduler *s, struct instance *i, uint64_t until_ms);
+void scheduler_instances_start(struct scheduler *s);
+int scheduler_instance_adopt(struct scheduler *s, const struct scheduler_event *event,
+                             struct err *e) ERR_CHECKED;
+void scheduler_instance_ready(struct scheduler *s, struct instance *i);
+void scheduler_instance_ended(struct scheduler *s, struct instance *i,
+                              const struct scheduler_event *event);
+void scheduler_instance_drain(struct scheduler *s, struct instance *i, enum end_reason reason,
+                              uint64_t drain_end_ms);
+void scheduler_instance_stop(struct scheduler *s, struct instance *i, enum end_reason reason);
+void scheduler_instance_timer(struct scheduler *s, struct instance *i);
+void scheduler_instance_extend(struct scheduler *s, struct instance *i, uint64_t until_ms);
 /* Adjusts `live` after a change of state or version. */
-void instance_recount(struct instance *i);
-void instance_free(struct instance *i);
-void instance_due(struct scheduler *s, struct instance *i);
+void scheduler_instance_recount(struct instance *i);
+void scheduler_instance_free(struct instance *i);
+void scheduler_instance_due(struct scheduler *s, struct instance *i);
 /* When the workload must be looked at again by itself. */
-void workload_timer(struct scheduler *s, struct scheduler_workload *w);
-void policy_from_workload(struct policy *out, const struct workload *spec);
+void scheduler_workload_timer(struct scheduler *s, struct scheduler_workload *w);
+void scheduler_policy_from_workload(struct policy *out, const struct workload *spec);
 
 #endif

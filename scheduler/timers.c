@@ -4,7 +4,7 @@
 
 #include "base/memory.h"
 
-int timers_reserve(struct timers *t, size_t count, struct err *e)
+int scheduler_timers_reserve(struct timers *t, size_t count, struct err *e)
 {
     if (count + 1 <= t->capacity)
         return 0;
@@ -19,7 +19,7 @@ int timers_reserve(struct timers *t, size_t count, struct err *e)
     return 0;
 }
 
-void timers_free(struct timers *t)
+void scheduler_timers_free(struct timers *t)
 {
     free(t->heap);
     *t = (struct timers){0};
@@ -70,7 +70,7 @@ static void take_out(struct timers *t, struct timer *timer)
     sink(t, last);
 }
 
-void timers_set(struct timers *t, struct timer *timer, uint64_t at_ms)
+void scheduler_timers_set(struct timers *t, struct timer *timer, uint64_t at_ms)
 {
     if (at_ms == TIMER_NEVER) {
         if (timer->place != 0)
@@ -86,7 +86,7 @@ void timers_set(struct timers *t, struct timer *timer, uint64_t at_ms)
     sink(t, timer);
 }
 
-struct timer *timers_first(const struct timers *t)
+struct timer *scheduler_timers_first(const struct timers *t)
 {
     return t->count == 0 ? NULL : t->heap[1];
 }

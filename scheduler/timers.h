@@ -25,11 +25,11 @@ struct timers {
 };
 
 /* Room for `count` timers at the same time. */
-int timers_reserve(struct timers *t, size_t count, struct err *e) ERR_CHECKED;
-void timers_free(struct timers *t);
+int scheduler_timers_reserve(struct timers *t, size_t count, struct err *e) ERR_CHECKED;
+void scheduler_timers_free(struct timers *t);
 /* TIMER_NEVER takes it out. */
-void timers_set(struct timers *t, struct timer *timer, uint64_t at_ms);
+void scheduler_timers_set(struct timers *t, struct timer *timer, uint64_t at_ms);
 /* The earliest, or NULL. It stays in. */
-struct timer *timers_first(const struct timers *t);
+struct timer *scheduler_timers_first(const struct timers *t);
 
 #endif

@@ -48,23 +48,23 @@ static void queue_insert(struct scheduler *s, struct waiter *w)
         DL_APPEND_ELEM2(load->queue, after, w, queue_prev, queue_next);
     w->queued = true;
     load->queued++;
-    timers_set(&s->timers, &w->timer, time_after(s->now_ms, load->queue_timeout_ms));
+    scheduler_timers_set(&s->timers, &w->timer, time_after(s->now_ms, load->queue_timeout_ms));
     scheduler_want(s, load);
 }
 
-void waiter_unqueue(struct scheduler *s, struct waiter *w)
+void scheduler_waiter_unqueue(struct scheduler *s, struct waiter *w)
 {
     if (!w->queued)
         return;
     DL_DELETE2(w->workload->queue, w, queue_prev, queue_next);
     w->queued = false;
     w->workload->queued--;
-    timers_set(&s->timers, &w->timer, TIMER_NEVER);
+    scheduler_timers_set(&s->timers, &w->timer, TIMER_NEVER);
 }
 
 static void waiter_forget(struct scheduler *s, struct waiter *w)
 {
-    waiter_unqueue(s, w);
+    scheduler_waiter_unqueue(s, w);
     if (w->group != NULL) {
         if (w->covered)
             w->group->covered--;
@@ -78,7 +78,7 @@ static void waiter_forget(struct scheduler *s, struct waiter *w)
     }
     if (w->alone != NULL) {
         w->alone->alone--;
-        group_settle(w->workload, w->alone);
+        scheduler_group_settle(w->workload, w->alone);
     }
     w->workload->waiters--;
     s->waiter_count--;
@@ -86,14 +86,14 @@ static void waiter_forget(struct scheduler *s, struct waiter *w)
     free(w);
 }
 
-void waiter_refuse(struct scheduler *s, struct waiter *w, const struct instance *about,
-                   enum problem problem, const char *detail, uint64_t retry_after_ms)
+void scheduler_waiter_refuse(struct scheduler *s, struct waiter *w, const struct instance *about,
+                             enum problem problem, const char *detail, uint64_t retry_after_ms)
 {
     answer_refused(s, w->handle, about, problem, detail, retry_after_ms);
     waiter_forget(s, w);
 }
 
-void waiter_grant(struct scheduler *s, struct waiter *w, struct instance *i)
+void scheduler_waiter_grant(struct scheduler *s, struct waiter *w, struct instance *i)
 {
     answer_granted(s, w->handle, i);
     waiter_forget(s, w);
@@ -101,7 +101,7 @@ void waiter_grant(struct scheduler *s, struct waiter *w, struct instance *i)
 
 /* --- groups --- */
 
-struct group *group_find(struct scheduler_workload *w, const char *key, struct err *e)
+struct group *scheduler_group_find(struct scheduler_workload *w, const char *key, struct err *e)
 {
     if (key == NULL || key[0] == '\0')
         return &w->shared;
@@ -124,7 +124,7 @@ struct group *group_find(struct scheduler_workload *w, const char *key, struct e
     return NULL;
 }
 
-void group_settle(struct scheduler_workload *w, struct group *g)
+void scheduler_group_settle(struct scheduler_workload *w, struct group *g)
 {
     if (g == NULL || g->key == NULL || g->waiters != NULL || g->keyed != NULL || g->alone > 0)
         return;
@@ -133,7 +133,7 @@ void group_settle(struct scheduler_workload *w, struct group *g)
     free(g);
 }
 
-void group_cover(struct scheduler *s, struct group *g)
+void scheduler_group_cover(struct scheduler *s, struct group *g)
 {
     while (g->covered > g->capacity) {
         struct waiter *last = g->uncovered == NULL ? g->waiters->prev : g->uncovered->prev;
@@ -144,19 +144,19 @@ void group_cover(struct scheduler *s, struct group *g)
     }
     while (g->covered < g->capacity && g->uncovered != NULL) {
         struct waiter *next = g->uncovered;
-        waiter_unqueue(s, next);
+        scheduler_waiter_unqueue(s, next);
         next->covered = true;
         g->covered++;
         g->uncovered = next->next;
     }
 }
 
-void group_serve(struct scheduler *s, struct group *g, struct instance *i)
+void scheduler_group_serve(struct scheduler *s, struct group *g, struct instance *i)
 {
     const struct scheduler_calls *calls = &s->options.calls;
     while (g->waiters != NULL && i->life == LIFE_READY &&
            calls->enter(calls->user, i->handle, g->key != NULL))
-        waiter_grant(s, g->waiters, i);
+        scheduler_waiter_grant(s, g->waiters, i);
 }
 
 /* --- asking --- */
@@ -375,7 +375,7 @@ static int ask_wait(struct scheduler *s, const struct scheduler_event *event,
     return 0;
 }
 
-int waiter_ask(struct scheduler *s, const struct scheduler_event *event, struct err *e)
+int scheduler_waiter_ask(struct scheduler *s, const struct scheduler_event *event, struct err *e)
 {
     struct waiter *known = NULL;
     HASH_FIND(hh, s->waiters, &event->waiter, sizeof event->waiter, known);
@@ -400,7 +400,7 @@ int waiter_ask(struct scheduler *s, const struct scheduler_event *event, struct 
     }
     if (load->command)
         return ask_exclusive(s, event, load, NULL, e);
-    struct group *g = group_find(load, event->key, e);
+    struct group *g = scheduler_group_find(load, event->key, e);
     if (g == NULL)
         return -ERR_NO_MEMORY;
     int rc = 0;
@@ -408,11 +408,11 @@ int waiter_ask(struct scheduler *s, const struct scheduler_event *event, struct 
         rc = ask_exclusive(s, event, load, g, e);
     else if (!serve_now(s, g, event->waiter))
         rc = ask_wait(s, event, load, g, e);
-    group_settle(load, g);
+    scheduler_group_settle(load, g);
     return rc;
 }
 
-void waiter_cancel(struct scheduler *s, scheduler_waiter handle)
+void scheduler_waiter_cancel(struct scheduler *s, scheduler_waiter handle)
 {
     struct waiter *w = NULL;
     HASH_FIND(hh, s->waiters, &handle, sizeof handle, w);
@@ -424,14 +424,14 @@ void waiter_cancel(struct scheduler *s, scheduler_waiter handle)
         w->instance != NULL && w->instance->exclusive == w && load->command ? w->instance : NULL;
     waiter_forget(s, w);
     if (made_for_it != NULL)
-        instance_stop(s, made_for_it, END_CLIENT_GONE);
+        scheduler_instance_stop(s, made_for_it, END_CLIENT_GONE);
     if (g != NULL) {
-        group_cover(s, g);
-        group_settle(load, g);
+        scheduler_group_cover(s, g);
+        scheduler_group_settle(load, g);
     }
 }
 
-void waiter_expire(struct scheduler *s, struct waiter *w)
+void scheduler_waiter_expire(struct scheduler *s, struct waiter *w)
 {
     struct scheduler_workload *load = w->workload;
     struct group *g = w->group;
@@ -441,12 +441,12 @@ void waiter_expire(struct scheduler *s, struct waiter *w)
     else if (load->live < load->instances_max && s->instance_count >= s->options.instances_max)
         problem = PROBLEM_NODE_FULL;
     const char *detail = full_detail(load, g, true);
-    waiter_refuse(s, w, key_is_full(g) ? g->keyed : NULL, problem, detail, RETRY_FULL_MS);
+    scheduler_waiter_refuse(s, w, key_is_full(g) ? g->keyed : NULL, problem, detail, RETRY_FULL_MS);
     if (g != NULL)
-        group_settle(load, g);
+        scheduler_group_settle(load, g);
 }
 
-void waiters_give_up(struct scheduler *s, struct scheduler_workload *load)
+void scheduler_waiters_give_up(struct scheduler *s, struct scheduler_workload *load)
 {
     if (s->now_ms >= load->backoff_end_ms)
         return;
@@ -458,7 +458,7 @@ void waiters_give_up(struct scheduler *s, struct scheduler_workload *load)
             continue;
         refuse_backing_off(s, w->handle, load);
         waiter_forget(s, w);
-        group_settle(load, g);
+        scheduler_group_settle(load, g);
     }
 }
 
@@ -466,30 +466,30 @@ static void group_refuse(struct scheduler *s, struct group *g, enum problem prob
                          const char *detail, uint64_t retry_after_ms)
 {
     while (g->waiters != NULL)
-        waiter_refuse(s, g->waiters, NULL, problem, detail, retry_after_ms);
+        scheduler_waiter_refuse(s, g->waiters, NULL, problem, detail, retry_after_ms);
 }
 
-void waiters_refuse_all(struct scheduler *s, struct scheduler_workload *load, enum problem problem,
-                        const char *detail, uint64_t retry_after_ms)
+void scheduler_waiters_refuse_all(struct scheduler *s, struct scheduler_workload *load,
+                                  enum problem problem, const char *detail, uint64_t retry_after_ms)
 {
     group_refuse(s, &load->shared, problem, detail, retry_after_ms);
     struct group *g, *next;
     HASH_ITER(hh, load->groups, g, next)
     {
         group_refuse(s, g, problem, detail, retry_after_ms);
-        group_settle(load, g);
+        scheduler_group_settle(load, g);
     }
     while (load->queue != NULL) /* the exclusive ones are left */
-        waiter_refuse(s, load->queue, NULL, problem, detail, retry_after_ms);
+        scheduler_waiter_refuse(s, load->queue, NULL, problem, detail, retry_after_ms);
     struct instance *i;
     DL_FOREACH(load->instances, i)
     {
         while (i->forced != NULL)
-            waiter_refuse(s, i->forced, i, problem, detail, retry_after_ms);
+            scheduler_waiter_refuse(s, i->forced, i, problem, detail, retry_after_ms);
         if (i->exclusive == NULL)
             continue;
-        waiter_refuse(s, i->exclusive, i, problem, detail, retry_after_ms);
+        scheduler_waiter_refuse(s, i->exclusive, i, problem, detail, retry_after_ms);
         if (i->group == NULL)
-            instance_stop(s, i, END_DRAINED);
+            scheduler_instance_stop(s, i, END_DRAINED);
     }
 }
