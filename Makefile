@@ -109,7 +109,7 @@ $(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o
 # would clash, and the runner has libraries of its own).
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 UNIT_RUNNER := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/runner_test_*.c))
-TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c,$(wildcard tests/lib/*.c)))
+TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c tests/lib/fuzz_main.c,$(wildcard tests/lib/*.c)))
 $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lm
