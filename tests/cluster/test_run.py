@@ -1,0 +1,130 @@
+"""skerry run: one command in a fresh sandbox, as docker run would be."""
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+import unittest
+
+from cluster import SKERRY, Node
+
+
+class Run(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.node = Node().__enter__()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.node.__exit__(None, None, None)
+
+    def run_(self, *arguments, **more):
+        return self.node.cli("run", *arguments, check=False, **more)
+
+    def test_stdin_and_stdout_pass_through(self):
+        done = self.run_("--", "cat", stdin=b"hi\n")
+        self.assertEqual((done.returncode, done.stdout), (0, b"hi\n"), done.stderr)
+
+    def test_binary_and_large_pass_through(self):
+        data = os.urandom(1 << 20) * 8
+        done = self.run_("--", "cat", stdin=data)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout, data)
+
+    def test_exit_code_is_the_commands(self):
+        self.assertEqual(self.run_("--", "sh", "-c", "exit 7").returncode, 7)
+
+    def test_signal_is_128_and_it(self):
+        self.assertEqual(self.run_("--", "sh", "-c", "kill -SEGV $$").returncode,
+                         128 + signal.SIGSEGV)
+
+    def test_stderr_is_kept_apart(self):
+        done = self.run_("--", "sh", "-c", "echo out; echo err >&2")
+        self.assertEqual((done.stdout, done.stderr), (b"out\n", b"err\n"))
+
+    def test_unknown_command_is_127(self):
+        done = self.run_("--", "no-such-command")
+        self.assertEqual(done.returncode, 127)
+        self.assertIn(b"no-such-command", done.stderr)
+
+    def test_not_executable_is_126(self):
+        self.assertEqual(self.run_("--", "/etc/passwd").returncode, 126)
+
+    def test_timeout_is_124(self):
+        begun = time.monotonic()
+        done = self.run_("--timeout", "1s", "--", "sleep", "9")
+        self.assertEqual(done.returncode, 124, done.stderr)
+        self.assertLess(time.monotonic() - begun, 2.0)
+
+    def test_python_reads_its_program_from_stdin(self):
+        done = self.run_("--", "python3", "-", stdin=b"print(6*7)\n")
+        self.assertEqual((done.returncode, done.stdout), (0, b"42\n"), done.stderr)
+
+    def test_environment_and_limits(self):
+        done = self.run_("-e", "GREETING=hello there", "--", "sh", "-c", "echo $GREETING")
+        self.assertEqual(done.stdout, b"hello there\n")
+        done = self.run_("--memory", "64M", "--", "python3", "-c", "x = bytearray(200 << 20)")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn(b"memory", done.stderr.lower())
+
+    def test_source_is_at_app_and_read_only(self):
+        folder = os.path.join(self.node.directory, "src")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "x.txt"), "w") as f:
+            f.write("from the source\n")
+        done = self.run_("--source", folder, "--", "sh", "-c",
+                         "cat x.txt; pwd; echo no > x.txt || echo read-only")
+        self.assertEqual(done.stdout, b"from the source\n/app\nread-only\n", done.stderr)
+
+    def test_a_client_that_leaves_takes_its_sandbox_along(self):
+        node = self.node
+        process = subprocess.Popen([SKERRY, "run", "--", "sleep", "4242"],
+                                   stdin=subprocess.DEVNULL, env=node.environment())
+        from cluster import wait_until
+
+        def alive():
+            out = subprocess.run(["pgrep", "-fx", "sleep 4242"], capture_output=True).stdout
+            return out.split()
+        wait_until(alive, 10, "the sleeper runs")
+        process.kill()
+        process.wait()
+        wait_until(lambda: not alive(), 10, "the sleeper is gone")
+
+    def test_http_run_gives_a_json_result(self):
+        token = json.loads(self.node.cli("token", "create", "--role", "deploy",
+                                         "--json").stdout)["token"]
+        answer = self.node.request(
+            "POST", "/v1/run?command=sh&command=-c&command=cat%3B+echo+e+%3E%262%3B+exit+3",
+            body=b"input", port=self.node.api_port,
+            headers={"Accept": "application/json", "Skerry-Token": token})
+        self.assertEqual(answer.status, 200, answer)
+        result = answer.json()
+        self.assertEqual((result["exit_code"], result["stdout"], result["stderr"]),
+                         (3, "input", "e\n"))
+        self.assertFalse(result["timed_out"] or result["oom"] or result["truncated"])
+        self.assertGreater(result["memory_peak_bytes"], 0)
+
+    def test_run_in_parallel(self):
+        results = []
+
+        def one(k):
+            results.append(self.run_("--", "sh", "-c", "echo %d" % k).stdout == b"%d\n" % k)
+        threads = [threading.Thread(target=one, args=(k,)) for k in range(20)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual(results, [True] * 20)
+
+    def test_terminal(self):
+        done = subprocess.run(
+            ["script", "-qec", "%s run -it -- sh -c 'tty; stty size; exit 5'" % SKERRY,
+             "/dev/null"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
+            env=self.node.environment())
+        self.assertIn(b"/dev/pts/", done.stdout)
+        self.assertEqual(done.returncode, 5)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,87 @@
+"""skerry up and down, as a newcomer types them."""
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import unittest
+import urllib.error
+import urllib.request
+
+from cluster import SKERRY, wait_until
+
+EXAMPLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "deploy",
+                       "examples", "hello.yaml")
+
+
+class Up(unittest.TestCase):
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="skerry-up-", dir="/tmp")
+        os.chmod(self.directory, 0o755)
+        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("SKERRY_")}
+        self.environment["SKERRY_ADDR"] = "unix:" + self.socket()
+
+    def tearDown(self):
+        self.skerry("down", "--dir", self.directory, check=False)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def socket(self):
+        return os.path.join(self.directory, "node1", "run", "api.sock")
+
+    def skerry(self, *arguments, check=True):
+        done = subprocess.run([SKERRY, *arguments], capture_output=True, timeout=60,
+                              stdin=subprocess.DEVNULL, env=self.environment)
+        if check and done.returncode != 0:
+            raise AssertionError((arguments, done.returncode, done.stdout, done.stderr))
+        return done
+
+    def get(self, url, host=None):
+        request = urllib.request.Request(url, headers={"Host": host} if host else {})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read()
+
+    def test_first_minutes(self):
+        said = self.skerry("up", "--detach", "--dir", self.directory).stdout.decode()
+        self.assertIn("SKERRY_ADDR", said)
+        self.assertIn("127.0.0.1:8080", said)
+        self.skerry("deploy", EXAMPLE)
+        status, headers, _ = self.get("http://127.0.0.1:8080/w/hello/")
+        self.assertEqual((status, headers["Skerry-Start"]), (200, "cold"))
+        i = headers["Skerry-Instance"]
+        status, headers, _ = self.get("http://127.0.0.1:8080/w/hello/")
+        self.assertEqual((status, headers["Skerry-Start"], headers["Skerry-Instance"]),
+                         (200, "join", i))
+        status, headers, _ = self.get("http://127.0.0.1:8080/", "hello.localhost:8080")
+        self.assertEqual((status, headers["Skerry-Instance"]), (200, i))
+        self.assertEqual(self.get("http://127.0.0.1:8080/i/%s/" % i)[0], 200)
+        self.skerry("stop", i)
+        status, _, body = self.get("http://127.0.0.1:8080/i/%s/" % i)
+        self.assertEqual(status, 410)
+        self.assertIn("killed", json.loads(body)["detail"])
+        self.assertIn(b"HEALTHY", self.skerry("status").stdout)
+
+    def test_up_again_starts_what_is_missing_and_down_leaves_nothing(self):
+        self.skerry("up", "--detach", "--dir", self.directory)
+        self.skerry("deploy", EXAMPLE)
+        i = self.get("http://127.0.0.1:8080/w/hello/")[1]["Skerry-Instance"]
+        pids = subprocess.run(["pgrep", "-f", "serve --config " + self.directory],
+                              capture_output=True).stdout.split()
+        self.assertEqual(len(pids), 1)
+        os.kill(int(pids[0]), 9)
+        wait_until(lambda: not os.path.exists("/proc/%d" % int(pids[0])), 5, "serve is gone")
+        self.skerry("up", "--detach", "--dir", self.directory)
+        self.assertEqual(self.get("http://127.0.0.1:8080/i/%s/" % i)[0], 200)
+        begun = time.monotonic()
+        self.skerry("down", "--dir", self.directory)
+        self.assertLess(time.monotonic() - begun, 30)
+        left = subprocess.run(["pgrep", "-af", self.directory], capture_output=True).stdout
+        self.assertEqual(left, b"")
+        self.assertNotIn(self.directory, open("/proc/self/mounts").read())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,320 @@
+"""Real nodes for tests: real processes, real sockets, a folder that goes away with them.
+
+    with Node() as node:
+        node.deploy({...})
+        answer = node.get("/w/hello/")
+
+Conditions are waited for with a deadline (wait_until); nothing sleeps and hopes. When a test fails,
+the logs of its nodes are printed.
+"""
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+BUILD = os.path.abspath(os.environ.get("B", "build"))
+SKERRY = os.path.join(BUILD, "skerry")
+NODE_UID = 1879000000  # unprivileged, below the ranges of instances
+PYTHON = "/usr/bin/python3"
+
+
+def wait_until(condition, seconds=10.0, what="a condition"):
+    """Calls condition until it is true; returns what it returned."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError("%s did not hold within %.1f s" % (what, seconds))
+        time.sleep(0.01)
+
+
+def processes_of(instance):
+    """Host pids of the processes that an instance's code runs."""
+    mark = ("SKERRY_INSTANCE=" + instance).encode()
+    found = []
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            with contextlib.suppress(OSError):
+                with open("/proc/%s/environ" % pid, "rb") as f:
+                    if mark in f.read().split(b"\0"):
+                        found.append(int(pid))
+    return found
+
+
+_ports_given = set()
+
+
+def free_port():
+    """A TCP port on 127.0.0.1 that nobody has now, and that was not given before."""
+    while True:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        if port not in _ports_given:
+            _ports_given.add(port)
+            return port
+
+
+class Answer:
+    def __init__(self, status, headers, body):
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def header(self, name):
+        for key, value in self.headers:
+            if key.lower() == name.lower():
+                return value
+        return None
+
+    @property
+    def instance(self):
+        return self.header("Skerry-Instance")
+
+    @property
+    def start(self):
+        return self.header("Skerry-Start")
+
+    @property
+    def error(self):
+        return self.header("Skerry-Error")
+
+    def json(self):
+        return json.loads(self.body)
+
+    def __repr__(self):
+        return "<%d %s %r>" % (self.status, dict(self.headers), self.body[:300])
+
+
+class Node:
+    """One `skerry runner` and one `skerry serve`."""
+
+    def __init__(self, config="", runner_config="", name="node1"):
+        self.name = name
+        self.directory = tempfile.mkdtemp(prefix="skerry-test-", dir="/tmp")
+        os.chmod(self.directory, 0o755)
+        self.http_port = free_port()
+        self.api_port = free_port()
+        self.runner_process = None
+        self.serve_process = None
+        self.data = os.path.join(self.directory, "data")
+        os.mkdir(self.data)
+        os.chown(self.data, NODE_UID, NODE_UID)
+        self.api_socket = os.path.join(self.directory, "run", "api.sock")
+        run = os.path.join(self.directory, "run")
+        os.mkdir(run)
+        os.chown(run, NODE_UID, NODE_UID)
+        with open(self.path("skerry.yaml"), "w") as f:
+            f.write(
+                "name: %s\ndata: %s\nhttp: 127.0.0.1:%d\napi: 127.0.0.1:%d\napi_socket: %s\n"
+                "runner_socket: %s\nbootstrap: true\n%s"
+                % (name, self.data, self.http_port, self.api_port, self.api_socket,
+                   self.path("runner.sock"), config))
+        with open(self.path("runner.yaml"), "w") as f:
+            f.write("directory: %s\nsocket: %s\n%s"
+                    % (self.path("runner"), self.path("runner.sock"), runner_config))
+        os.chmod(self.path("runner.yaml"), 0o644)
+
+    def path(self, *parts):
+        return os.path.join(self.directory, *parts)
+
+    # --- processes ---------------------------------------------------------------------------
+
+    def start_runner(self):
+        log = open(self.path("runner.log"), "ab")
+        self.runner_process = subprocess.Popen(
+            [SKERRY, "runner", "--config", self.path("runner.yaml"), "--node-uid", str(NODE_UID),
+             "--node-gid", str(NODE_UID)],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        log.close()
+
+    def start_serve(self, ready=True):
+        log = open(self.path("serve.log"), "ab")
+        self.serve_process = subprocess.Popen(
+            [SKERRY, "serve", "--config", self.path("skerry.yaml")], stdin=subprocess.DEVNULL,
+            stdout=log, stderr=log, start_new_session=True, user=NODE_UID, group=NODE_UID,
+            extra_groups=[])
+        log.close()
+        if ready:
+            self.wait_ready()
+
+    def wait_ready(self, seconds=20):
+        def ready():
+            if self.serve_process.poll() is not None:
+                raise AssertionError("serve ended with %s" % self.serve_process.returncode)
+            try:
+                return self.get("/readyz").status == 200
+            except OSError:
+                return False
+        wait_until(ready, seconds, "/readyz of %s" % self.name)
+
+    def start(self):
+        self.start_runner()
+        self.start_serve()
+        return self
+
+    def kill_serve(self):
+        os.kill(self.serve_process.pid, signal.SIGKILL)
+        self.serve_process.wait()
+
+    def kill_runner(self):
+        os.kill(self.runner_process.pid, signal.SIGKILL)
+        self.runner_process.wait()
+
+    def stop_serve(self, seconds=40):
+        self.serve_process.send_signal(signal.SIGTERM)
+        return self.serve_process.wait(seconds)
+
+    def close(self):
+        with contextlib.suppress(Exception):
+            for instance in self.ps():
+                self.cli("stop", instance["id"], check=False)
+        for process in (self.serve_process, self.runner_process):
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(10)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self):
+        try:
+            return self.start()
+        except BaseException:
+            self.dump()
+            self.close()
+            raise
+
+    def __exit__(self, kind, value, trace):
+        if kind is not None:
+            self.dump()
+        self.close()
+
+    def dump(self):
+        for name in ("runner.log", "serve.log"):
+            with contextlib.suppress(OSError):
+                with open(self.path(name), "rb") as f:
+                    text = f.read()[-6000:].decode(errors="replace")
+                print("--- %s of %s\n%s" % (name, self.name, text), flush=True)
+
+    # --- the command line --------------------------------------------------------------------------
+
+    def environment(self):
+        e = {k: v for k, v in os.environ.items() if not k.startswith("SKERRY_")}
+        e["SKERRY_ADDR"] = "unix:" + self.api_socket
+        e["NO_COLOR"] = "1"
+        return e
+
+    def cli(self, *arguments, stdin=b"", check=True, timeout=60):
+        """Runs skerry; a CompletedProcess with bytes."""
+        if isinstance(stdin, str):
+            stdin = stdin.encode()
+        done = subprocess.run([SKERRY, *arguments], input=stdin, capture_output=True,
+                              timeout=timeout, env=self.environment())
+        if check and done.returncode != 0:
+            raise AssertionError("skerry %s: exit code %d\n%s\n%s" % (
+                " ".join(arguments), done.returncode, done.stdout.decode(errors="replace"),
+                done.stderr.decode(errors="replace")))
+        return done
+
+    def deploy(self, spec, source=None):
+        """Deploys a workload given as a dict; `source` is a dict of file name to text."""
+        spec = dict(spec)
+        folder = tempfile.mkdtemp(dir=self.directory)
+        if source is not None:
+            os.mkdir(os.path.join(folder, "app"))
+            for name, text in source.items():
+                with open(os.path.join(folder, "app", name), "w") as f:
+                    f.write(text)
+            spec["source"] = "./app"
+        path = os.path.join(folder, "workload.json")
+        with open(path, "w") as f:
+            json.dump(spec, f)
+        return self.cli("deploy", path)
+
+    def ps(self, *flags):
+        return json.loads(self.cli("ps", "--json", *flags).stdout)
+
+    def status(self):
+        return json.loads(self.cli("status", "--json").stdout)
+
+    # --- joins ---------------------------------------------------------------------------------------
+
+    def request(self, method, path, body=None, headers=None, timeout=60, port=None):
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.http_port,
+                                                timeout=timeout)
+        try:
+            connection.request(method, path, body=body, headers=headers or {})
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.getheaders(), answer.read())
+        finally:
+            connection.close()
+
+    def get(self, path, headers=None, timeout=60):
+        return self.request("GET", path, headers=headers, timeout=timeout)
+
+    def raw(self, data, timeout=10, port=None):
+        """Sends bytes as they are, returns all that comes until the other side closes."""
+        with socket.create_connection(("127.0.0.1", port or self.http_port), timeout) as s:
+            s.sendall(data)
+            out = b""
+            while True:
+                try:
+                    piece = s.recv(65536)
+                except ConnectionResetError:
+                    return out
+                if not piece:
+                    return out
+                out += piece
+
+
+# A server in the standard library alone, one thread a request, HTTP/1.1. `handle(self)` is added.
+SERVER = """
+import http.server, os, sys, threading, time, json
+class H(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def log_message(self, *a): pass
+    def say(self, body, status=200, headers=()):
+        body = body if isinstance(body, bytes) else body.encode()
+        self.send_response(status)
+        for k, v in headers: self.send_header(k, v)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD": self.wfile.write(body)
+    def do_GET(self): handle(self)
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
+    def body(self):
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+%s
+class S(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+S(("", int(os.environ["PORT"])), H).serve_forever()
+"""
+
+
+def server(handle):
+    """Source of a workload whose `handle(h)` is given as text."""
+    return {"main.py": SERVER % handle}
+
+
+def server_spec(name, **more):
+    spec = {
+        "id": name,
+        "command": ["python3", "main.py"],
+        "port": 8080,
+        "access": "public",
+        "timeouts": {"start": "20s"},
+    }
+    spec.update(more)
+    return spec
