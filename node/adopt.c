@@ -110,24 +110,33 @@ static struct instance *adopt_record(struct node *n, const struct registry_root 
     return i;
 }
 
-/* A slot again, and the scheduler's knowledge of it. */
-static void adopt_running(struct node *n, struct instance *i, const Skerry__Runner__Held *held)
+/* A slot again, and the scheduler's knowledge of it, with the clocks that ran meanwhile. */
+static void adopt_running(struct node *n, struct instance *i, const Skerry__Runner__Held *held,
+                          enum instance_state recorded)
 {
     bool ready = held->state == SKERRY__RUNNER__HELD_STATE__HELD_READY;
     uint64_t ready_ms = i->ready_ms;
+    struct err e = {0};
     i->phase = PHASE_COMMITTED;
-    i->ready_ms = 0;
+    if (ready && instance_open(i, held->ready != NULL ? held->ready->address : NULL, &e) != 0) {
+        log_error("adopt", "%s: %s", i->id.text, e.msg);
+        instance_stop(i, END_AGENT_LOST, 0);
+        return;
+    }
+    if (!ready) {
+        i->ready_ms = 0;
+        routes_instance(n, i);
+    }
     steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_ADOPTED,
                                            .instance = i->handle,
                                            .name = i->name,
                                            .version = i->version,
                                            .key = i->key,
-                                           .ready = false,
+                                           .ready = ready,
                                            .started_ms = ready_ms});
-    if (ready)
-        instance_make_ready(i, held->ready != NULL ? held->ready->address : NULL);
-    else
-        routes_instance(n, i);
+    if (recorded == INSTANCE_STATE_DRAINING)
+        steps_run(n, &(struct scheduler_event){
+                         .kind = SCHEDULER_DRAIN, .instance = i->handle, .reason = END_DRAINED});
 }
 
 static void adopt_held(struct node *n, const struct registry_root *root,
@@ -166,7 +175,7 @@ static void adopt_held(struct node *n, const struct registry_root *root,
         i->phase = PHASE_READY;
         instance_stop(i, END_CLIENT_GONE, 0);
     } else {
-        adopt_running(n, i, held);
+        adopt_running(n, i, held, record->state);
     }
 }
 

@@ -24,6 +24,7 @@
 
 struct config {
     char *name;             /* of this node; "" until config_finish takes the host's */
+    char *cluster;          /* its name, for people */
     char *data;             /* folder: registry, logs, images */
     bool bootstrap;         /* make a cluster of this node if `data` holds none */
     char *bind;             /* address for peers, always private */

@@ -66,6 +66,7 @@ struct instance {
     char asked_by[96];
 
     bool reserved, prepared, discarded, adopted, closed, empty_told;
+    bool ahead; /* started before anybody asked */
     bool ending; /* reason, below, is why we end it */
     enum end_reason end_reason;
     enum problem problem; /* why the start failed */
@@ -225,7 +226,7 @@ struct instance_request {
     const char *key;
     const char *asked_by;
     uint64_t asked_us;
-    bool tty, no_stdin;
+    bool ahead, tty, no_stdin;
     unsigned rows, columns;
     struct node_ask *run_ask;
 };
@@ -239,6 +240,9 @@ void instance_close(struct instance *i);
 void instance_maybe_empty(struct instance *i);
 void instance_event(struct node *n, const Skerry__Runner__Event *event);
 void instance_make_ready(struct instance *i, const Skerry__Runner__Address *address);
+/* The part of it that adoption shares: lets joiners in, from `ready_ms` on. */
+int instance_open(struct instance *i, const Skerry__Runner__Address *address,
+                  struct err *e) ERR_CHECKED;
 void instance_ended(struct instance *i, const Skerry__Runner__Ended *ended);
 /* Its agent or runner is gone, or it never came to be: as if the runner had said so. */
 void instance_ended_locally(struct instance *i, enum end_reason reason, const char *message);

@@ -222,6 +222,7 @@ int instance_start(struct node *n, const struct instance_request *request, struc
     i->asked_us = request->asked_us;
     i->asked_wall_ms = clock_wall_ms();
     i->run_ask = request->run_ask;
+    i->ahead = request->ahead;
     text_copy(i->asked_by, sizeof i->asked_by, request->asked_by);
     if (request->workload != NULL) {
         i->workload = (struct registry_workload *)(uintptr_t)request->workload;

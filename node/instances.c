@@ -241,21 +241,29 @@ static int open_slot(struct instance *i, const Skerry__Runner__Address *address,
     return slot_open(i->node->slots, &o, &i->slot, e);
 }
 
+int instance_open(struct instance *i, const Skerry__Runner__Address *address, struct err *e)
+{
+    i->phase = PHASE_READY;
+    bool joined = i->spec->kind == WORKLOAD_SERVER && i->spec->port != 0;
+    if (joined && open_slot(i, address, e) != 0)
+        return -(int)e->code;
+    routes_instance(i->node, i);
+    return 0;
+}
+
 void instance_make_ready(struct instance *i, const Skerry__Runner__Address *address)
 {
     struct node *n = i->node;
     if (i->phase != PHASE_COMMITTED)
         return;
-    i->phase = PHASE_READY;
     i->ready_ms = clock_monotonic_ms();
     i->last_exec_ms = i->ready_ms;
     i->marks.ready_us = instance_age_us(i);
-    i->code_us =
-        i->marks.ready_us -
-        (i->marks.sandbox_us > i->marks.reserved_us ? i->marks.sandbox_us : i->marks.reserved_us);
-    bool joined = i->spec->kind == WORKLOAD_SERVER && i->spec->port != 0;
+    uint64_t both_us =
+        i->marks.sandbox_us > i->marks.reserved_us ? i->marks.sandbox_us : i->marks.reserved_us;
+    i->code_us = i->marks.ready_us - both_us;
     struct err e = {0};
-    if (joined && open_slot(i, address, &e) != 0) {
+    if (instance_open(i, address, &e) != 0) {
         log_error("instance", "%s: %s", i->id.text, e.msg);
         instance_stop(i, END_START_FAILED, 0);
         return;
@@ -265,10 +273,10 @@ void instance_make_ready(struct instance *i, const Skerry__Runner__Address *addr
     else
         instance_note(i, "ready", i->spec->kind == WORKLOAD_COMMAND ? "runs" : "ready");
     tell_state(i, INSTANCE_STATE_READY);
-    routes_instance(n, i);
     pthread_mutex_lock(&n->facts_mutex);
     n->metrics.starts_total++;
-    histogram_add(&n->metrics.start_seconds[GATEWAY_START_COLD], (double)i->marks.ready_us / 1e6);
+    histogram_add(&n->metrics.start_seconds[i->ahead ? GATEWAY_START_POOL : GATEWAY_START_COLD],
+                  (double)i->marks.ready_us / 1e6);
     pthread_mutex_unlock(&n->facts_mutex);
     events_post(n, "instance_ready", i->name, i->id.text, "after %.1f ms",
                 (double)i->marks.ready_us / 1e3);

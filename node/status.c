@@ -169,11 +169,12 @@ json_t *status_json(struct node *n)
         "version", SKERRY_VERSION, "cpus", n->hello != NULL ? (int)n->hello->cpus : 0, "cpus_used",
         cpus_used(n), "memory_bytes", (json_int_t)(n->hello != NULL ? n->hello->memory_bytes : 0),
         "memory_used_bytes", (json_int_t)resident_bytes(), "lease_seconds");
-    json_t *out = json_pack("{s:s, s:s, s:b, s:o, s:I, s:I, s:i, s:o, s:[o]}", "cluster", "skerry",
-                            "cluster_id", registry_root_cluster_id(root), "healthy", (int)healthy,
-                            "leader", r.leader ? json_string(n->config->name) : json_null(), "term",
-                            (json_int_t)r.term, "commit_index", (json_int_t)r.commit_index,
-                            "voters", (int)r.voters, "warnings", warnings_of(n, &r), "nodes", self);
+    json_t *out =
+        json_pack("{s:s, s:s, s:b, s:o, s:I, s:I, s:i, s:o, s:[o]}", "cluster", n->config->cluster,
+                  "cluster_id", registry_root_cluster_id(root), "healthy", (int)healthy, "leader",
+                  r.leader ? json_string(n->config->name) : json_null(), "term", (json_int_t)r.term,
+                  "commit_index", (json_int_t)r.commit_index, "voters", (int)r.voters, "warnings",
+                  warnings_of(n, &r), "nodes", self);
     registry_root_release(root);
     return out;
 }

@@ -72,6 +72,7 @@ static void start_action(struct node *n, const struct scheduler_action *a)
         .handle = a->instance,
         .workload = workload,
         .key = a->key,
+        .ahead = w == NULL,
         .asked_by = by,
         .asked_us =
             w != NULL && w->gateway_ask != NULL ? w->gateway_ask->asked_us : clock_monotonic_us(),
