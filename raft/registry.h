@@ -22,7 +22,7 @@
 #include "base/words.h"
 #include "base/workload.h"
 
-#define REGISTRY_KEY_LENGTH_MAX 128       /* of a join key */
+#define REGISTRY_KEY_LENGTH_MAX 128 /* of a join key */
 #define REGISTRY_DETAIL_LENGTH_MAX 255
 #define REGISTRY_ENDED_PER_WORKLOAD_MAX 10000
 #define REGISTRY_ENDED_KEPT_MS (24u * 3600u * 1000u)
@@ -75,8 +75,8 @@ struct registry_instance {
 enum token_role { TOKEN_ROLE_ADMIN, TOKEN_ROLE_DEPLOY, TOKEN_ROLE_INVOKE };
 struct registry_token {
     struct map_value value;
-    char id[17];           /* public, 16 characters */
-    uint8_t hash[32];      /* of the secret part */
+    char id[17];      /* public, 16 characters */
+    uint8_t hash[32]; /* of the secret part */
     enum token_role role;
     char workload[WORKLOAD_NAME_LENGTH_MAX + 1]; /* "" any */
     char instance[INSTANCE_ID_LENGTH_MAX + 1];   /* "" any */
@@ -100,14 +100,13 @@ struct registry_root; /* opaque; counted */
 const struct registry_workload *registry_root_workload(const struct registry_root *root,
                                                        const char *name, size_t length);
 const struct registry_workload *registry_root_workload_version(const struct registry_root *root,
-                                                               const char *name,
-                                                               uint64_t version);
+                                                               const char *name, uint64_t version);
 const struct registry_instance *registry_root_instance(const struct registry_root *root,
                                                        const char *id, size_t length);
-const struct registry_token *registry_root_token(const struct registry_root *root,
-                                                 const char *id, size_t length);
-const struct registry_image *registry_root_image(const struct registry_root *root,
-                                                 const char *name, size_t length);
+const struct registry_token *registry_root_token(const struct registry_root *root, const char *id,
+                                                 size_t length);
+const struct registry_image *registry_root_image(const struct registry_root *root, const char *name,
+                                                 size_t length);
 const struct registry_node *registry_root_node(const struct registry_root *root, node_id id);
 uint64_t registry_root_index(const struct registry_root *root);
 /* The random id that the first command gave the cluster, 16 hex characters; "" before. */
@@ -150,6 +149,7 @@ enum registry_command_kind {
     REGISTRY_TOKEN_REVOKE,     /* token.id */
     REGISTRY_IMAGE_PUT,        /* image */
     REGISTRY_IMAGE_REMOVE,     /* image.name; refused while a kept workload version names it */
+    REGISTRY_FEATURE_LEVEL,    /* version: what every node of the cluster now understands */
 };
 
 /* Filled by the caller; copied by registry_propose. Only the members of its kind are read. */
@@ -184,10 +184,10 @@ typedef void (*registry_result_cb)(void *user, const struct err *error,
 
 struct registry;
 struct registry_options {
-    const char *directory; /* made if missing, 0700 */
-    node_id id;            /* of this node; 1 with bootstrap */
-    bool bootstrap;        /* make a cluster of one voter if the directory is empty */
-    uint64_t boot;         /* random, of this start: names the session */
+    const char *directory;       /* made if missing, 0700 */
+    node_id id;                  /* of this node; 1 with bootstrap */
+    bool bootstrap;              /* make a cluster of one voter if the directory is empty */
+    uint64_t boot;               /* random, of this start: names the session */
     unsigned snapshot_threshold; /* entries; default 8192 */
     unsigned snapshot_trailing;  /* default 2048 */
     size_t waiting_max;          /* proposals not yet committed; default 10,000 */

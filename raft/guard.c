@@ -1,0 +1,508 @@
+#include "raft/guard.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+
+/* A message whose time has not come. Those kinds hold no memory but the address. */
+struct waiting {
+    struct raft_message message;
+    char address[32];
+};
+
+/* An append under way: stands between libraft's request and the inner one's. */
+struct append {
+    struct raft_io_append inner;
+    struct raft_io_append *outer;
+    struct guard *guard;
+    struct append *next;
+};
+
+struct put {
+    struct raft_io_snapshot_put inner;
+    struct raft_io_snapshot_put *outer;
+    struct guard *guard;
+    bool install;
+};
+
+struct guard {
+    struct guard_options options;
+    struct raft_io io;
+    raft_io_tick_cb tick;
+    raft_io_recv_cb recv;
+    raft_io_close_cb close;
+    unsigned appends;     /* in flight */
+    unsigned works;       /* likewise, of options.async_work */
+    struct append *stuck; /* failed, and not told to libraft until it closes */
+    bool failed, closing;
+
+    bool leader;          /* as libraft said last */
+    bool barrier_pending; /* its callback is to come */
+    bool barrier_done;    /* committed */
+    raft_index barrier_index;
+    raft_term barrier_term;
+    struct raft_barrier barrier;
+
+    struct waiting waiting[GUARD_WAITING_MAX];
+    size_t waiting_count;
+};
+
+static struct guard *guard_of(struct raft_io *io)
+{
+    return io->impl;
+}
+
+static struct raft *raft_of(struct guard *g)
+{
+    return g->io.data;
+}
+
+static void errmsg_take(struct guard *g)
+{
+    memcpy(g->io.errmsg, g->options.inner->errmsg, sizeof g->io.errmsg);
+    g->io.errmsg[sizeof g->io.errmsg - 1] = '\0';
+}
+
+static void fail(struct guard *g, const char *what, int status)
+{
+    if (g->failed || g->options.off || g->closing)
+        return;
+    g->failed = true;
+    struct err e;
+    err_set(&e, ERR_IO, "raft: %s failed: %s (%.120s)", what, raft_strerror(status), g->io.errmsg);
+    g->options.failed(g->options.user, &e);
+}
+
+/* --- leadership ------------------------------------------------------------------------------------- */
+
+static void barrier_cb(struct raft_barrier *barrier, int status)
+{
+    struct guard *g = barrier->data;
+    g->barrier_pending = false;
+    g->barrier_done = status == 0 && raft_of(g)->current_term == g->barrier_term;
+}
+
+static bool barrier_stored(struct guard *g)
+{
+    return g->barrier_index != 0 && raft_of(g)->last_stored >= g->barrier_index;
+}
+
+/* Follows libraft into and out of leadership. */
+static void leadership_follow(struct guard *g)
+{
+    struct raft *raft = raft_of(g);
+    bool leader = raft->state == RAFT_LEADER;
+    if (leader && g->leader && raft->current_term == g->barrier_term)
+        return;
+    g->leader = leader;
+    g->barrier_done = false;
+    g->barrier_index = 0;
+    /* The callback of an older barrier has come: libraft fails all requests with the leadership. */
+    if (!leader || g->barrier_pending)
+        return;
+    g->barrier_term = raft->current_term;
+    g->barrier.data = g;
+    int rv = raft_barrier(raft, &g->barrier, barrier_cb);
+    if (rv != 0) {
+        fail(g, "the barrier of a new leader", rv);
+        return;
+    }
+    g->barrier_pending = true;
+    g->barrier_index = raft_last_index(raft);
+}
+
+/* --- what waits --------------------------------------------------------------------------------------- */
+
+static bool must_wait(struct guard *g, const struct raft_message *m)
+{
+    unsigned short state = raft_of(g)->state;
+    switch (m->type) {
+    case RAFT_IO_APPEND_ENTRIES_RESULT:
+        return state == RAFT_LEADER && !barrier_stored(g);
+    case RAFT_IO_REQUEST_VOTE:
+    case RAFT_IO_TIMEOUT_NOW:
+        return g->appends > 0 && state != RAFT_LEADER;
+    default:
+        return false;
+    }
+}
+
+static void wait_push(struct guard *g, const struct raft_message *m)
+{
+    if (g->waiting_count == GUARD_WAITING_MAX)
+        return;
+    struct waiting *w = &g->waiting[g->waiting_count];
+    if (!text_copy(w->address, sizeof w->address, m->server_address))
+        return;
+    w->message = *m;
+    g->waiting_count++;
+}
+
+static void wait_deliver(struct guard *g)
+{
+    for (size_t i = 0; i < g->waiting_count && !g->failed;) {
+        struct waiting w = g->waiting[i];
+        if (must_wait(g, &w.message)) {
+            i++;
+            continue;
+        }
+        g->waiting_count--;
+        memmove(&g->waiting[i], &g->waiting[i + 1], (g->waiting_count - i) * sizeof g->waiting[0]);
+        w.message.server_address = w.address;
+        g->recv(&g->io, &w.message);
+        leadership_follow(g);
+    }
+}
+
+/* After anything was handed to libraft. */
+static void after(struct guard *g)
+{
+    if (!g->options.off && !g->failed && !g->closing) {
+        leadership_follow(g);
+        wait_deliver(g);
+        /* What libraft could not handle makes it deaf for good, and it tells nobody. */
+        if (raft_of(g)->state == RAFT_UNAVAILABLE)
+            fail(g, "libraft's own work", RAFT_SHUTDOWN);
+    }
+    g->options.after(g->options.user);
+}
+
+void guard_started(struct guard *g)
+{
+    after(g);
+}
+
+bool guard_leads(const struct guard *g)
+{
+    const struct raft *raft = g->io.data;
+    if (g->failed || g->closing || raft->state != RAFT_LEADER)
+        return false;
+    return g->options.off || (g->barrier_done && raft->current_term == g->barrier_term);
+}
+
+bool guard_failed(const struct guard *g)
+{
+    return g->failed;
+}
+
+/* --- from the inner raft_io --------------------------------------------------------------------------- */
+
+static void tick_cb(struct raft_io *inner)
+{
+    struct guard *g = inner->data;
+    if (g->failed || g->closing)
+        return;
+    if (!g->options.off && g->appends > 0 && raft_of(g)->state == RAFT_FOLLOWER)
+        return;
+    g->tick(&g->io);
+    after(g);
+}
+
+/* What libraft would have owned. */
+static void message_drop(struct raft_message *m)
+{
+    if (m->type == RAFT_IO_APPEND_ENTRIES && m->append_entries.n_entries > 0) {
+        raft_free(m->append_entries.entries[0].batch);
+        raft_free(m->append_entries.entries);
+    } else if (m->type == RAFT_IO_INSTALL_SNAPSHOT) {
+        raft_configuration_close(&m->install_snapshot.conf);
+        raft_free(m->install_snapshot.data.base);
+    }
+}
+
+static void recv_cb(struct raft_io *inner, struct raft_message *m)
+{
+    struct guard *g = inner->data;
+    if (g->failed || g->closing) {
+        message_drop(m);
+        return;
+    }
+    if (!g->options.off && must_wait(g, m)) {
+        wait_push(g, m);
+        return;
+    }
+    g->recv(&g->io, m);
+    after(g);
+}
+
+static void append_cb(struct raft_io_append *inner, int status)
+{
+    struct append *a = inner->data;
+    struct guard *g = a->guard;
+    g->appends--;
+    if (status != 0 && !g->closing)
+        errmsg_take(g);
+    if (status != 0)
+        fail(g, "a write to the log", status);
+    if (g->failed) {
+        a->next = g->stuck;
+        g->stuck = a;
+        return;
+    }
+    struct raft_io_append *outer = a->outer;
+    free(a);
+    outer->cb(outer, status);
+    if (!g->closing)
+        after(g);
+}
+
+static void put_cb(struct raft_io_snapshot_put *inner, int status)
+{
+    struct put *p = inner->data;
+    struct guard *g = p->guard;
+    struct raft_io_snapshot_put *outer = p->outer;
+    if (status != 0 && !g->closing)
+        errmsg_take(g);
+    /* libraft has already forgotten the log that an installed snapshot replaces. A snapshot of our
+     * own is merely tried again. */
+    if (status != 0 && p->install)
+        fail(g, "the writing of an installed snapshot", status);
+    free(p);
+    outer->cb(outer, status);
+    if (!g->closing)
+        after(g);
+}
+
+static void close_cb(struct raft_io *inner)
+{
+    struct guard *g = inner->data;
+    /* libraft is unavailable by now and only gives memory back. */
+    while (g->stuck != NULL) {
+        struct append *a = g->stuck;
+        g->stuck = a->next;
+        struct raft_io_append *outer = a->outer;
+        free(a);
+        outer->cb(outer, RAFT_CANCELED);
+    }
+    g->close(&g->io);
+}
+
+/* --- from libraft --------------------------------------------------------------------------------------- */
+
+static int io_init(struct raft_io *io, raft_id id, const char *address)
+{
+    struct guard *g = guard_of(io);
+    g->options.inner->data = g;
+    int rv = g->options.inner->init(g->options.inner, id, address);
+    if (rv != 0)
+        errmsg_take(g);
+    return rv;
+}
+
+static void io_close(struct raft_io *io, raft_io_close_cb cb)
+{
+    struct guard *g = guard_of(io);
+    g->closing = true;
+    g->close = cb;
+    if (g->works == 0)
+        g->options.inner->close(g->options.inner, close_cb);
+}
+
+static int io_load(struct raft_io *io, raft_term *term, raft_id *voted_for,
+                   struct raft_snapshot **snapshot, raft_index *start_index,
+                   struct raft_entry *entries[], size_t *n_entries)
+{
+    struct guard *g = guard_of(io);
+    int rv = g->options.inner->load(g->options.inner, term, voted_for, snapshot, start_index,
+                                    entries, n_entries);
+    if (rv != 0)
+        errmsg_take(g);
+    return rv;
+}
+
+static int io_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
+{
+    struct guard *g = guard_of(io);
+    g->tick = tick;
+    g->recv = recv;
+    return g->options.inner->start(g->options.inner, msecs, tick_cb, recv_cb);
+}
+
+static int io_bootstrap(struct raft_io *io, const struct raft_configuration *conf)
+{
+    struct guard *g = guard_of(io);
+    int rv = g->options.inner->bootstrap(g->options.inner, conf);
+    if (rv != 0)
+        errmsg_take(g);
+    return rv;
+}
+
+static int io_recover(struct raft_io *io, const struct raft_configuration *conf)
+{
+    struct guard *g = guard_of(io);
+    return g->options.inner->recover(g->options.inner, conf);
+}
+
+/* A write that answers at once. */
+static int written(struct guard *g, const char *what, int rv)
+{
+    if (rv != 0) {
+        errmsg_take(g);
+        fail(g, what, rv);
+    }
+    return rv;
+}
+
+static int io_set_term(struct raft_io *io, raft_term term)
+{
+    struct guard *g = guard_of(io);
+    if (g->failed)
+        return RAFT_IOERR;
+    return written(g, "storing the term", g->options.inner->set_term(g->options.inner, term));
+}
+
+static int io_set_vote(struct raft_io *io, raft_id server_id)
+{
+    struct guard *g = guard_of(io);
+    if (g->failed)
+        return RAFT_IOERR;
+    return written(g, "storing the vote", g->options.inner->set_vote(g->options.inner, server_id));
+}
+
+static int io_send(struct raft_io *io, struct raft_io_send *req, const struct raft_message *message,
+                   raft_io_send_cb cb)
+{
+    struct guard *g = guard_of(io);
+    if (g->failed)
+        return RAFT_IOERR;
+    return g->options.inner->send(g->options.inner, req, message, cb);
+}
+
+static int io_append(struct raft_io *io, struct raft_io_append *req,
+                     const struct raft_entry entries[], unsigned n, raft_io_append_cb cb)
+{
+    struct guard *g = guard_of(io);
+    if (g->failed)
+        return RAFT_IOERR;
+    struct append *a = calloc(1, sizeof *a);
+    if (a == NULL)
+        return RAFT_NOMEM;
+    a->guard = g;
+    a->outer = req;
+    a->inner.data = a;
+    req->cb = cb;
+    int rv = g->options.inner->append(g->options.inner, &a->inner, entries, n, append_cb);
+    if (rv != 0) {
+        free(a);
+        return written(g, "a write to the log", rv);
+    }
+    g->appends++;
+    return 0;
+}
+
+static int io_truncate(struct raft_io *io, raft_index index)
+{
+    struct guard *g = guard_of(io);
+    if (g->failed)
+        return RAFT_IOERR;
+    return written(g, "truncating the log", g->options.inner->truncate(g->options.inner, index));
+}
+
+static int io_snapshot_put(struct raft_io *io, unsigned trailing, struct raft_io_snapshot_put *req,
+                           const struct raft_snapshot *snapshot, raft_io_snapshot_put_cb cb)
+{
+    struct guard *g = guard_of(io);
+    if (g->failed)
+        return RAFT_IOERR;
+    struct put *p = calloc(1, sizeof *p);
+    if (p == NULL)
+        return RAFT_NOMEM;
+    p->guard = g;
+    p->outer = req;
+    p->install = trailing == 0;
+    p->inner.data = p;
+    req->cb = cb;
+    int rv =
+        g->options.inner->snapshot_put(g->options.inner, trailing, &p->inner, snapshot, put_cb);
+    if (rv != 0) {
+        free(p);
+        errmsg_take(g);
+    }
+    return rv;
+}
+
+static int io_snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req,
+                           raft_io_snapshot_get_cb cb)
+{
+    struct guard *g = guard_of(io);
+    return g->options.inner->snapshot_get(g->options.inner, req, cb);
+}
+
+static raft_time io_time(struct raft_io *io)
+{
+    struct guard *g = guard_of(io);
+    return g->options.inner->time(g->options.inner);
+}
+
+static int io_random(struct raft_io *io, int min, int max)
+{
+    struct guard *g = guard_of(io);
+    return g->options.inner->random(g->options.inner, min, max);
+}
+
+static int io_async_work(struct raft_io *io, struct raft_io_async_work *work,
+                         raft_io_async_work_cb cb)
+{
+    struct guard *g = guard_of(io);
+    if (g->options.async_work == NULL)
+        return g->options.inner->async_work(g->options.inner, work, cb);
+    work->cb = cb;
+    int rv = g->options.async_work(g->options.user, work);
+    if (rv == 0)
+        g->works++;
+    return rv;
+}
+
+void guard_async_work_done(struct guard *g, struct raft_io_async_work *work, int status)
+{
+    assert_always(g->works > 0);
+    g->works--;
+    work->cb(work, g->closing ? RAFT_CANCELED : status);
+    if (g->closing && g->works == 0)
+        g->options.inner->close(g->options.inner, close_cb);
+    else if (!g->closing)
+        after(g);
+}
+
+/* --- life ----------------------------------------------------------------------------------------------- */
+
+int guard_new(struct guard **out, const struct guard_options *options, struct err *e)
+{
+    struct guard *g = calloc(1, sizeof *g);
+    if (g == NULL)
+        return err_set(e, ERR_NO_MEMORY, "the guard: no memory");
+    g->options = *options;
+    g->io = (struct raft_io){
+        .version = 2,
+        .impl = g,
+        .init = io_init,
+        .close = io_close,
+        .load = io_load,
+        .start = io_start,
+        .bootstrap = io_bootstrap,
+        .recover = io_recover,
+        .set_term = io_set_term,
+        .set_vote = io_set_vote,
+        .send = io_send,
+        .append = io_append,
+        .truncate = io_truncate,
+        .snapshot_put = io_snapshot_put,
+        .snapshot_get = io_snapshot_get,
+        .time = io_time,
+        .random = io_random,
+        .async_work = io_async_work,
+    };
+    *out = g;
+    return 0;
+}
+
+void guard_free(struct guard *g)
+{
+    free(g);
+}
+
+struct raft_io *guard_io(struct guard *g)
+{
+    return &g->io;
+}

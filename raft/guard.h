@@ -1,0 +1,59 @@
+/* raft/guard.h - what libraft 0.15 does wrong, put right between it and its disk and network.
+ *
+ * The guard is a raft_io around another. Three rules (design section 5):
+ *
+ * - A new leader proposes a barrier, and results of its followers' appends wait until the barrier is
+ *   stored here. libraft counts replicas of entries of older terms and calls them committed, which a
+ *   later leader may overwrite (Raft paper, figure 8). It counts up to the last entry that the leader
+ *   itself has stored: once that is the barrier, all counting is of the leader's own term.
+ * - A failed append, truncate, set_term, set_vote, or installed snapshot ends everything: libraft would
+ *   stay leader and use the index of the lost entry again. From then on nothing passes in either
+ *   direction, and the owner must end the process.
+ * - While an append of this server's own is in flight, a follower hears no tick and gives no vote:
+ *   libraft would campaign and vote with entries that the disk does not have yet.
+ *
+ * Work that libraft wants done off the loop (snapshots) runs on a thread of its own, not in libuv's
+ * pool, which belongs to the disk.
+ *
+ * Thread:  the loop's.
+ * Memory:  the guard lives from before raft_init until after raft_close's callback. */
+#ifndef SKERRY_RAFT_GUARD_H
+#define SKERRY_RAFT_GUARD_H
+
+#include <raft.h>
+#include <stdbool.h>
+
+#include "base/err.h"
+
+/* Messages that wait. A message beyond that is dropped: libraft sends all of them again. */
+#define GUARD_WAITING_MAX 64
+
+struct guard;
+
+struct guard_options {
+    struct raft_io *inner; /* outlives the guard */
+    /* Only for tests that show what the guard is for: everything passes. */
+    bool off;
+    void *user;
+    /* After anything was handed to libraft: its state may have changed. Called inside libraft's or
+     * libuv's stack: only notes things. */
+    void (*after)(void *user);
+    /* Once. Likewise only notes it. */
+    void (*failed)(void *user, const struct err *error);
+    /* Runs work->work(work) on another thread and gives what it answered to guard_async_work_done on
+     * the loop's; 0 or a code of libraft. NULL: the inner one does it. */
+    int (*async_work)(void *user, struct raft_io_async_work *work);
+};
+
+int guard_new(struct guard **out, const struct guard_options *options, struct err *e) ERR_CHECKED;
+void guard_free(struct guard *g);
+/* What raft_init gets. */
+struct raft_io *guard_io(struct guard *g);
+void guard_async_work_done(struct guard *g, struct raft_io_async_work *work, int status);
+/* After raft_start, which may make a lone voter leader at once. */
+void guard_started(struct guard *g);
+/* This server leads and its barrier is committed: proposals may come. */
+bool guard_leads(const struct guard *g);
+bool guard_failed(const struct guard *g);
+
+#endif

@@ -1,0 +1,72 @@
+/* raft/proposer.h - one batch of commands, or one barrier, under way at a time.
+ *
+ * libraft 0.15 acknowledges nothing under a steady stream of single proposals, and calls back for a
+ * batch when its first entry is applied. So commands wait here while a batch is under way, then go
+ * together (group commit), and what becomes of each is learnt from the state machine: proposer_applied
+ * finds the proposal by its session's number.
+ *
+ *     waiting -> asked -> answered
+ *        ^         |
+ *        +---------+   leadership lost: asked again, with the same number, until its deadline
+ *
+ * Thread: the loop's. Time: milliseconds of a monotonic clock, handed in.
+ * Re-entry: callbacks come out of proposer_deliver and proposer_expire and proposer_close only, never
+ * out of libraft's stack, and may propose. */
+#ifndef SKERRY_RAFT_PROPOSER_H
+#define SKERRY_RAFT_PROPOSER_H
+
+#include <raft.h>
+#include <stdbool.h>
+
+#include "raft/command.h"
+#include "raft/registry.h"
+
+#define PROPOSER_BATCH_MAX 256
+/* A batch is one message and one write: beyond a command that is alone, no larger than this. */
+#define PROPOSER_BATCH_BYTES_MAX (1024u * 1024u)
+
+struct proposer;
+
+struct proposer_options {
+    struct raft *raft;
+    node_id node;
+    uint64_t boot;
+    size_t waiting_max;
+    unsigned timeout_ms;
+    void *user;
+    /* Something is to be delivered or asked: call proposer_deliver and proposer_ask soon. */
+    void (*wake)(void *user);
+};
+
+typedef void (*proposer_barrier_cb)(void *user, const struct err *error);
+
+int proposer_new(struct proposer **out, const struct proposer_options *options,
+                 struct err *e) ERR_CHECKED;
+/* Answers everything with ERR_CANCELED. libraft may still call back until raft_close is done. */
+void proposer_close(struct proposer *p);
+/* After raft_close's callback. */
+void proposer_free(struct proposer *p);
+
+int proposer_propose(struct proposer *p, const struct registry_command *command, uint64_t now_ms,
+                     registry_result_cb cb, void *user, struct err *e) ERR_CHECKED;
+/* `cb` once all that was committed before this call is applied here, and this node still led. */
+int proposer_barrier(struct proposer *p, uint64_t now_ms, proposer_barrier_cb cb, void *user,
+                     struct err *e) ERR_CHECKED;
+
+/* From the state machine's apply. */
+void proposer_applied(struct proposer *p, const struct command_session *asked,
+                      const struct registry_result *result);
+/* Hands out what has been answered. */
+void proposer_deliver(struct proposer *p);
+/* Asks for what waits, if this node leads and nothing is under way. */
+void proposer_ask(struct proposer *p, bool leads);
+/* Gives up what is past its deadline. */
+void proposer_expire(struct proposer *p, uint64_t now_ms);
+
+size_t proposer_waiting(const struct proposer *p);
+struct proposer_counts {
+    uint64_t proposals, batches, barriers, asked_again;
+};
+struct proposer_counts proposer_counts(const struct proposer *p);
+
+#endif

@@ -1,0 +1,194 @@
+/* What any thread may read that holds a root. */
+#include <string.h>
+
+#include "base/memory.h"
+#include "raft/registry.h"
+#include "raft/state_parts.h"
+
+/* A look-up by the bytes of a text that need not end. */
+static struct map_value *get(const struct registry_root *root, enum state_map map, const char *text,
+                             size_t length)
+{
+    return map_get(&root->content.maps[map], text, length);
+}
+
+const struct registry_workload *registry_root_workload(const struct registry_root *root,
+                                                       const char *name, size_t length)
+{
+    const struct map_value *value = get(root, STATE_WORKLOADS, name, length);
+    if (value == NULL)
+        return NULL;
+    const struct state_workload *w = container_of(value, const struct state_workload, value);
+    return registry_root_workload_version(root, w->name, w->version_current);
+}
+
+const struct registry_workload *registry_root_workload_version(const struct registry_root *root,
+                                                               const char *name, uint64_t version)
+{
+    if (strlen(name) > WORKLOAD_NAME_LENGTH_MAX)
+        return NULL;
+    const struct state_version *v = state_version(&root->content, name, version);
+    return v == NULL ? NULL : &v->workload;
+}
+
+const struct registry_instance *registry_root_instance(const struct registry_root *root,
+                                                       const char *id, size_t length)
+{
+    const struct map_value *value = get(root, STATE_INSTANCES, id, length);
+    return value == NULL ? NULL : container_of(value, const struct registry_instance, value);
+}
+
+const struct registry_token *registry_root_token(const struct registry_root *root, const char *id,
+                                                 size_t length)
+{
+    const struct map_value *value = get(root, STATE_TOKENS, id, length);
+    return value == NULL ? NULL : container_of(value, const struct registry_token, value);
+}
+
+const struct registry_image *registry_root_image(const struct registry_root *root, const char *name,
+                                                 size_t length)
+{
+    const struct map_value *value = get(root, STATE_IMAGES, name, length);
+    return value == NULL ? NULL : container_of(value, const struct registry_image, value);
+}
+
+const struct registry_node *registry_root_node(const struct registry_root *root, node_id id)
+{
+    struct state_map_key key = {0};
+    state_key_u64(&key, id);
+    const struct map_value *value = state_get(&root->content, STATE_NODES, &key);
+    return value == NULL ? NULL : container_of(value, const struct registry_node, value);
+}
+
+uint64_t registry_root_index(const struct registry_root *root)
+{
+    return root->content.index;
+}
+
+const char *registry_root_cluster_id(const struct registry_root *root)
+{
+    return root->content.cluster_id;
+}
+
+/* --- listings --------------------------------------------------------------------------------- */
+
+/* One struct for all: a visitor of the map that hands on to the caller's typed one. */
+struct listing {
+    const struct registry_root *root;
+    struct state_map_key prefix;
+    bool (*workload)(void *user, const struct registry_workload *w);
+    bool (*instance)(void *user, const struct registry_instance *i);
+    bool (*token)(void *user, const struct registry_token *t);
+    bool (*image)(void *user, const struct registry_image *i);
+    bool (*node)(void *user, const struct registry_node *n);
+    void *user;
+};
+
+static void list(const struct listing *l, enum state_map map, const char *from,
+                 bool (*visit)(void *user, const void *key, size_t key_length,
+                               struct map_value *value))
+{
+    map_walk(&l->root->content.maps[map], from, from == NULL ? 0 : strlen(from), visit,
+             (void *)(uintptr_t)l);
+}
+
+static bool workload_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    (void)key;
+    (void)key_length;
+    const struct state_workload *w = container_of(value, const struct state_workload, value);
+    if (w->version_current == 0)
+        return true;
+    return l->workload(l->user,
+                       registry_root_workload_version(l->root, w->name, w->version_current));
+}
+
+void registry_root_workloads(const struct registry_root *root, const char *from,
+                             bool (*visit)(void *user, const struct registry_workload *w),
+                             void *user)
+{
+    const struct listing l = {.root = root, .workload = visit, .user = user};
+    list(&l, STATE_WORKLOADS, from, workload_visit);
+}
+
+static bool version_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    if (!state_key_starts_with(key, key_length, &l->prefix))
+        return false;
+    return l->workload(l->user, container_of(value, const struct registry_workload, value));
+}
+
+void registry_root_versions(const struct registry_root *root, const char *name,
+                            bool (*visit)(void *user, const struct registry_workload *w),
+                            void *user)
+{
+    struct listing l = {.root = root, .workload = visit, .user = user};
+    if (strlen(name) > WORKLOAD_NAME_LENGTH_MAX)
+        return;
+    state_key_text(&l.prefix, name);
+    map_walk(&root->content.maps[STATE_VERSIONS], l.prefix.bytes, l.prefix.length, version_visit,
+             &l);
+}
+
+static bool instance_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    (void)key;
+    (void)key_length;
+    return l->instance(l->user, container_of(value, const struct registry_instance, value));
+}
+
+void registry_root_instances(const struct registry_root *root, const char *from,
+                             bool (*visit)(void *user, const struct registry_instance *i),
+                             void *user)
+{
+    const struct listing l = {.root = root, .instance = visit, .user = user};
+    list(&l, STATE_INSTANCES, from, instance_visit);
+}
+
+static bool token_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    (void)key;
+    (void)key_length;
+    return l->token(l->user, container_of(value, const struct registry_token, value));
+}
+
+void registry_root_tokens(const struct registry_root *root,
+                          bool (*visit)(void *user, const struct registry_token *t), void *user)
+{
+    const struct listing l = {.root = root, .token = visit, .user = user};
+    list(&l, STATE_TOKENS, NULL, token_visit);
+}
+
+static bool image_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    (void)key;
+    (void)key_length;
+    return l->image(l->user, container_of(value, const struct registry_image, value));
+}
+
+void registry_root_images(const struct registry_root *root,
+                          bool (*visit)(void *user, const struct registry_image *i), void *user)
+{
+    const struct listing l = {.root = root, .image = visit, .user = user};
+    list(&l, STATE_IMAGES, NULL, image_visit);
+}
+
+static bool node_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    (void)key;
+    (void)key_length;
+    return l->node(l->user, container_of(value, const struct registry_node, value));
+}
+
+void registry_root_nodes(const struct registry_root *root,
+                         bool (*visit)(void *user, const struct registry_node *n), void *user)
+{
+    const struct listing l = {.root = root, .node = visit, .user = user};
+    list(&l, STATE_NODES, NULL, node_visit);
+}

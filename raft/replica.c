@@ -1,0 +1,378 @@
+#include "raft/replica.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <raft/uv.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "raft/snapshot.h"
+
+struct replica {
+    struct replica_options options;
+    uv_loop_t *loop;
+    int directory_fd; /* locked */
+    struct raft raft;
+    struct raft_io disk;
+    struct raft_uv_transport transport;
+    struct raft_fsm fsm;
+    struct guard *guard;
+    bool halted;
+
+    /* A snapshot under way: its root from `snapshot` to `snapshot_finalize`, its bytes since the
+     * thread wrote them. */
+    struct registry_root *snapshot_root;
+    struct buffer snapshot_bytes;
+    struct raft_buffer snapshot_buffer;
+    uv_thread_t worker;
+    uv_async_t worker_done;
+    struct raft_io_async_work *work;
+    int work_status;
+
+    void (*closed)(void *user);
+    void *closed_user;
+};
+
+static void halt(struct replica *r, const struct err *cause)
+{
+    if (r->halted)
+        return;
+    r->halted = true;
+    r->options.failed(r->options.user, cause);
+}
+
+/* --- the state machine, as libraft calls it ----------------------------------------------------------- */
+
+static int fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buffer, void **result)
+{
+    struct replica *r = fsm->data;
+    struct state_outcome outcome;
+    struct err e;
+    *result = NULL;
+    /* libraft does not tell the index; it applies in order and counts after. */
+    uint64_t index = r->raft.last_applied + 1;
+    if (state_apply(r->options.state, index, buffer->base, buffer->len, &outcome, &e) < 0) {
+        halt(r, &e);
+        return RAFT_SHUTDOWN;
+    }
+    r->options.applied(r->options.user, &outcome);
+    return 0;
+}
+
+static int fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buffer)
+{
+    struct replica *r = fsm->data;
+    struct state_content content;
+    struct err e;
+    if (snapshot_decode(&content, buffer->base, buffer->len, &e) < 0) {
+        err_wrap(&e, "restore the registry from its snapshot");
+        halt(r, &e);
+        return RAFT_CORRUPT;
+    }
+    raft_free(buffer->base);
+    state_restore(r->options.state, &content);
+    return 0;
+}
+
+/* On the loop: takes a root, which costs nothing. */
+static int fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *buffers[], unsigned *count)
+{
+    struct replica *r = fsm->data;
+    if (r->snapshot_root != NULL || r->halted)
+        return RAFT_BUSY;
+    struct registry_root *root = state_root(r->options.state);
+    /* Without memory the root is an older one, which would lose commands. */
+    if (root->content.index != state_content(r->options.state)->index) {
+        registry_root_release(root);
+        return RAFT_BUSY;
+    }
+    r->snapshot_root = root;
+    *buffers = NULL;
+    *count = 0;
+    return 0;
+}
+
+/* On the worker's thread. */
+static int fsm_snapshot_async(struct raft_fsm *fsm, struct raft_buffer *buffers[], unsigned *count)
+{
+    struct replica *r = fsm->data;
+    struct err e;
+    buffer_init(&r->snapshot_bytes, SNAPSHOT_BYTES_MAX);
+    if (snapshot_encode(&r->snapshot_root->content, &r->snapshot_bytes, &e) < 0) {
+        log_warn("registry", "snapshot: %s; it will be tried again", e.msg);
+        return RAFT_NOMEM;
+    }
+    r->snapshot_buffer =
+        (struct raft_buffer){.base = r->snapshot_bytes.data, .len = r->snapshot_bytes.length};
+    *buffers = &r->snapshot_buffer;
+    *count = 1;
+    return 0;
+}
+
+static int fsm_snapshot_finalize(struct raft_fsm *fsm, struct raft_buffer *buffers[],
+                                 unsigned *count)
+{
+    struct replica *r = fsm->data;
+    *buffers = NULL;
+    *count = 0;
+    buffer_free(&r->snapshot_bytes);
+    registry_root_release(r->snapshot_root);
+    r->snapshot_root = NULL;
+    return 0;
+}
+
+/* --- the worker --------------------------------------------------------------------------------------- */
+
+static void worker_main(void *user)
+{
+    struct replica *r = user;
+    r->work_status = r->work->work(r->work);
+    uv_async_send(&r->worker_done);
+}
+
+static void worker_done_cb(uv_async_t *async)
+{
+    struct replica *r = container_of(async, struct replica, worker_done);
+    if (r->work == NULL)
+        return;
+    uv_thread_join(&r->worker);
+    struct raft_io_async_work *work = r->work;
+    r->work = NULL;
+    guard_async_work_done(r->guard, work, r->work_status);
+}
+
+static int worker_start(void *user, struct raft_io_async_work *work)
+{
+    struct replica *r = user;
+    if (r->work != NULL)
+        return RAFT_BUSY;
+    r->work = work;
+    if (uv_thread_create(&r->worker, worker_main, r) == 0)
+        return 0;
+    r->work = NULL;
+    return RAFT_IOERR;
+}
+
+/* --- the transport ------------------------------------------------------------------------------------ */
+
+/* With one voter there is no peer: nothing listens, and whoever is to be reached is not there. */
+
+static int transport_init(struct raft_uv_transport *t, raft_id id, const char *address)
+{
+    (void)t;
+    (void)id;
+    (void)address;
+    return 0;
+}
+
+static int transport_listen(struct raft_uv_transport *t, raft_uv_accept_cb cb)
+{
+    (void)t;
+    (void)cb;
+    return 0;
+}
+
+static int transport_connect(struct raft_uv_transport *t, struct raft_uv_connect *request,
+                             raft_id id, const char *address, raft_uv_connect_cb cb)
+{
+    (void)t;
+    (void)request;
+    (void)id;
+    (void)address;
+    (void)cb;
+    return RAFT_NOCONNECTION;
+}
+
+static void transport_close(struct raft_uv_transport *t, raft_uv_transport_close_cb cb)
+{
+    cb(t);
+}
+
+/* --- the guard's calls -------------------------------------------------------------------------------- */
+
+static void after(void *user)
+{
+    struct replica *r = user;
+    r->options.after(r->options.user);
+}
+
+static void guard_failed_cb(void *user, const struct err *error)
+{
+    halt(user, error);
+}
+
+/* --- opening ------------------------------------------------------------------------------------------ */
+
+static int directory_open(struct replica *r, struct err *e)
+{
+    const char *path = r->options.directory;
+    if (mkdir(path, 0700) != 0 && errno != EEXIST)
+        return err_sys(e, ERR_IO, errno, "make %s", path);
+    r->directory_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (r->directory_fd < 0)
+        return err_sys(e, ERR_IO, errno, "open %s", path);
+    if (flock(r->directory_fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK)
+            return err_set(e, ERR_CONFLICT, "%s is in use by another process", path);
+        return err_sys(e, ERR_IO, errno, "lock %s", path);
+    }
+    return 0;
+}
+
+static int disk_open(struct replica *r, struct err *e)
+{
+    r->transport = (struct raft_uv_transport){.impl = r,
+                                              .init = transport_init,
+                                              .listen = transport_listen,
+                                              .connect = transport_connect,
+                                              .close = transport_close};
+    int rv = raft_uv_init(&r->disk, r->loop, r->options.directory, &r->transport);
+    if (rv != 0)
+        return err_set(e, ERR_IO, "open the log in %s: %s", r->options.directory,
+                       raft_strerror(rv));
+    /* Snapshots are compressed by us. */
+    raft_uv_set_snapshot_compression(&r->disk, false);
+    /* It would put damaged segments aside and go on without what they held. */
+    raft_uv_set_auto_recovery(&r->disk, false);
+    return 0;
+}
+
+static int bootstrap(struct replica *r, const char *address, struct err *e)
+{
+    struct raft_configuration configuration;
+    raft_configuration_init(&configuration);
+    int rv = raft_configuration_add(&configuration, r->options.id, address, RAFT_VOTER);
+    if (rv == 0)
+        rv = raft_bootstrap(&r->raft, &configuration);
+    raft_configuration_close(&configuration);
+    /* There is a log already. */
+    if (rv == 0 || rv == RAFT_CANTBOOTSTRAP)
+        return 0;
+    return err_set(e, ERR_IO, "make a cluster in %s: %s (%.120s)", r->options.directory,
+                   raft_strerror(rv), raft_errmsg(&r->raft));
+}
+
+static int raft_run(struct replica *r, const char *address, struct err *e)
+{
+    raft_set_election_timeout(&r->raft, REPLICA_ELECTION_TIMEOUT_MS);
+    raft_set_heartbeat_timeout(&r->raft, REPLICA_HEARTBEAT_MS);
+    raft_set_snapshot_threshold(&r->raft, r->options.snapshot_threshold);
+    raft_set_snapshot_trailing(&r->raft, r->options.snapshot_trailing);
+    raft_set_pre_vote(&r->raft, true);
+    int rc = r->options.bootstrap ? bootstrap(r, address, e) : 0;
+    if (rc < 0)
+        return rc;
+    int rv = raft_start(&r->raft);
+    if (rv != 0)
+        return err_set(e, ERR_IO, "read the log in %s: %s (%.150s)", r->options.directory,
+                       raft_strerror(rv), raft_errmsg(&r->raft));
+    guard_started(r->guard);
+    return 0;
+}
+
+static void release(struct replica *r)
+{
+    guard_free(r->guard);
+    memory_close(&r->directory_fd);
+    free(r);
+}
+
+/* --- closing ------------------------------------------------------------------------------------------ */
+
+static void worker_closed_cb(uv_handle_t *handle)
+{
+    struct replica *r = container_of((uv_async_t *)handle, struct replica, worker_done);
+    void (*closed)(void *user) = r->closed;
+    void *user = r->closed_user;
+    release(r);
+    if (closed != NULL)
+        closed(user);
+}
+
+static void raft_closed_cb(struct raft *raft)
+{
+    struct replica *r = raft->data;
+    raft_uv_close(&r->disk);
+    uv_close((uv_handle_t *)&r->worker_done, worker_closed_cb);
+}
+
+void replica_close(struct replica *r, void (*cb)(void *user), void *user)
+{
+    r->closed = cb;
+    r->closed_user = user;
+    r->halted = true;
+    raft_close(&r->raft, raft_closed_cb);
+}
+
+int replica_open(struct replica **out, uv_loop_t *loop, const struct replica_options *options,
+                 struct err *e)
+{
+    struct replica *r = calloc(1, sizeof *r);
+    if (r == NULL)
+        return err_set(e, ERR_NO_MEMORY, "the replica: no memory");
+    r->options = *options;
+    r->loop = loop;
+    r->directory_fd = -1;
+    const struct guard_options guard_options = {.inner = &r->disk,
+                                                .user = r,
+                                                .after = after,
+                                                .failed = guard_failed_cb,
+                                                .async_work = worker_start};
+    int rc = directory_open(r, e);
+    if (rc == 0)
+        rc = guard_new(&r->guard, &guard_options, e);
+    if (rc == 0)
+        rc = disk_open(r, e);
+    if (rc < 0) {
+        release(r);
+        return rc;
+    }
+    r->fsm = (struct raft_fsm){.version = 3,
+                               .data = r,
+                               .apply = fsm_apply,
+                               .snapshot = fsm_snapshot,
+                               .restore = fsm_restore,
+                               .snapshot_finalize = fsm_snapshot_finalize,
+                               .snapshot_async = fsm_snapshot_async};
+    char address[24];
+    text_format(address, sizeof address, "%llu", (unsigned long long)options->id);
+    int rv = raft_init(&r->raft, guard_io(r->guard), &r->fsm, options->id, address);
+    if (rv != 0) {
+        rc = err_set(e, ERR_IO, "open the log in %s: %s (%.150s)", options->directory,
+                     raft_strerror(rv), r->raft.errmsg);
+        raft_uv_close(&r->disk);
+        release(r);
+        return rc;
+    }
+    r->raft.data = r;
+    rv = uv_async_init(loop, &r->worker_done, worker_done_cb);
+    assert_always(rv == 0);
+    rc = raft_run(r, address, e);
+    if (rc < 0) {
+        replica_close(r, NULL, NULL);
+        return rc;
+    }
+    *out = r;
+    return 0;
+}
+
+struct raft *replica_raft(struct replica *r)
+{
+    return &r->raft;
+}
+
+bool replica_leads(const struct replica *r)
+{
+    return !r->halted && guard_leads(r->guard);
+}
+
+uint64_t replica_snapshot_index(const struct replica *r)
+{
+    return r->raft.log.snapshot.last_index;
+}

@@ -1,0 +1,47 @@
+/* raft/replica.h - libraft, its disk, its guard and its transport, around our state machine.
+ *
+ * This file and its neighbours are the only ones that know libraft.
+ *
+ * Thread: the loop's, but for the encoding of snapshots, which has a thread of its own while it lasts.
+ * Life:   replica_open, then replica_close and its callback, after which the loop has no handle of the
+ *         replica. When replica_open fails after libraft had opened handles, they close on the loop by
+ *         themselves. */
+#ifndef SKERRY_RAFT_REPLICA_H
+#define SKERRY_RAFT_REPLICA_H
+
+#include <raft.h>
+#include <uv.h>
+
+#include "base/err.h"
+#include "base/id.h"
+#include "raft/guard.h"
+#include "raft/state.h"
+
+#define REPLICA_ELECTION_TIMEOUT_MS 200
+#define REPLICA_HEARTBEAT_MS 50
+
+struct replica;
+
+struct replica_options {
+    const char *directory; /* made if missing */
+    node_id id;
+    bool bootstrap;
+    unsigned snapshot_threshold, snapshot_trailing;
+    struct state *state; /* outlives the replica */
+    void *user;
+    /* All three out of libraft's stack: they only note things. */
+    void (*applied)(void *user, const struct state_outcome *outcome);
+    void (*after)(void *user);
+    void (*failed)(void *user, const struct err *error);
+};
+
+int replica_open(struct replica **out, uv_loop_t *loop, const struct replica_options *options,
+                 struct err *e) ERR_CHECKED;
+/* Not out of one of the callbacks above. */
+void replica_close(struct replica *r, void (*cb)(void *user), void *user);
+
+struct raft *replica_raft(struct replica *r);
+bool replica_leads(const struct replica *r);
+uint64_t replica_snapshot_index(const struct replica *r);
+
+#endif

@@ -1,0 +1,563 @@
+#include "raft/snapshot.h"
+
+#include <lz4frame.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "raft/codec.h"
+#include "raft/state_parts.h"
+
+static const char magic[8] = {'S', 'K', 'E', 'R', 'R', 'Y', 'R', 'S'};
+
+enum {
+    HEADER_BYTES = 16,
+    STAGE_BYTES = 64 * 1024, /* of raw content, handed to lz4 at once */
+};
+
+static void put32(uint8_t *out, uint32_t value)
+{
+    for (unsigned i = 0; i < 4; i++)
+        out[i] = (uint8_t)(value >> (8 * i));
+}
+
+static uint32_t get32(const uint8_t *in)
+{
+    uint32_t value = 0;
+    for (unsigned i = 0; i < 4; i++)
+        value |= (uint32_t)in[i] << (8 * i);
+    return value;
+}
+
+/* --- encoding ------------------------------------------------------------------------------------- */
+
+struct writer {
+    struct buffer *out;
+    LZ4F_cctx *lz4;
+    struct buffer stage;
+    uint64_t records;
+    bool failed;
+};
+
+static const LZ4F_preferences_t preferences = {
+    .frameInfo = {.blockSizeID = LZ4F_max64KB, .contentChecksumFlag = LZ4F_contentChecksumEnabled},
+};
+
+/* Room for what lz4 may write for `length` bytes; NULL at the bound. */
+static char *room(struct writer *w, size_t length, size_t *size)
+{
+    *size = LZ4F_compressBound(length, &preferences);
+    if (!buffer_reserve(w->out, *size))
+        return NULL;
+    return w->out->data + w->out->length;
+}
+
+static bool wrote(struct writer *w, size_t result)
+{
+    if (LZ4F_isError(result))
+        return false;
+    w->out->length += result;
+    return true;
+}
+
+static bool flush(struct writer *w)
+{
+    size_t size;
+    char *to = room(w, w->stage.length, &size);
+    if (to == NULL ||
+        !wrote(w, LZ4F_compressUpdate(w->lz4, to, size, w->stage.data, w->stage.length, NULL)))
+        return false;
+    buffer_consume(&w->stage, w->stage.length);
+    return true;
+}
+
+static bool record_write(struct writer *w, const Skerry__Registry__Record *record)
+{
+    size_t length = skerry__registry__record__get_packed_size(record);
+    assert_always(length <= SNAPSHOT_RECORD_BYTES_MAX);
+    if (w->stage.length + 4 + length > STAGE_BYTES && w->stage.length > 0 && !flush(w))
+        w->failed = true;
+    if (w->failed || !buffer_reserve(&w->stage, 4 + length)) {
+        w->failed = true;
+        return false;
+    }
+    uint8_t *to = (uint8_t *)w->stage.data + w->stage.length;
+    put32(to, (uint32_t)length);
+    skerry__registry__record__pack(record, to + 4);
+    w->stage.length += 4 + length;
+    w->records++;
+    return true;
+}
+
+static char *borrow(const char *text)
+{
+    return (char *)(uintptr_t)text;
+}
+
+/* Each is a visitor of one map. */
+
+static bool node_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Node m;
+    codec_node_write(&m, container_of(value, const struct registry_node, value));
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_NODE;
+    record.node = &m;
+    return record_write(user, &record);
+}
+
+static bool workload_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    const struct state_workload *w = container_of(value, const struct state_workload, value);
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Workload m = SKERRY__REGISTRY__WORKLOAD__INIT;
+    m.name = borrow(w->name);
+    m.version_last = w->version_last;
+    m.version_current = w->version_current;
+    m.removed_wall_ms = w->removed_wall_ms;
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_WORKLOAD;
+    record.workload = &m;
+    return record_write(user, &record);
+}
+
+static bool version_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    const struct state_version *v = container_of(value, const struct state_version, workload.value);
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Version m = SKERRY__REGISTRY__VERSION__INIT;
+    m.workload = borrow(v->workload.name);
+    m.version = v->workload.version;
+    m.deployed_wall_ms = v->workload.deployed_wall_ms;
+    m.json = v->spec->json;
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_VERSION;
+    record.version = &m;
+    return record_write(user, &record);
+}
+
+static bool instance_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    struct codec_instance m;
+    codec_instance_write(&m, container_of(value, const struct registry_instance, value));
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_INSTANCE;
+    record.instance = &m.message;
+    return record_write(user, &record);
+}
+
+static bool token_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Token m;
+    codec_token_write(&m, container_of(value, const struct registry_token, value));
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_TOKEN;
+    record.token = &m;
+    return record_write(user, &record);
+}
+
+static bool image_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Image m;
+    codec_image_write(&m, container_of(value, const struct registry_image, value));
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_IMAGE;
+    record.image = &m;
+    return record_write(user, &record);
+}
+
+static bool session_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    const struct state_session *s = container_of(value, const struct state_session, value);
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Session m = SKERRY__REGISTRY__SESSION__INIT;
+    m.node = s->node;
+    m.boot = s->boot;
+    m.sequence_last = s->sequence_last;
+    m.opened_index = s->opened_index;
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_SESSION;
+    record.session = &m;
+    return record_write(user, &record);
+}
+
+static bool result_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    const struct state_result *s = container_of(value, const struct state_result, value);
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Result m = SKERRY__REGISTRY__RESULT__INIT;
+    m.node = s->asked.node;
+    m.boot = s->asked.boot;
+    m.sequence = s->asked.sequence;
+    m.problem = (uint32_t)s->result.problem;
+    m.detail = borrow(s->result.detail);
+    m.index = s->result.index;
+    m.version = s->result.version;
+    m.changed = s->result.changed;
+    m.epoch = s->result.epoch;
+    m.existing = borrow(s->result.existing.text);
+    m.new_node = s->result.node;
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_RESULT;
+    record.result = &m;
+    return record_write(user, &record);
+}
+
+static bool header_write(struct writer *w, const struct state_content *c)
+{
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Header m = SKERRY__REGISTRY__HEADER__INIT;
+    m.index = c->index;
+    m.feature_level = c->feature_level;
+    m.cluster_id = borrow(c->cluster_id);
+    m.node_id_next = c->node_id_next;
+    m.generation = c->generation;
+    m.epoch_sequence = c->epoch_sequence;
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_HEADER;
+    record.header = &m;
+    return record_write(w, &record);
+}
+
+static bool end_write(struct writer *w)
+{
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__End m = SKERRY__REGISTRY__END__INIT;
+    m.records = w->records;
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_END;
+    record.end = &m;
+    return record_write(w, &record);
+}
+
+/* STATE_KEYS and STATE_ENDED follow from the instances. What refers to another stands after it. */
+static const struct {
+    enum state_map map;
+    bool (*visit)(void *user, const void *key, size_t key_length, struct map_value *value);
+} parts[] = {
+    {STATE_NODES, node_visit},       {STATE_WORKLOADS, workload_visit},
+    {STATE_VERSIONS, version_visit}, {STATE_INSTANCES, instance_visit},
+    {STATE_TOKENS, token_visit},     {STATE_IMAGES, image_visit},
+    {STATE_SESSIONS, session_visit}, {STATE_RESULTS, result_visit},
+};
+
+static bool content_write(struct writer *w, const struct state_content *c)
+{
+    size_t size;
+    char *to = room(w, 0, &size);
+    if (to == NULL || !wrote(w, LZ4F_compressBegin(w->lz4, to, size, &preferences)) ||
+        !header_write(w, c))
+        return false;
+    for (size_t i = 0; i < ARRAY_SIZE(parts) && !w->failed; i++)
+        map_walk(&c->maps[parts[i].map], NULL, 0, parts[i].visit, w);
+    if (w->failed || !end_write(w) || !flush(w))
+        return false;
+    to = room(w, 0, &size);
+    return to != NULL && wrote(w, LZ4F_compressEnd(w->lz4, to, size, NULL));
+}
+
+int snapshot_encode(const struct state_content *content, struct buffer *out, struct err *e)
+{
+    struct writer w = {.out = out};
+    uint8_t header[HEADER_BYTES] = {0};
+    memcpy(header, magic, sizeof magic);
+    put32(header + 8, SNAPSHOT_FORMAT);
+    buffer_init(&w.stage, STAGE_BYTES + 4 + SNAPSHOT_RECORD_BYTES_MAX);
+    bool done = !LZ4F_isError(LZ4F_createCompressionContext(&w.lz4, LZ4F_VERSION)) &&
+                buffer_append(out, header, sizeof header) && content_write(&w, content);
+    LZ4F_freeCompressionContext(w.lz4);
+    buffer_free(&w.stage);
+    if (!done)
+        return err_set(e, ERR_NO_MEMORY,
+                       "snapshot of %zu instances: no memory, or more than %zu bytes",
+                       content->maps[STATE_INSTANCES].count, out->length_max);
+    return 0;
+}
+
+/* --- decoding ------------------------------------------------------------------------------------- */
+
+struct reader {
+    struct state_content *c;
+    uint64_t records;
+    bool started, ended;
+    struct err *e;
+};
+
+static int damaged(struct reader *r, const char *what)
+{
+    return err_set(r->e, ERR_PROTOCOL, "record %llu of the snapshot is damaged: %s",
+                   (unsigned long long)r->records, what);
+}
+
+static int header_read(struct reader *r, const Skerry__Registry__Header *m)
+{
+    struct state_content *c = r->c;
+    if (r->started)
+        return damaged(r, "a second header");
+    if (m->feature_level > STATE_FEATURE_LEVEL)
+        return err_set(r->e, ERR_UNSUPPORTED,
+                       "the snapshot has feature level %u: this build has %u; upgrade this node",
+                       m->feature_level, STATE_FEATURE_LEVEL);
+    c->index = m->index;
+    c->feature_level = m->feature_level;
+    c->node_id_next = m->node_id_next;
+    c->generation = m->generation;
+    c->epoch_sequence = m->epoch_sequence;
+    r->started = true;
+    return codec_text_read(c->cluster_id, sizeof c->cluster_id, m->cluster_id)
+               ? 0
+               : damaged(r, "the cluster's id");
+}
+
+static int node_read(struct reader *r, const Skerry__Registry__Node *m)
+{
+    struct registry_node node;
+    return codec_node_read(&node, m) ? state_node_put(r->c, &node, r->e) : damaged(r, "a node");
+}
+
+static int token_read(struct reader *r, const Skerry__Registry__Token *m)
+{
+    struct registry_token token;
+    return codec_token_read(&token, m) ? state_token_put(r->c, &token, r->e)
+                                       : damaged(r, "a token");
+}
+
+static int image_read(struct reader *r, const Skerry__Registry__Image *m)
+{
+    struct registry_image image;
+    return codec_image_read(&image, m) ? state_image_put(r->c, &image, r->e)
+                                       : damaged(r, "an image");
+}
+
+static int workload_read(struct reader *r, const Skerry__Registry__Workload *m)
+{
+    struct state_workload w = {.version_last = m->version_last,
+                               .version_current = m->version_current,
+                               .removed_wall_ms = m->removed_wall_ms};
+    if (!codec_text_read(w.name, sizeof w.name, m->name) || w.version_current > w.version_last)
+        return damaged(r, "a workload");
+    if (r->c->maps[STATE_WORKLOADS].count >= STATE_WORKLOADS_MAX * 2)
+        return damaged(r, "too many workloads");
+    return state_workload_put(r->c, &w, r->e);
+}
+
+static int version_read(struct reader *r, const Skerry__Registry__Version *m)
+{
+    struct registry_workload v = {.version = m->version, .deployed_wall_ms = m->deployed_wall_ms};
+    if (!codec_text_read(v.name, sizeof v.name, m->workload) || v.version == 0 ||
+        state_workload(r->c, v.name) == NULL)
+        return damaged(r, "a version without its workload");
+    struct state_spec *spec;
+    int rc = state_spec_new(&spec, m->json, r->e);
+    if (rc < 0)
+        return err_wrap(r->e, "version %llu of %s in the snapshot", (unsigned long long)v.version,
+                        v.name);
+    if (strcmp(spec->spec.id, v.name) != 0)
+        rc = damaged(r, "a version of another name");
+    else
+        rc = state_version_put(r->c, &v, spec, r->e);
+    map_value_drop(&spec->value);
+    return rc;
+}
+
+/* Counts in place: nobody else has this state yet. */
+static int instance_read(struct reader *r, const Skerry__Registry__Instance *m)
+{
+    struct registry_instance i;
+    if (!codec_instance_read(&i, m) || i.state == INSTANCE_STATE_NONE)
+        return damaged(r, "an instance");
+    struct state_map_key key = {0};
+    state_key_bytes(&key, i.workload, strlen(i.workload));
+    struct map_value *workload = state_get(r->c, STATE_WORKLOADS, &key);
+    if (workload == NULL)
+        return damaged(r, "an instance without its workload");
+    if (state_instance(r->c, &i.id) != NULL)
+        return damaged(r, "an instance twice");
+    struct state_workload *w = container_of(workload, struct state_workload, value);
+    if (i.state == INSTANCE_STATE_ENDED) {
+        w->ended++;
+        return state_instance_link(r->c, &i, r->e);
+    }
+    struct state_map_key version_key = {0};
+    state_key_text(&version_key, i.workload);
+    state_key_u64(&version_key, i.version);
+    struct map_value *version = state_get(r->c, STATE_VERSIONS, &version_key);
+    if (version != NULL)
+        container_of(version, struct state_version, workload.value)->workload.live++;
+    w->live++;
+    r->c->live++;
+    return state_instance_link(r->c, &i, r->e);
+}
+
+static int session_read(struct reader *r, const Skerry__Registry__Session *m)
+{
+    const struct state_session s = {.node = m->node,
+                                    .boot = m->boot,
+                                    .sequence_last = m->sequence_last,
+                                    .opened_index = m->opened_index};
+    return state_session_put(r->c, &s, r->e);
+}
+
+static int result_read(struct reader *r, const Skerry__Registry__Result *m)
+{
+    const struct command_session asked = {
+        .node = m->node, .boot = m->boot, .sequence = m->sequence};
+    struct registry_result result = {.problem = (enum problem)m->problem,
+                                     .index = m->index,
+                                     .version = m->version,
+                                     .changed = m->changed,
+                                     .epoch = m->epoch,
+                                     .node = m->new_node};
+    if (m->problem >= PROBLEM_COUNT ||
+        !codec_text_read(result.detail, sizeof result.detail, m->detail) ||
+        !codec_text_read(result.existing.text, sizeof result.existing.text, m->existing))
+        return damaged(r, "a result");
+    return state_result_put(r->c, &asked, &result, r->e);
+}
+
+static int end_read(struct reader *r, const Skerry__Registry__End *m)
+{
+    r->ended = true;
+    return m->records == r->records ? 0 : damaged(r, "records are missing");
+}
+
+static int record_read(struct reader *r, const Skerry__Registry__Record *m)
+{
+    bool header = m->body_case == SKERRY__REGISTRY__RECORD__BODY_HEADER;
+    if (!r->started && !header)
+        return damaged(r, "the header is missing");
+    switch (m->body_case) {
+    case SKERRY__REGISTRY__RECORD__BODY_HEADER:
+        return header_read(r, m->header);
+    case SKERRY__REGISTRY__RECORD__BODY_NODE:
+        return node_read(r, m->node);
+    case SKERRY__REGISTRY__RECORD__BODY_WORKLOAD:
+        return workload_read(r, m->workload);
+    case SKERRY__REGISTRY__RECORD__BODY_VERSION:
+        return version_read(r, m->version);
+    case SKERRY__REGISTRY__RECORD__BODY_INSTANCE:
+        return instance_read(r, m->instance);
+    case SKERRY__REGISTRY__RECORD__BODY_TOKEN:
+        return token_read(r, m->token);
+    case SKERRY__REGISTRY__RECORD__BODY_IMAGE:
+        return image_read(r, m->image);
+    case SKERRY__REGISTRY__RECORD__BODY_SESSION:
+        return session_read(r, m->session);
+    case SKERRY__REGISTRY__RECORD__BODY_RESULT:
+        return result_read(r, m->result);
+    case SKERRY__REGISTRY__RECORD__BODY_END:
+        return end_read(r, m->end);
+    case SKERRY__REGISTRY__RECORD__BODY__NOT_SET:
+    case _SKERRY__REGISTRY__RECORD__BODY__CASE_IS_INT_SIZE:
+        break;
+    }
+    return damaged(r, "its kind is unknown");
+}
+
+static int record_bytes_read(struct reader *r, const uint8_t *bytes, size_t length)
+{
+    if (r->ended)
+        return damaged(r, "it stands behind the end");
+    Skerry__Registry__Record *m = skerry__registry__record__unpack(NULL, length, bytes);
+    if (m == NULL)
+        return damaged(r, "it does not decode");
+    int rc = codec_known(&m->base) ? record_read(r, m)
+                                   : damaged(r, "it has parts that this build does not know");
+    skerry__registry__record__free_unpacked(m, NULL);
+    r->records++;
+    return rc;
+}
+
+/* Takes whole records off the front of `pending`. */
+static int records_take(struct reader *r, struct buffer *pending)
+{
+    size_t at = 0;
+    while (pending->length - at >= 4) {
+        const uint8_t *bytes = (const uint8_t *)pending->data + at;
+        uint32_t length = get32(bytes);
+        if (length > SNAPSHOT_RECORD_BYTES_MAX)
+            return damaged(r, "it is too long");
+        if (pending->length - at - 4 < length)
+            break;
+        int rc = record_bytes_read(r, bytes + 4, length);
+        if (rc < 0)
+            return rc;
+        at += 4 + (size_t)length;
+    }
+    buffer_consume(pending, at);
+    return 0;
+}
+
+static int frame_read(struct reader *r, LZ4F_dctx *lz4, struct buffer *pending,
+                      const uint8_t *bytes, size_t length)
+{
+    for (;;) {
+        if (!buffer_reserve(pending, STAGE_BYTES))
+            return err_set(r->e, ERR_NO_MEMORY, "the snapshot: no memory");
+        size_t out = STAGE_BYTES, in = length;
+        size_t more = LZ4F_decompress(lz4, pending->data + pending->length, &out, bytes, &in, NULL);
+        if (LZ4F_isError(more))
+            return err_set(r->e, ERR_PROTOCOL, "the snapshot is damaged: lz4 says %s",
+                           LZ4F_getErrorName(more));
+        pending->length += out;
+        bytes += in;
+        length -= in;
+        int rc = records_take(r, pending);
+        if (rc < 0)
+            return rc;
+        if (more == 0)
+            break;
+        if (in == 0 && out == 0)
+            return err_set(r->e, ERR_PROTOCOL, "the snapshot is cut short");
+    }
+    if (length > 0 || pending->length > 0 || !r->ended)
+        return err_set(r->e, ERR_PROTOCOL, "the snapshot does not end where its content does");
+    return 0;
+}
+
+/* What no single record can tell. */
+static int content_check(struct reader *r)
+{
+    const struct state_content *c = r->c;
+    if (c->generation == 0 || c->node_id_next == 0)
+        return err_set(r->e, ERR_PROTOCOL, "the snapshot has no generation");
+    return 0;
+}
+
+int snapshot_decode(struct state_content *out, const void *data, size_t length, struct err *e)
+{
+    const uint8_t *bytes = data;
+    if (length < HEADER_BYTES || memcmp(bytes, magic, sizeof magic) != 0)
+        return err_set(e, ERR_PROTOCOL, "%zu bytes that are no snapshot of a registry", length);
+    if (get32(bytes + 8) != SNAPSHOT_FORMAT || get32(bytes + 12) != 0)
+        return err_set(e, ERR_PROTOCOL,
+                       "a snapshot of format %u: this build knows %u; upgrade this node",
+                       get32(bytes + 8), SNAPSHOT_FORMAT);
+    struct state_content content = {0};
+    struct reader r = {.c = &content, .e = e};
+    struct buffer pending;
+    buffer_init(&pending, STAGE_BYTES + 4 + SNAPSHOT_RECORD_BYTES_MAX);
+    LZ4F_dctx *lz4 = NULL;
+    int rc = LZ4F_isError(LZ4F_createDecompressionContext(&lz4, LZ4F_VERSION))
+                 ? err_set(e, ERR_NO_MEMORY, "the snapshot: no memory")
+                 : frame_read(&r, lz4, &pending, bytes + HEADER_BYTES, length - HEADER_BYTES);
+    if (rc == 0)
+        rc = content_check(&r);
+    LZ4F_freeDecompressionContext(lz4);
+    buffer_free(&pending);
+    if (rc < 0)
+        state_content_release(&content);
+    else
+        *out = content;
+    return rc;
+}

@@ -1,0 +1,135 @@
+/* raft/state.h - the registry as a pure state machine.
+ *
+ * state_apply takes one committed command and answers with a result; a refusal is a result. It reads
+ * no clock, draws no random number and depends on no order but that of the log, so that every replica
+ * holds the same. What it cannot take (a command of a later build, no memory) halts it for good: a
+ * replica that skipped a command would differ from the others, one that stops does not.
+ *
+ * Thread:  the control loop; readers of a root as raft/registry.h says.
+ * Memory:  a root is one consistent state. It shares all that did not change with the roots before
+ *          and after it. */
+#ifndef SKERRY_RAFT_STATE_H
+#define SKERRY_RAFT_STATE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/map.h"
+#include "raft/command.h"
+#include "raft/registry.h"
+
+/* What this build understands; a command above the registry's level is not proposed. */
+#define STATE_FEATURE_LEVEL 1u
+
+/* A session remembers the results of its last numbers, a node the sessions of its last starts: a
+ * command of a process that is gone may still arrive, but not four starts later. */
+#define STATE_SESSION_RESULTS_MAX 1024u
+#define STATE_SESSIONS_PER_NODE_MAX 4u
+
+/* Bounds of the whole registry: what is beyond gets PROBLEM_LIMIT_REACHED. */
+#define STATE_NODES_MAX 1000u
+#define STATE_WORKLOADS_MAX 10000u
+#define STATE_LIVE_MAX 1000000u
+#define STATE_TOKENS_MAX 10000u
+#define STATE_IMAGES_MAX 10000u
+/* What one SWEEP removes, so that it holds the loop for less than 5 ms (measured: 3 us each). */
+#define STATE_SWEEP_MAX 500u
+
+enum state_map {
+    STATE_NODES,     /* be64 id -> registry_node */
+    STATE_WORKLOADS, /* name -> state_workload */
+    STATE_VERSIONS,  /* name 0 be64 version -> state_version */
+    STATE_INSTANCES, /* id -> registry_instance */
+    STATE_KEYS,      /* workload 0 key -> state_key: keys of instances that have not ended */
+    STATE_ENDED,     /* workload 0 be64 ended_wall_ms id -> registry_instance */
+    STATE_TOKENS,    /* id -> registry_token */
+    STATE_IMAGES,    /* name -> registry_image */
+    STATE_SESSIONS,  /* be64 node be64 boot -> state_session */
+    STATE_RESULTS,   /* be64 node be64 boot be64 sequence -> state_result */
+    STATE_MAP_COUNT
+};
+
+struct state_content {
+    uint64_t index; /* of the last command in it */
+    uint32_t feature_level;
+    char cluster_id[17];
+    node_id node_id_next;
+    uint64_t generation; /* of epochs: raised when a registry is recovered or restored */
+    uint64_t epoch_sequence;
+    uint64_t live; /* instances that have not ended */
+    struct map maps[STATE_MAP_COUNT];
+};
+
+/* A name that has been deployed, or "" for `run` commands. */
+struct state_workload {
+    struct map_value value;
+    char name[WORKLOAD_NAME_LENGTH_MAX + 1];
+    uint64_t version_last;    /* the highest ever given out */
+    uint64_t version_current; /* 0: removed, and remembered as long as its instances are */
+    uint64_t removed_wall_ms;
+    uint32_t live, ended; /* instances of all versions */
+};
+
+/* A spec may be that of several versions, after a rollback. */
+struct state_spec {
+    struct map_value value;
+    struct workload spec;
+    char *json;
+    size_t json_length;
+};
+
+/* `workload.spec` borrows from `spec`. */
+struct state_version {
+    struct registry_workload workload;
+    struct state_spec *spec;
+};
+
+struct state_key {
+    struct map_value value;
+    struct instance_id holder;
+};
+
+struct state_session {
+    struct map_value value;
+    node_id node;
+    uint64_t boot;
+    uint64_t sequence_last;
+    uint64_t opened_index; /* of its first command: the order of a node's starts */
+};
+
+struct state_result {
+    struct map_value value;
+    struct command_session asked;
+    struct registry_result result;
+};
+
+struct registry_root {
+    uint32_t references;
+    struct state_content content;
+};
+
+struct state;
+
+int state_new(struct state **out, struct err *e) ERR_CHECKED;
+void state_free(struct state *s);
+
+struct state_outcome {
+    struct command_session session;
+    struct registry_result result;
+    bool repeated; /* the session had asked this before: nothing was changed */
+};
+/* Fails only by halting: the state stays as it was, and so does every later call. */
+int state_apply(struct state *s, uint64_t index, const void *data, size_t length,
+                struct state_outcome *out, struct err *e) ERR_CHECKED;
+bool state_halted(const struct state *s);
+/* Replaces all by a decoded snapshot, whose maps it takes over (*content becomes empty). */
+void state_restore(struct state *s, struct state_content *content);
+
+/* The newest root, referenced. Without memory for a new one: the one before, again. */
+struct registry_root *state_root(struct state *s);
+const struct state_content *state_content(const struct state *s);
+
+void state_content_release(struct state_content *c);
+
+#endif

@@ -1,0 +1,111 @@
+/* raft/state_parts.h - between the files of the state machine: one apply function for each command.
+ *
+ * An apply function changes `c` and fills *r (which comes with PROBLEM_NONE). It fails only without
+ * memory, and may then leave `c` half changed: state_apply works on a copy that it throws away. */
+#ifndef SKERRY_RAFT_STATE_PARTS_H
+#define SKERRY_RAFT_STATE_PARTS_H
+
+#include "raft/state.h"
+
+typedef int state_apply_fn(struct state_content *c, const struct registry_command *command,
+                           struct registry_result *r, struct err *e);
+
+state_apply_fn state_apply_cluster_init;
+state_apply_fn state_apply_node_put;
+state_apply_fn state_apply_workload_put;
+state_apply_fn state_apply_workload_remove;
+state_apply_fn state_apply_workload_rollback;
+state_apply_fn state_apply_instance_reserve;
+state_apply_fn state_apply_instance_update;
+state_apply_fn state_apply_instance_end;
+state_apply_fn state_apply_sweep;
+state_apply_fn state_apply_token_put;
+state_apply_fn state_apply_token_revoke;
+state_apply_fn state_apply_image_put;
+state_apply_fn state_apply_image_remove;
+state_apply_fn state_apply_feature_level;
+
+/* The answer is no, and why. */
+void state_refuse(struct registry_result *r, enum problem problem, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+/* --- keys of the maps ------------------------------------------------------------------------- */
+
+struct state_map_key {
+    size_t length;
+    unsigned char bytes[MAP_KEY_LENGTH_MAX];
+};
+/* The longest: a workload's name, a zero, and a join key or a time and an id. */
+_Static_assert(WORKLOAD_NAME_LENGTH_MAX + 1 + REGISTRY_KEY_LENGTH_MAX <= MAP_KEY_LENGTH_MAX &&
+                   WORKLOAD_NAME_LENGTH_MAX + 1 + 8 + INSTANCE_ID_LENGTH_MAX <= MAP_KEY_LENGTH_MAX,
+               "keys of the registry's maps fit");
+
+void state_key_text(struct state_map_key *key, const char *text); /* with its end */
+void state_key_bytes(struct state_map_key *key, const void *bytes, size_t length);
+void state_key_u64(struct state_map_key *key, uint64_t number);
+bool state_key_starts_with(const void *key, size_t key_length, const struct state_map_key *prefix);
+
+/* --- access ------------------------------------------------------------------------------------- */
+
+int state_put(struct state_content *c, enum state_map map, const struct state_map_key *key,
+              struct map_value *value, struct err *e) ERR_CHECKED;
+int state_remove(struct state_content *c, enum state_map map, const struct state_map_key *key,
+                 struct err *e) ERR_CHECKED;
+/* As state_put, and gives the caller's reference on `value` away, also when it fails. NULL stands
+ * for a value that there was no memory to make. */
+int state_put_new(struct state_content *c, enum state_map map, const struct state_map_key *key,
+                  struct map_value *value, struct err *e) ERR_CHECKED;
+struct map_value *state_get(const struct state_content *c, enum state_map map,
+                            const struct state_map_key *key);
+
+const struct state_workload *state_workload(const struct state_content *c, const char *name);
+const struct state_version *state_version(const struct state_content *c, const char *name,
+                                          uint64_t version);
+const struct registry_instance *state_instance(const struct state_content *c,
+                                               const struct instance_id *id);
+
+/* --- workloads ---------------------------------------------------------------------------------- */
+
+int state_spec_new(struct state_spec **out, const char *json, struct err *e) ERR_CHECKED;
+int state_version_put(struct state_content *c, const struct registry_workload *like,
+                      struct state_spec *spec, struct err *e) ERR_CHECKED;
+int state_workload_put(struct state_content *c, const struct state_workload *like,
+                       struct err *e) ERR_CHECKED;
+/* Forgets versions that no instance runs, oldest first, down to what is kept of them. */
+int state_versions_prune(struct state_content *c, const char *name, struct err *e) ERR_CHECKED;
+/* One instance more or less of a name and version. */
+int state_count(struct state_content *c, const char *name, uint64_t version, int live, int ended,
+                struct err *e) ERR_CHECKED;
+
+/* --- instances ---------------------------------------------------------------------------------- */
+
+/* Puts an instance and what points to it, uncounted; it must not be there. */
+int state_instance_link(struct state_content *c, const struct registry_instance *like,
+                        struct err *e) ERR_CHECKED;
+/* Forgets up to `max` ended instances of a name that ended before a time; adds how many. */
+int state_ended_forget(struct state_content *c, const char *name, uint64_t before_wall_ms,
+                       size_t max, size_t *forgotten, struct err *e) ERR_CHECKED;
+
+/* --- the rest: a copy of `like` is put or replaced ------------------------------------------------- */
+
+int state_node_put(struct state_content *c, const struct registry_node *like,
+                   struct err *e) ERR_CHECKED;
+int state_token_put(struct state_content *c, const struct registry_token *like,
+                    struct err *e) ERR_CHECKED;
+int state_image_put(struct state_content *c, const struct registry_image *like,
+                    struct err *e) ERR_CHECKED;
+
+/* --- sessions ----------------------------------------------------------------------------------- */
+
+/* True if the number was answered before, or can no longer be: *r is what to answer. */
+bool state_session_recall(const struct state_content *c, const struct command_session *asked,
+                          struct registry_result *r);
+int state_session_remember(struct state_content *c, const struct command_session *asked,
+                           const struct registry_result *r, uint64_t index,
+                           struct err *e) ERR_CHECKED;
+int state_session_put(struct state_content *c, const struct state_session *like,
+                      struct err *e) ERR_CHECKED;
+int state_result_put(struct state_content *c, const struct command_session *asked,
+                     const struct registry_result *r, struct err *e) ERR_CHECKED;
+
+#endif
