@@ -51,7 +51,6 @@ struct config {
     } limits;
     struct {
         uint64_t bytes_max; /* of one instance */
-        uint64_t keep_ms;   /* after its end */
     } logs;
     struct {
         uint64_t keep_ms;
