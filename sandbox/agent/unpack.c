@@ -37,6 +37,13 @@ static int open_beneath(int base, const char *path, int flags)
     return (int)syscall(SYS_openat2, base, path, &how, sizeof how);
 }
 
+static int open_failed(int sys, const char *folder, struct err *e)
+{
+    if (sys == EXDEV)
+        return err_set(e, ERR_DENIED, "%s leads out of the folder", folder);
+    return err_sys(e, ERR_DENIED, sys, "open folder %s", folder);
+}
+
 /* Makes the folders that lead to `path` and opens the last of them. Each step is resolved from the
  * base, so that links may lead anywhere beneath it and nowhere else. */
 static int make_parent(int base, char *folder, struct err *e)
@@ -53,7 +60,7 @@ static int make_parent(int base, char *folder, struct err *e)
             return err_sys(e, ERR_DENIED, errno, "make folder %s", folder);
         int fd = open_beneath(base, folder, O_PATH | O_DIRECTORY);
         if (fd < 0)
-            return err_sys(e, ERR_DENIED, errno, "open folder %s", folder);
+            return open_failed(errno, folder, e);
         memory_close(&above);
         above = fd;
         if (last)
@@ -75,7 +82,7 @@ static int open_parent(int base, const char *path, struct err *e)
     if (fd >= 0)
         return fd;
     if (errno != ENOENT)
-        return err_sys(e, ERR_DENIED, errno, "open folder %s", folder);
+        return open_failed(errno, folder, e);
     return make_parent(base, folder, e);
 }
 
