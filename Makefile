@@ -119,11 +119,15 @@ $(B)/tests/runner_test_%: $(B)/obj/tests/unit/runner_test_%.o $(B)/librunner.a $
 # What the node packs, the store must take: this one test has both sides.
 $(B)/tests/runner_test_image: $(call obj,node/pack.c node/pack_walk.c)
 
-# Programs that run inside a sandbox, static.
-PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c))
+# Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.
+PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c)) $(B)/probe/probe
+PROBE_CFLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -static -pthread
 $(B)/probe/%: tests/sandbox/%.c
 	@mkdir -p $(dir $@)
-	@$(CC) -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -static -pthread -o $@ $<
+	@$(CC) $(PROBE_CFLAGS) -o $@ $<
+$(B)/probe/probe: $(wildcard tests/sandbox/probe/*.c) tests/sandbox/probe/probe.h
+	@mkdir -p $(dir $@)
+	@$(CC) $(PROBE_CFLAGS) -o $@ $(filter %.c,$^)
 
 .PHONY: unit check
 unit: deps-quick $(UNIT) $(UNIT_RUNNER) $(B)/skerry

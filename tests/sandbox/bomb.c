@@ -1,0 +1,140 @@
+/* Code that takes all it can get: bomb MODE. Ends only when it is stopped, or when it is refused, with
+ * a line that says how far it came. An upper bound for each keeps a machine without limits alive.
+ *
+ *     fork       processes           memory     pages that are written
+ *     disk       bytes in /tmp       inode      empty files in /tmp
+ *     tcp        bytes in the buffers of loopback connections that nobody reads
+ *     files      open descriptors    cpu        one busy loop, for ever */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define PROCESSES_MAX 20000
+#define BYTES_MAX (4ul << 30)
+#define FILES_MAX 2000000ul
+#define CONNECTIONS_MAX 4000
+#define BLOCK (1ul << 20)
+
+static int told(const char *what, unsigned long count, int sys)
+{
+    printf("%s: %lu: %s\n", what, count, sys == 0 ? "no limit was met" : strerror(sys));
+    fflush(stdout);
+    return sys == 0 ? 3 : 0;
+}
+
+static int bomb_fork(void)
+{
+    unsigned long count = 0;
+    for (; count < PROCESSES_MAX; count++) {
+        pid_t pid = fork();
+        if (pid < 0)
+            return told("fork", count, errno);
+        if (pid == 0)
+            for (;;)
+                pause();
+    }
+    return told("fork", count, 0);
+}
+
+static int bomb_memory(void)
+{
+    for (unsigned long bytes = 0; bytes < BYTES_MAX; bytes += BLOCK) {
+        char *block = mmap(NULL, BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (block == MAP_FAILED)
+            return told("memory", bytes, errno);
+        memset(block, 'x', BLOCK);
+    }
+    return told("memory", BYTES_MAX, 0);
+}
+
+static int bomb_disk(void)
+{
+    static char block[BLOCK];
+    int fd = open("/tmp/bomb", O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    unsigned long bytes = 0;
+    while (bytes < BYTES_MAX) {
+        ssize_t n = write(fd, block, sizeof block);
+        if (n <= 0)
+            return told("disk", bytes, errno);
+        bytes += (unsigned long)n;
+    }
+    return told("disk", bytes, 0);
+}
+
+static int bomb_inode(void)
+{
+    for (unsigned long i = 0; i < FILES_MAX; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "/tmp/bomb-%lu", i);
+        int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+        if (fd < 0)
+            return told("inode", i, errno);
+        close(fd);
+    }
+    return told("inode", FILES_MAX, 0);
+}
+
+static int bomb_files(void)
+{
+    for (unsigned long i = 0; i < FILES_MAX; i++)
+        if (open("/dev/null", O_RDONLY) < 0)
+            return told("files", i, errno);
+    return told("files", FILES_MAX, 0);
+}
+
+/* Each connection takes what its buffers hold, then the next is made. */
+static int bomb_tcp(void)
+{
+    static char block[64 * 1024];
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof at;
+    int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    unsigned long bytes = 0;
+    if (bind(listener, (struct sockaddr *)&at, sizeof at) != 0 || listen(listener, 128) != 0 ||
+        getsockname(listener, (struct sockaddr *)&at, &size) != 0)
+        return told("tcp", 0, errno);
+    for (int i = 0; i < CONNECTIONS_MAX; i++) {
+        int sender = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        if (sender < 0 || connect(sender, (struct sockaddr *)&at, size) != 0)
+            return told("tcp", bytes, errno);
+        if (accept4(listener, NULL, NULL, SOCK_CLOEXEC) < 0)
+            return told("tcp", bytes, errno);
+        fcntl(sender, F_SETFL, O_NONBLOCK);
+        ssize_t n;
+        while ((n = send(sender, block, sizeof block, MSG_NOSIGNAL)) > 0)
+            bytes += (unsigned long)n;
+    }
+    return told("tcp", bytes, 0);
+}
+
+static int bomb_cpu(void)
+{
+    volatile unsigned long turns = 0;
+    while (turns + 1 != 0)
+        turns++;
+    return told("cpu", turns, 0);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *name;
+        int (*run)(void);
+    } modes[] = {
+        {"fork", bomb_fork},   {"memory", bomb_memory}, {"disk", bomb_disk}, {"inode", bomb_inode},
+        {"files", bomb_files}, {"tcp", bomb_tcp},       {"cpu", bomb_cpu},
+    };
+    for (size_t i = 0; argc == 2 && i < sizeof modes / sizeof modes[0]; i++)
+        if (strcmp(argv[1], modes[i].name) == 0)
+            return modes[i].run();
+    fprintf(stderr, "usage: bomb fork|memory|disk|inode|files|tcp|cpu\n");
+    return 2;
+}

@@ -1,0 +1,134 @@
+/* Limits that hold before any harm: what is asked for here is far above what an instance gets and far
+ * below what hurts a machine without limits. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/shm.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "probe.h"
+
+#define CHILDREN 1500
+#define DISK_BYTES (320ul << 20)
+#define SYSV_BYTES (8ul << 30)
+
+static bool no_core_dumps(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct rlimit limit;
+    getrlimit(RLIMIT_CORE, &limit);
+    return limit.rlim_max == 0 || probe_fail(what, "the hard limit is %lu", (long)limit.rlim_max);
+}
+
+static bool descriptors_are_bounded(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    struct rlimit higher = {limit.rlim_max, limit.rlim_max + 1};
+    return (limit.rlim_max <= 1048576 ||
+            probe_fail(what, "the hard limit is %lu", (long)limit.rlim_max)) &&
+           probe_refused(what, setrlimit(RLIMIT_NOFILE, &higher));
+}
+
+static bool memory_cannot_be_locked(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct rlimit limit;
+    getrlimit(RLIMIT_MEMLOCK, &limit);
+    return limit.rlim_max <= (64ul << 20) ||
+           probe_fail(what, "%lu bytes may be locked", (long)limit.rlim_max);
+}
+
+/* All children wait for one pipe to close, so that they are gone when this process is. */
+static bool processes_are_bounded(const void *with, struct probe_text *what)
+{
+    (void)with;
+    int gate[2];
+    int made = 0;
+    if (pipe(gate) != 0)
+        return probe_fail(what, "no pipe: %s", strerror(errno));
+    for (; made < CHILDREN; made++) {
+        pid_t pid = fork();
+        if (pid < 0)
+            break;
+        if (pid == 0) {
+            char byte;
+            close(gate[1]);
+            _exit(read(gate[0], &byte, 1) < 0);
+        }
+    }
+    int sys = errno;
+    close(gate[1]);
+    while (waitpid(-1, NULL, 0) > 0)
+        ;
+    if (made == CHILDREN)
+        return probe_fail(what, "%d processes", made);
+    return sys == EAGAIN || probe_fail(what, "%s after %d", strerror(sys), made);
+}
+
+static bool disk_is_bounded(const char *folder, struct probe_text *what)
+{
+    char path[64];
+    snprintf(path, sizeof path, "%s/probe-disk-XXXXXX", folder);
+    int fd = mkstemp(path);
+    if (fd < 0)
+        return true; /* nothing can be written there at all */
+    unlink(path);
+    int rc = posix_fallocate(fd, 0, (off_t)DISK_BYTES);
+    return rc == ENOSPC || rc == EDQUOT || rc == EFBIG ||
+           probe_fail(what, "%s takes %lu bytes: %s", folder, DISK_BYTES, strerror(rc));
+}
+
+static bool tmp_is_bounded(const void *with, struct probe_text *what)
+{
+    return disk_is_bounded(with, what);
+}
+
+static bool shared_memory_is_bounded(const void *with, struct probe_text *what)
+{
+    (void)with;
+    int id = shmget(IPC_PRIVATE, SYSV_BYTES, IPC_CREAT | 0600);
+    if (id >= 0)
+        shmctl(id, IPC_RMID, NULL);
+    return id < 0 || probe_fail(what, "%lu bytes", SYSV_BYTES);
+}
+
+static bool oom_score_cannot_be_lowered(const void *with, struct probe_text *what)
+{
+    (void)with;
+    int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+    return fd < 0 || probe_failed(what, write(fd, "-1000", 5));
+}
+
+static bool inotify_works(const void *with, struct probe_text *what)
+{
+    (void)with;
+    int fd = inotify_init1(IN_CLOEXEC);
+    return (fd >= 0 && inotify_add_watch(fd, "/tmp", IN_CREATE) >= 0) ||
+           probe_fail(what, "%s", strerror(errno));
+}
+
+void probe_add_limits(struct probe_list *list)
+{
+    static const char *const folders[] = {"/tmp", "/dev/shm", "/var/tmp", "/run"};
+    static const char *const names[] = {"/tmp is bounded", "/dev/shm is bounded",
+                                        "/var/tmp is bounded", "/run is bounded"};
+    probe_add(list, "limits", "no core dumps", no_core_dumps, NULL, false);
+    probe_add(list, "limits", "descriptors are bounded", descriptors_are_bounded, NULL, false);
+    probe_add(list, "limits", "memory cannot be locked", memory_cannot_be_locked, NULL, false);
+    probe_add(list, "limits", "processes are bounded", processes_are_bounded, NULL, false);
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++)
+        probe_add(list, "limits", names[i], tmp_is_bounded, folders[i], false);
+    probe_add(list, "limits", "shared memory is bounded", shared_memory_is_bounded, NULL, false);
+    probe_add(list, "limits", "the oom score cannot be lowered", oom_score_cannot_be_lowered, NULL,
+              false);
+    probe_add(list, "limits", "inotify works", inotify_works, NULL, false);
+}

@@ -1,0 +1,254 @@
+/* Capabilities, ids and descriptors: what the code has, and what it cannot get. */
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/securebits.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "probe.h"
+
+extern char **environ;
+
+struct status_line {
+    const char *name;
+    const char *key;
+    const char *value;
+};
+
+static const struct status_line status_lines[] = {
+    {"no effective capability", "CapEff:", "0000000000000000"},
+    {"no permitted capability", "CapPrm:", "0000000000000000"},
+    {"no inheritable capability", "CapInh:", "0000000000000000"},
+    {"no ambient capability", "CapAmb:", "0000000000000000"},
+    {"no capability by exec", "CapBnd:", "0000000000000000"},
+    {"no new privileges", "NoNewPrivs:", "1"},
+    {"system calls are filtered", "Seccomp:", "2"},
+};
+
+static bool status_value(const char *key, char *out, size_t size)
+{
+    char line[512];
+    bool found = false;
+    FILE *file = fopen("/proc/self/status", "re");
+    while (file != NULL && !found && fgets(line, sizeof line, file) != NULL)
+        if (strncmp(line, key, strlen(key)) == 0) {
+            snprintf(out, size, "%s", line + strlen(key) + strspn(line + strlen(key), " \t"));
+            out[strcspn(out, "\n")] = '\0';
+            found = true;
+        }
+    if (file != NULL)
+        fclose(file);
+    return found;
+}
+
+static bool status_is(const void *with, struct probe_text *what)
+{
+    const struct status_line *line = with;
+    char value[256] = "not there";
+    status_value(line->key, value, sizeof value);
+    return strcmp(value, line->value) == 0 || probe_fail(what, "%s %s", line->key, value);
+}
+
+static bool capset_gains_nothing(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct __user_cap_header_struct head = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {
+        {.effective = 1u << CAP_SYS_CHROOT, .permitted = 1u << CAP_SYS_CHROOT}};
+    return probe_refused(what, syscall(SYS_capset, &head, data));
+}
+
+static bool privileges_stay_dropped(const void *with, struct probe_text *what)
+{
+    (void)with;
+    return probe_failed(what, prctl(PR_SET_NO_NEW_PRIVS, 0, 0, 0, 0)) &&
+           probe_failed(what, prctl(PR_SET_SECCOMP, 0, 0, 0, 0)) &&
+           probe_refused(what, prctl(PR_SET_SECUREBITS, SECBIT_KEEP_CAPS, 0, 0, 0));
+}
+
+static bool ambient_gains_nothing(const void *with, struct probe_text *what)
+{
+    (void)with;
+    return probe_refused(what, prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_CHOWN, 0, 0));
+}
+
+/* --- ids -------------------------------------------------------------------------------------- */
+
+struct id {
+    const char *name;
+    unsigned value;
+};
+
+static const struct id ids[] = {
+    {"cannot become root", 0},
+    {"cannot become the agent", 65535},
+    {"cannot become another user", 4242},
+};
+
+static bool id_is_out_of_reach(const void *with, struct probe_text *what)
+{
+    const struct id *id = with;
+    if (getuid() == id->value) {
+        /* Root inside is the one to be; then nobody else may be reached. */
+        return id->value == 0 || probe_fail(what, "is it already");
+    }
+    return probe_refused(what, setresuid(id->value, id->value, id->value)) &&
+           probe_refused(what, setresgid(id->value, id->value, id->value));
+}
+
+static bool groups_cannot_be_set(const void *with, struct probe_text *what)
+{
+    (void)with;
+    gid_t group = 0;
+    return probe_refused(what, setgroups(1, &group));
+}
+
+static bool no_foreign_groups(const void *with, struct probe_text *what)
+{
+    (void)with;
+    gid_t groups[64];
+    int count = getgroups(64, groups);
+    for (int i = 0; i < count; i++)
+        if (groups[i] != getgid())
+            return probe_fail(what, "is in group %u", groups[i]);
+    return count >= 0 || probe_fail(what, "in very many groups");
+}
+
+static bool root_inside_is_nobody_outside(const void *with, struct probe_text *what)
+{
+    (void)with;
+    char line[128] = "";
+    unsigned long inside = 0;
+    unsigned long outside = 0;
+    unsigned long count = 0;
+    FILE *file = fopen("/proc/self/uid_map", "re");
+    if (file == NULL)
+        return probe_fail(what, "no /proc/self/uid_map");
+    bool got = fgets(line, sizeof line, file) != NULL &&
+               sscanf(line, "%lu %lu %lu", &inside, &outside, &count) == 3;
+    bool more = got && fgets(line, sizeof line, file) != NULL;
+    fclose(file);
+    if (!got || more)
+        return probe_fail(what, "not one range of ids");
+    return (outside >= 100000 && count == 65536) ||
+           probe_fail(what, "%lu is %lu outside, for %lu ids", inside, outside, count);
+}
+
+static bool files_cannot_be_given_away(const void *with, struct probe_text *what)
+{
+    (void)with;
+    char path[] = "/tmp/probe-owner-XXXXXX";
+    int fd = mkstemp(path);
+    if (fd < 0)
+        return probe_fail(what, "no file in /tmp: %s", strerror(errno));
+    unlink(path);
+    return probe_refused(what, fchown(fd, 4242, 4242));
+}
+
+/* --- scheduling ------------------------------------------------------------------------------- */
+
+static bool no_real_time(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct sched_param param = {.sched_priority = 1};
+    return probe_refused(what, sched_setscheduler(0, SCHED_FIFO, &param));
+}
+
+static bool no_better_nice(const void *with, struct probe_text *what)
+{
+    (void)with;
+    int now = getpriority(PRIO_PROCESS, 0);
+    return probe_refused(what, setpriority(PRIO_PROCESS, 0, now - 5));
+}
+
+/* --- descriptors and environment -------------------------------------------------------------- */
+
+static bool only_standard_descriptors(const void *with, struct probe_text *what)
+{
+    (void)with;
+    /* The harness holds one end of a pipe; whatever else is open came from outside. */
+    int pipes = 0;
+    for (int fd = 3; fd < 1024; fd++) {
+        struct stat st;
+        if (fstat(fd, &st) != 0)
+            continue;
+        if (S_ISFIFO(st.st_mode) && ++pipes <= 1)
+            continue;
+        return probe_fail(what, "descriptor %d is open", fd);
+    }
+    return true;
+}
+
+static bool standard_descriptors_are_no_files(const void *with, struct probe_text *what)
+{
+    (void)with;
+    for (int fd = 0; fd < 3; fd++) {
+        struct stat st;
+        if (fstat(fd, &st) == 0 && (S_ISDIR(st.st_mode) || S_ISBLK(st.st_mode)))
+            return probe_fail(what, "descriptor %d is a folder or a disk", fd);
+    }
+    return true;
+}
+
+static bool environment_tells_nothing(const void *with, struct probe_text *what)
+{
+    (void)with;
+    static const char *const foreign[] = {"SKERRY_TOKEN=",
+                                          "SKERRY_ADDR=",
+                                          "NOTIFY_SOCKET=",
+                                          "LISTEN_FDS=",
+                                          "DBUS_SESSION_BUS_ADDRESS=",
+                                          "SSH_AUTH_SOCK=",
+                                          "SUDO_USER=",
+                                          "LD_PRELOAD=",
+                                          "INVOCATION_ID=",
+                                          "XDG_RUNTIME_DIR="};
+    for (char **at = environ; *at != NULL; at++)
+        for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++)
+            if (strncmp(*at, foreign[i], strlen(foreign[i])) == 0)
+                return probe_fail(what, "%s is set", foreign[i]);
+    return true;
+}
+
+static bool environment_names_the_instance(const void *with, struct probe_text *what)
+{
+    (void)with;
+    const char *instance = getenv("SKERRY_INSTANCE");
+    return (instance != NULL && instance[0] != '\0') || probe_fail(what, "no SKERRY_INSTANCE");
+}
+
+void probe_add_privileges(struct probe_list *list)
+{
+    for (size_t i = 0; i < sizeof status_lines / sizeof status_lines[0]; i++)
+        probe_add(list, "capabilities", status_lines[i].name, status_is, &status_lines[i], false);
+    probe_add(list, "capabilities", "capset gains nothing", capset_gains_nothing, NULL, false);
+    probe_add(list, "capabilities", "ambient gains nothing", ambient_gains_nothing, NULL, false);
+    probe_add(list, "capabilities", "what is dropped stays so", privileges_stay_dropped, NULL,
+              false);
+    for (size_t i = 0; i < sizeof ids / sizeof ids[0]; i++)
+        probe_add(list, "ids", ids[i].name, id_is_out_of_reach, &ids[i], false);
+    probe_add(list, "ids", "groups cannot be set", groups_cannot_be_set, NULL, false);
+    probe_add(list, "ids", "is in no foreign group", no_foreign_groups, NULL, false);
+    probe_add(list, "ids", "root inside is nobody outside", root_inside_is_nobody_outside, NULL,
+              false);
+    probe_add(list, "ids", "files cannot be given away", files_cannot_be_given_away, NULL, false);
+    probe_add(list, "ids", "no real-time scheduling", no_real_time, NULL, false);
+    probe_add(list, "ids", "no better nice value", no_better_nice, NULL, false);
+    probe_add(list, "descriptors", "only 0, 1 and 2 are open", only_standard_descriptors, NULL,
+              false);
+    probe_add(list, "descriptors", "they are no folder and no disk",
+              standard_descriptors_are_no_files, NULL, false);
+    probe_add(list, "descriptors", "the environment tells nothing of the machine",
+              environment_tells_nothing, NULL, false);
+    probe_add(list, "descriptors", "the environment names the instance",
+              environment_names_the_instance, NULL, false);
+}
