@@ -140,7 +140,7 @@ check: unit $(PROBES)
 # fuzz_X.c links libskerry, runner_fuzz_X.c librunner, as with unit tests.
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c tests/fuzz/runner_fuzz_*.c))
 FUZZ_SECONDS ?= 600
-$(B)/fuzz/%: tests/fuzz/%.c $(wildcard */*.h sandbox/*/*.h) $(NODE_LIB) | $(PROTO_C)
+$(B)/fuzz/%: tests/fuzz/%.c $(wildcard */*.h sandbox/*/*.h) $(NODE_LIB) | $(PROTO_C) $(PROTO_H)
 	@mkdir -p $(dir $@)
 	@clang $(CPPFLAGS_ALL) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -pthread -o $@ $< \
 		$(NODE_LIB) $(PROTO_C) $(call pkg,--libs,$(LIBS_NODE)) -lm
@@ -148,7 +148,7 @@ $(B)/fuzz-replay/%: $(B)/obj/tests/fuzz/%.o $(B)/obj/tests/lib/fuzz_main.o $(B)/
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
 $(B)/fuzz/runner_fuzz_%: tests/fuzz/runner_fuzz_%.c $(wildcard */*.h sandbox/*/*.h) $(RUNNER_LIB) \
-		$(B)/obj/embedded_agent.o | $(PROTO_C)
+		$(B)/obj/embedded_agent.o | $(PROTO_C) $(PROTO_H)
 	@mkdir -p $(dir $@)
 	@clang $(CPPFLAGS_ALL) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -pthread -o $@ $< \
 		$(RUNNER_LIB) $(SANDBOX_PROTO_C) $(B)/obj/embedded_agent.o $(call pkg,--libs,$(LIBS_RUNNER))
