@@ -170,7 +170,7 @@ demo: all
 bench-core: all $(PROBES)
 	@B=$(B) tests/bench/core
 bench: bench-core
-lint: deps-lint
+lint: deps-lint $(PROTO_H)
 	@B=$(B) tests/lib/lint
 format: deps-lint
 	@git ls-files '*.c' '*.h' | xargs clang-format -i

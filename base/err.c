@@ -40,13 +40,12 @@ int err_vset(struct err *e, enum err_code code, int sys, const char *format, va_
     int n = vsnprintf(e->msg, sizeof e->msg, format, args);
     if (sys != 0 && n >= 0 && (size_t)n < sizeof e->msg) {
         char text[96];
-        snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %s",
-                 strerror_r(sys, text, sizeof text));
+        snprintf(e->msg + n, sizeof e->msg - (size_t)n, ": %s", strerror_r(sys, text, sizeof text));
     }
     return -(int)code;
 }
 
-int err_set(struct err *e, enum err_code code, const char *format, ...)
+int(err_set)(struct err *e, enum err_code code, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -55,7 +54,7 @@ int err_set(struct err *e, enum err_code code, const char *format, ...)
     return rc;
 }
 
-int err_sys(struct err *e, enum err_code code, int sys, const char *format, ...)
+int(err_sys)(struct err *e, enum err_code code, int sys, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -64,7 +63,7 @@ int err_sys(struct err *e, enum err_code code, int sys, const char *format, ...)
     return rc;
 }
 
-int err_wrap(struct err *e, const char *format, ...)
+int(err_wrap)(struct err *e, const char *format, ...)
 {
     if (e == NULL)
         return -(int)ERR_INTERNAL;

@@ -46,6 +46,12 @@ int err_sys(struct err *e, enum err_code code, int sys, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 /* Puts context before the text that is there: "context: text". Returns -e->code. */
 int err_wrap(struct err *e, const char *format, ...) __attribute__((format(printf, 2, 3)));
+#ifdef __clang_analyzer__
+/* Static analysis cannot see into err.c that these never return 0. */
+#define err_set(e, code, ...) ((err_set)(e, code, __VA_ARGS__), -(int)(code))
+#define err_sys(e, code, sys, ...) ((err_sys)(e, code, sys, __VA_ARGS__), -(int)(code))
+#define err_wrap(e, ...) ((err_wrap)(e, __VA_ARGS__), -(int)ERR_INTERNAL)
+#endif
 /* A stable lower-case word for a code: "not_found". */
 const char *err_code_name(enum err_code code);
 

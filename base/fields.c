@@ -195,14 +195,14 @@ static int map_read(struct reader *r, const struct document_node *map, const cha
             keys[FIELD_KEYS_SHOWN_SIZE];
         text_format(path, sizeof path, "%s%s", prefix, text_show(node->key, shown));
         text_format(below, sizeof below, "%s.", path);
-        const struct field *f = find(r->table, path);
+        /* Steps are written one below the other: a key with a point in it is none of ours. */
+        bool one_step = strchr(node->key, '.') == NULL;
+        const struct field *f = one_step ? find(r->table, path) : NULL;
         int rc = 0;
-        if (strchr(node->key, '.') != NULL) { /* steps are written one below the other */
-            rc = refuse_unknown(r, prefix, node, path);
-        } else if (f != NULL) {
+        if (f != NULL) {
             r->seen[f - r->table->fields] = true;
             rc = field_read(r, f, node);
-        } else if (!is_section(r->table, below)) {
+        } else if (!one_step || !is_section(r->table, below)) {
             rc = refuse_unknown(r, prefix, node, path);
         } else if (node->kind == DOCUMENT_MAP) {
             rc = map_read(r, node, below);

@@ -36,8 +36,7 @@ static void async_cb(uv_async_t *async)
     deliver_all(container_of(async, struct inbox, async));
 }
 
-int inbox_open(struct inbox **out, uv_loop_t *loop, void *owner, size_t messages_max,
-               struct err *e)
+int inbox_open(struct inbox **out, uv_loop_t *loop, void *owner, size_t messages_max, struct err *e)
 {
     struct inbox *inbox = calloc(1, sizeof *inbox);
     if (inbox == NULL)

@@ -145,6 +145,7 @@ static struct map_node *rotate_left(struct entry *entry, struct map_node *left,
         if (a != NULL)
             out = node_new(right->entry, a, node_hold(right->right));
     } else {
+        assert_always(inner != NULL); /* it weighs twice the other, so more than nothing */
         a = node_new(entry, left, node_hold(inner->left));
         b = node_new(right->entry, node_hold(inner->right), node_hold(right->right));
         if (a != NULL && b != NULL) {
@@ -168,6 +169,7 @@ static struct map_node *rotate_right(struct entry *entry, struct map_node *left,
         if (b != NULL)
             out = node_new(left->entry, node_hold(left->left), b);
     } else {
+        assert_always(inner != NULL);
         a = node_new(left->entry, node_hold(left->left), node_hold(inner->left));
         b = node_new(entry, node_hold(inner->right), right);
         if (a != NULL && b != NULL) {

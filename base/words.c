@@ -3,8 +3,8 @@
 #include "base/memory.h"
 
 static const char *const states[INSTANCE_STATE_COUNT] = {
-    [INSTANCE_STATE_NONE] = "none",         [INSTANCE_STATE_STARTING] = "starting",
-    [INSTANCE_STATE_READY] = "ready",       [INSTANCE_STATE_DRAINING] = "draining",
+    [INSTANCE_STATE_NONE] = "none",   [INSTANCE_STATE_STARTING] = "starting",
+    [INSTANCE_STATE_READY] = "ready", [INSTANCE_STATE_DRAINING] = "draining",
     [INSTANCE_STATE_ENDED] = "ended",
 };
 
@@ -46,8 +46,7 @@ static const struct problem_word problems[PROBLEM_COUNT] = {
     [PROBLEM_UNAUTHORIZED] = {"unauthorized", 401, false, "A valid token is required."},
     [PROBLEM_FORBIDDEN] = {"forbidden", 403, false, "The token does not allow this."},
     [PROBLEM_NOT_FOUND] = {"not_found", 404, false, "There is nothing here."},
-    [PROBLEM_WORKLOAD_UNKNOWN] = {"workload_unknown", 404, false,
-                                  "No workload has this name."},
+    [PROBLEM_WORKLOAD_UNKNOWN] = {"workload_unknown", 404, false, "No workload has this name."},
     [PROBLEM_INSTANCE_UNKNOWN] = {"instance_unknown", 404, false,
                                   "No instance has this id, or it ended over 24 h ago."},
     [PROBLEM_INSTANCE_GONE] = {"instance_gone", 410, false, "The instance has ended."},
@@ -62,14 +61,12 @@ static const struct problem_word problems[PROBLEM_COUNT] = {
     [PROBLEM_INSTANCE_UNREACHABLE] = {"instance_unreachable", 502, true,
                                       "The code does not take connections."},
     [PROBLEM_KEY_MISSING] = {"key_missing", 400, false, "The workload requires a key."},
-    [PROBLEM_QUEUE_FULL] = {"queue_full", 503, true,
-                            "All instances are full and so is the queue."},
+    [PROBLEM_QUEUE_FULL] = {"queue_full", 503, true, "All instances are full and so is the queue."},
     [PROBLEM_QUEUE_TIMEOUT] = {"queue_timeout", 503, true,
                                "No instance had room within the queue's time."},
     [PROBLEM_NODE_FULL] = {"node_full", 503, true, "No node has room for another instance."},
     [PROBLEM_START_FAILED] = {"start_failed", 502, true, "The instance did not start."},
-    [PROBLEM_START_TIMEOUT] = {"start_timeout", 504, true,
-                               "The instance was not ready in time."},
+    [PROBLEM_START_TIMEOUT] = {"start_timeout", 504, true, "The instance was not ready in time."},
     [PROBLEM_FIRST_BYTE_TIMEOUT] = {"first_byte_timeout", 504, false,
                                     "The code did not begin its answer in time."},
     [PROBLEM_REQUEST_TIMEOUT] = {"request_timeout", 504, false,

@@ -18,16 +18,22 @@ enum workload_kind { WORKLOAD_SERVER, WORKLOAD_COMMAND };
 enum workload_ready { READY_LISTEN, READY_HEALTHCHECK, READY_NONE };
 enum workload_access { ACCESS_PRIVATE, ACCESS_PUBLIC };
 enum network_mode { NETWORK_NONE, NETWORK_EGRESS };
-enum join_key_source { JOIN_KEY_NONE, JOIN_KEY_HEADER, JOIN_KEY_QUERY, JOIN_KEY_COOKIE, JOIN_KEY_PATH };
+enum join_key_source {
+    JOIN_KEY_NONE,
+    JOIN_KEY_HEADER,
+    JOIN_KEY_QUERY,
+    JOIN_KEY_COOKIE,
+    JOIN_KEY_PATH
+};
 
 struct workload {
     char *id;
-    int kind;   /* enum workload_kind */
+    int kind; /* enum workload_kind */
     char *image;
     char *source; /* in a file: a path; in the registry: "sha256:<64 hex>", or "" for none */
     struct field_list command;
-    uint64_t port; /* 0 for command workloads and ready: none */
-    int ready;     /* enum workload_ready */
+    uint64_t port;                 /* 0 for command workloads and ready: none */
+    int ready;                     /* enum workload_ready */
     struct field_list environment; /* KEY=value */
     char *user;                    /* "1000", "1000:1000"; numbers only */
     bool read_only;
