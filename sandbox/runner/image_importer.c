@@ -239,12 +239,16 @@ static int publish(int layer_fd, const struct image_order *order, struct image_r
     struct image_layer layer = {
         .kind = (enum image_kind)order->kind, .bytes = report->bytes, .files = report->files};
     char name[IMAGE_LAYER_NAME_SIZE];
+    image_layer_name(name, report->digest);
+    if (faccessat(IMAGE_IMPORTER_STORE_FD, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+        report->existed = 1;
+        return image_tree_remove(IMAGE_IMPORTER_STORE_FD, order->tmp_name, e);
+    }
     int rc = image_meta_write(layer_fd, &layer, e);
     if (rc != 0)
         return rc;
     if (syncfs(layer_fd) != 0)
         return err_sys(e, ERR_IO, errno, "write the layer to the disk");
-    image_layer_name(name, report->digest);
     if (renameat2(IMAGE_IMPORTER_STORE_FD, order->tmp_name, IMAGE_IMPORTER_STORE_FD, name,
                   RENAME_NOREPLACE) != 0) {
         if (errno != EEXIST)
@@ -299,6 +303,7 @@ static int import_layer(const struct image_order *order, struct image_report *re
 int image_import_main(void)
 {
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    (void)prctl(PR_SET_NAME, "skerry-import", 0, 0, 0);
     /* Names in pax headers are UTF-8; libarchive needs a locale that can hold them. This one is part
      * of libc. */
     (void)setlocale(LC_CTYPE, "C.UTF-8");
