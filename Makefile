@@ -119,6 +119,10 @@ $(B)/tests/runner_test_%: $(B)/obj/tests/unit/runner_test_%.o $(B)/librunner.a $
 # What the node packs, the store must take: this one test has both sides.
 $(B)/tests/runner_test_image: $(call obj,node/pack.c node/pack_walk.c)
 
+# A real runner and a plain client of it.
+$(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart: \
+	$(call obj,tests/lib/runner_fixture.c)
+
 # Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.
 PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c)) $(B)/probe/probe
 PROBE_CFLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -static -pthread

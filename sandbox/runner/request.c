@@ -160,7 +160,7 @@ static int check_exec(const Skerry__Runner__Exec *x, struct err *e)
     int rc = check_id(x->id, e);
     if (rc == 0 && x->exec_id == 0)
         rc = err_set(e, ERR_INVALID, "exec_id: 0 is the main command");
-    if (rc == 0 && (unsigned)x->file_verb > SKERRY__RUNNER__FILE_VERB__FILE_WRITE)
+    if (rc == 0 && (unsigned)x->file_verb > SKERRY__RUNNER__FILE_VERB__FILE_WRITE_PLAIN)
         rc = err_set(e, ERR_INVALID, "file_verb: unknown");
     if (rc == 0 && (x->file_verb == 0) != (x->n_command > 0))
         rc = err_set(e, ERR_INVALID, "exec: needs either a command or a file verb");

@@ -1,0 +1,310 @@
+#include "sandbox/runner/adopt.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "sandbox/runner/imports.h"
+#include "sandbox/runner/instance.h"
+#include "sandbox/runner/reaper.h"
+#include "sandbox/runner/runner.h"
+#include "sandbox/runner/state.h"
+
+#define ANSWER_TIMEOUT_MS 3000
+
+struct adoption {
+    struct runner *runner;
+    size_t waiting;
+    bool over;
+    struct loop_timer timeout;
+};
+
+/* --- one folder --------------------------------------------------------------------------------- */
+
+/* The process of the state, as a pidfd; fails when it is gone or another has its number. */
+static int process_open(const struct runner *r, const Skerry__State__State *s, struct err *e)
+{
+    if (strcmp(s->boot, r->boot) != 0)
+        return err_set(e, ERR_NOT_FOUND, "the machine was restarted");
+    CLEANUP_FD int fd = (int)syscall(SYS_pidfd_open, (pid_t)s->pid, 0);
+    if (fd < 0)
+        return err_sys(e, ERR_NOT_FOUND, errno, "its process");
+    /* Read after the pidfd is held: the number cannot be given away any more. */
+    uint64_t ticks;
+    int rc = state_start_ticks((pid_t)s->pid, &ticks, e);
+    if (rc < 0)
+        return rc;
+    if (ticks != s->start_ticks)
+        return err_set(e, ERR_NOT_FOUND, "its process is gone");
+    return steal_fd(&fd);
+}
+
+static int agent_connect(int folder, struct err *e)
+{
+    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    text_format(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/" STATE_SOCKET_FILE,
+                folder);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return err_sys(e, ERR_UNAVAILABLE, errno, "connect to its agent");
+    return steal_fd(&fd);
+}
+
+static void groups_restore(struct cgroup *cgroup, const Skerry__State__State *s)
+{
+    cgroup->group_count = 0;
+    for (size_t n = 0; n < s->n_groups; n++)
+        if (cgroup_group_restore(&cgroup->groups[cgroup->group_count], s->groups[n]->path,
+                                 s->groups[n]->controllers, s->groups[n]->v2))
+            cgroup->group_count++;
+}
+
+static int hello(struct instance *i, struct err *e)
+{
+    Skerry__Agent__Empty empty = SKERRY__AGENT__EMPTY__INIT;
+    Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
+    message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_HELLO;
+    message.hello = &empty;
+    struct waiting *w = waiting_new(NULL);
+    if (w == NULL)
+        return err_set(e, ERR_NO_MEMORY, "hello");
+    return instance_ask(i, &message, NULL, 0, w, e);
+}
+
+static int network_open_of(pid_t pid, struct err *e)
+{
+    char path[64];
+    text_format(path, sizeof path, "/proc/%d/ns/net", (int)pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd < 0 ? err_sys(e, ERR_IO, errno, "open its network") : fd;
+}
+
+static void layers_hold(struct instance *i, const Skerry__State__State *s)
+{
+    struct err e;
+    for (size_t n = 0; n < s->n_layers; n++) {
+        CLEANUP_FD int fd = -1;
+        int rc = -1;
+        for (int kind = IMAGE_KIND_IMAGE; rc < 0 && kind <= IMAGE_KIND_SOURCE; kind++)
+            rc =
+                imports_layer_use(i->runner->imports, s->layers[n], (enum image_kind)kind, &fd, &e);
+        if (rc == 0)
+            text_copy(i->layers[i->layer_count++], sizeof i->layers[0], s->layers[n]);
+        else
+            log_warn("runner", "%s: layer %s: %s", i->id, s->layers[n], e.msg);
+    }
+}
+
+/* From here on the instance is whole: what fails ends it in the usual way. */
+static int live_start(struct instance *i, int pidfd, const Skerry__State__State *s, struct err *e)
+{
+    int rc = instance_watch(i, pidfd, false, e);
+    if (rc < 0)
+        return rc;
+    i->network_fd = network_open_of(i->pid, e);
+    if (i->network_fd < 0)
+        return i->network_fd;
+    i->channel = agent_connect(i->folder_fd, e);
+    if (i->channel < 0)
+        return i->channel;
+    layers_hold(i, s);
+    rc = loop_watch_start(i->runner->loop, &i->channel_watch, i->channel, EPOLLIN,
+                          instance_channel_cb, e);
+    if (rc == 0)
+        rc = hello(i, e);
+    uint64_t deadline = state_deadline_read(i->folder_fd);
+    if (rc == 0 && deadline != 0)
+        rc = instance_deadline_set(i, deadline, e);
+    return rc;
+}
+
+/* Its end is told as if it had happened now: nobody saw when and how. */
+static void adopt_dead(struct instance *i, const struct err *why)
+{
+    log_info("runner", "%s: swept: %s", i->id, why->msg);
+    text_format(i->message, sizeof i->message, "it ended while no runner was there");
+    i->asked_reason = END_AGENT_LOST;
+    instance_ended_unseen(i);
+}
+
+static int adopt_folder(struct adoption *a, const char *name, struct err *e)
+{
+    struct runner *r = a->runner;
+    CLEANUP_FD int folder =
+        openat(r->instances_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (folder < 0)
+        return err_sys(e, ERR_IO, errno, "open");
+    Skerry__State__State *s;
+    int rc = state_read(folder, &s, e);
+    if (rc < 0)
+        return rc;
+    struct instance *i = NULL;
+    struct place *place = NULL;
+    if (strcmp(s->id, name) != 0)
+        rc = err_set(e, ERR_INVALID, "its state is of another");
+    if (rc == 0)
+        rc = blanks_place_claim(r->blanks, s->uid_base, &place, e);
+    if (rc == 0)
+        rc = instance_new(r->instances, name, &i, e);
+    if (rc < 0) {
+        blanks_place_free(r->blanks, place);
+        skerry__state__state__free_unpacked(s, NULL);
+        return rc;
+    }
+    groups_restore(&place->cgroup, s);
+    i->place = place;
+    i->epoch = s->epoch;
+    i->uid = s->uid;
+    i->gid = s->gid;
+    i->pid = (pid_t)s->pid;
+    i->folder_fd = steal_fd(&folder);
+    i->phase = INSTANCE_ADOPTING;
+    i->told = true;
+    int pidfd = process_open(r, s, e);
+    if (pidfd < 0) {
+        adopt_dead(i, e);
+    } else {
+        a->waiting++;
+        struct err why;
+        if (live_start(i, pidfd, s, &why) < 0) {
+            log_warn("runner", "%s: not adopted: %s", i->id, why.msg);
+            instance_kill(i, END_AGENT_LOST);
+        }
+    }
+    skerry__state__state__free_unpacked(s, NULL);
+    return 0;
+}
+
+/* A folder without a state: its preparation was under way. Its groups are found by sweep_groups. */
+static void folder_sweep(struct runner *r, const char *name)
+{
+    struct place *place = calloc(1, sizeof *place);
+    if (place != NULL)
+        reaper_add(r->reaper, place, name);
+}
+
+static void folders_adopt(struct adoption *a)
+{
+    int copy = openat(a->runner->instances_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *folder = copy < 0 ? NULL : fdopendir(copy);
+    if (folder == NULL)
+        return;
+    for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
+        struct instance_id id;
+        struct err e;
+        if (!instance_id_parse(&id, entry->d_name, strlen(entry->d_name)))
+            continue;
+        if (adopt_folder(a, entry->d_name, &e) < 0) {
+            log_warn("runner", "%s: swept: %s", entry->d_name, e.msg);
+            folder_sweep(a->runner, entry->d_name);
+        }
+    }
+    closedir(folder);
+}
+
+/* --- groups that belong to nobody ---------------------------------------------------------------- */
+
+static bool group_in_use(struct runner *r, const char *path)
+{
+    for (struct instance *i = instances_first(r->instances); i != NULL; i = i->hh.next)
+        for (size_t n = 0; i->place != NULL && n < i->place->cgroup.group_count; n++)
+            if (strcmp(i->place->cgroup.groups[n].path, path) == 0)
+                return true;
+    return false;
+}
+
+static void groups_sweep(struct runner *r)
+{
+    for (size_t n = 0; n < r->cgroups.tree_count; n++) {
+        const struct cgroup_tree *tree = &r->cgroups.trees[n];
+        DIR *folder = opendir(tree->parent);
+        for (struct dirent *entry = folder == NULL ? NULL : readdir(folder); entry != NULL;
+             entry = readdir(folder)) {
+            struct place *place = NULL;
+            if (entry->d_type == DT_DIR && entry->d_name[0] == 'i')
+                place = calloc(1, sizeof *place);
+            if (place == NULL)
+                continue;
+            struct cgroup_group *group = &place->cgroup.groups[0];
+            group->backend = tree->backend;
+            group->controllers = tree->controllers;
+            place->cgroup.group_count = 1;
+            bool fits =
+                text_format(group->path, sizeof group->path, "%s/%s", tree->parent, entry->d_name);
+            if (!fits || group_in_use(r, group->path))
+                free(place);
+            else
+                reaper_add(r->reaper, place, "");
+        }
+        if (folder != NULL)
+            closedir(folder);
+    }
+}
+
+/* --- the whole ----------------------------------------------------------------------------------- */
+
+static void over(struct adoption *a)
+{
+    if (a->over)
+        return;
+    a->over = true;
+    loop_timer_stop(a->runner->loop, &a->timeout);
+    runner_serve(a->runner);
+}
+
+static void timeout_cb(struct loop_timer *timer)
+{
+    struct adoption *a = container_of(timer, struct adoption, timeout);
+    for (struct instance *i = instances_first(a->runner->instances); i != NULL; i = i->hh.next)
+        if (i->phase == INSTANCE_ADOPTING) {
+            log_warn("runner", "%s: its agent does not answer", i->id);
+            instance_kill(i, END_AGENT_LOST);
+        }
+    over(a);
+}
+
+void adopt_done(struct runner *r)
+{
+    struct adoption *a = r->adoption;
+    if (a == NULL || a->over)
+        return;
+    if (a->waiting > 0)
+        a->waiting--;
+    if (a->waiting == 0)
+        over(a);
+}
+
+int adopt_start(struct runner *r, struct err *e)
+{
+    struct adoption *a = calloc(1, sizeof *a);
+    if (a == NULL)
+        return err_set(e, ERR_NO_MEMORY, "adoption");
+    a->runner = r;
+    r->adoption = a;
+    folders_adopt(a);
+    groups_sweep(r);
+    size_t held = instances_held_count(r->instances);
+    if (held > 0)
+        log_info("runner", "found %zu instances of an earlier runner", held);
+    if (a->waiting > 0)
+        return loop_timer_start(r->loop, &a->timeout, clock_boot_ms() + ANSWER_TIMEOUT_MS,
+                                timeout_cb, e);
+    over(a);
+    return 0;
+}
+
+void adopt_free(struct adoption *adoption)
+{
+    free(adoption);
+}

@@ -1,0 +1,318 @@
+#include "sandbox/runner/blank.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/fsuid.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+#include "sandbox/runner/config.h"
+
+/* Descriptors of the blank, in order; the agent gets the first two. */
+enum { BLANK_FD_LISTENER = 3, BLANK_FD_CHANNEL, BLANK_FD_AGENT, BLANK_FD_ENTRIES };
+
+union control {
+    char bytes[CMSG_SPACE(sizeof(int) * BIND_DESCRIPTORS_MAX)];
+    struct cmsghdr align;
+};
+
+/* --- the channel --------------------------------------------------------- */
+
+static int struct_send(int channel, const void *data, size_t size, const int *descriptors,
+                       size_t count, struct err *e)
+{
+    union control control;
+    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+    if (count > 0) {
+        memset(&control, 0, sizeof control);
+        header.msg_control = control.bytes;
+        header.msg_controllen = CMSG_SPACE(sizeof(int) * count);
+        struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(sizeof(int) * count);
+        memcpy(CMSG_DATA(rights), descriptors, sizeof(int) * count);
+    }
+    if (sendmsg(channel, &header, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)size)
+        return err_sys(e, ERR_IO, errno, "tell the blank");
+    return 0;
+}
+
+bool blank_failure(const void *data, size_t length, struct err *out)
+{
+    struct blank_message message;
+    if (length != sizeof message)
+        return false;
+    memcpy(&message, data, sizeof message);
+    if (message.word != BLANK_FAILED)
+        return false;
+    message.error.msg[sizeof message.error.msg - 1] = '\0';
+    *out = message.error;
+    return true;
+}
+
+/* --- both sides: maps ------------------------------------------------------------------------- */
+
+static int map_write(pid_t pid, const char *file, const char *map, struct err *e)
+{
+    char path[64];
+    text_format(path, sizeof path, "/proc/%d/%s", (int)pid, file);
+    CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
+    size_t length = strlen(map);
+    if (fd < 0 || write(fd, map, length) != (ssize_t)length)
+        return err_sys(e, ERR_IO, errno, "write %s", path);
+    return 0;
+}
+
+static int maps_write(pid_t pid, uint32_t outside, struct err *e)
+{
+    char map[64];
+    text_format(map, sizeof map, "0 %u %u", outside, RUNNER_UIDS_PER_INSTANCE);
+    int rc = map_write(pid, "uid_map", map, e);
+    return rc == 0 ? map_write(pid, "gid_map", map, e) : rc;
+}
+
+/* --- the blank ---------------------------------------------------------------------------------- */
+
+static void blank_fail(int channel, const struct err *error) __attribute__((noreturn));
+static void blank_fail(int channel, const struct err *error)
+{
+    const struct blank_message message = {.word = BLANK_FAILED, .error = *error};
+    (void)!send(channel, &message, sizeof message, MSG_NOSIGNAL);
+    _exit(1);
+}
+
+/* Puts `count` descriptors at 3, 4, ... and closes all others. They may stand in each other's
+ * places, so they first go out of the way. */
+static int descriptors_arrange(const int *from, size_t count, int null_fd, struct err *e)
+{
+    int away[BLANK_FD_ENTRIES + CGROUP_TREES_MAX];
+    for (size_t i = 0; i < count; i++) {
+        away[i] = fcntl(from[i], F_DUPFD_CLOEXEC, 64);
+        if (away[i] < 0)
+            return err_sys(e, ERR_IO, errno, "arrange descriptors");
+    }
+    for (int i = 0; i < 3; i++)
+        if (dup2(null_fd, i) < 0)
+            return err_sys(e, ERR_IO, errno, "arrange descriptors");
+    for (size_t i = 0; i < count; i++)
+        if (dup3(away[i], BLANK_FD_LISTENER + (int)i, O_CLOEXEC) < 0)
+            return err_sys(e, ERR_IO, errno, "arrange descriptors");
+    if (close_range(BLANK_FD_LISTENER + (unsigned)count, ~0u, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "close descriptors");
+    return 0;
+}
+
+static int cgroup_enter(size_t entry_count, struct err *e)
+{
+    for (size_t i = 0; i < entry_count; i++) {
+        int fd = BLANK_FD_ENTRIES + (int)i;
+        if (write(fd, "0", 1) != 1)
+            return err_sys(e, ERR_IO, errno, "enter control group");
+        memory_close(&fd);
+    }
+    /* So that the group of the instance is the root of what it sees. */
+    if (unshare(CLONE_NEWCGROUP) < 0)
+        return err_sys(e, ERR_IO, errno, "make cgroup namespace");
+    return 0;
+}
+
+/* Waits for the plan. Its first descriptor replaces the agent's listener. */
+static int plan_receive(struct bind_plan *plan, int *descriptors, struct err *e)
+{
+    union control control;
+    struct iovec part = {.iov_base = plan, .iov_len = sizeof *plan};
+    struct msghdr header = {.msg_iov = &part,
+                            .msg_iovlen = 1,
+                            .msg_control = control.bytes,
+                            .msg_controllen = sizeof control.bytes};
+    ssize_t n = recvmsg(BLANK_FD_CHANNEL, &header, MSG_CMSG_CLOEXEC);
+    if (n == 0)
+        _exit(0); /* the runner is gone, or has no use for us */
+    struct cmsghdr *rights = n < 0 ? NULL : CMSG_FIRSTHDR(&header);
+    if (n != (ssize_t)sizeof *plan || rights == NULL)
+        return err_sys(e, ERR_IO, errno, "receive plan");
+    size_t count = (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    size_t wanted = BIND_DESCRIPTORS_FIXED + (plan->overlay ? 1u : 0) + plan->mount_count;
+    if (count != wanted || wanted > BIND_DESCRIPTORS_MAX)
+        return err_set(e, ERR_PROTOCOL, "plan with %zu descriptors for %zu", count, wanted);
+    memcpy(descriptors, CMSG_DATA(rights), sizeof(int) * count);
+    if (dup2(descriptors[0], BLANK_FD_LISTENER) < 0)
+        return err_sys(e, ERR_IO, errno, "take the listener");
+    memory_close(&descriptors[0]);
+    return 0;
+}
+
+static int become_inside_root(struct err *e)
+{
+    if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "become root inside");
+    return 0;
+}
+
+/* --- the lock ----------------------------------------------------------------------------------- */
+
+/* Maps are written by a process of the parent namespace, which the blank leaves with unshare. So a
+ * helper that shares its memory stays behind for the moment that takes. */
+struct helper {
+    int wake; /* its end says that the second namespace is there */
+    struct err error;
+    char stack[16 * 1024] __attribute__((aligned(16)));
+};
+
+static int helper_run(void *argument)
+{
+    struct helper *h = argument;
+    char byte;
+    if (read(h->wake, &byte, 1) != 1)
+        return 1;
+    return maps_write(1, 0, &h->error) < 0;
+}
+
+/* The second pair of namespaces: mounts copied from one of a more privileged user namespace cannot
+ * be taken apart, nor made writable again, with whatever capability in this one. */
+static int lock_mounts(struct err *e)
+{
+    static struct helper helper;
+    int wake[2];
+    if (pipe2(wake, O_CLOEXEC) < 0)
+        return err_sys(e, ERR_IO, errno, "make pipe");
+    helper.wake = wake[0];
+    /* A process that changed its ids belongs to nobody in /proc, until it says otherwise. Nobody
+     * else is inside yet, and the agent is undumpable again. */
+    if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "become dumpable");
+    pid_t pid = clone(helper_run, helper.stack + sizeof helper.stack, CLONE_VM | SIGCHLD, &helper);
+    if (pid < 0)
+        return err_sys(e, ERR_IO, errno, "clone helper");
+    int status = -1;
+    if (unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0)
+        return err_sys(e, ERR_IO, errno, "lock mounts");
+    if (write(wake[1], "w", 1) != 1 || waitpid(pid, &status, 0) != pid)
+        return err_sys(e, ERR_IO, errno, "wait for helper");
+    memory_close(&wake[0]);
+    memory_close(&wake[1]);
+    return status == 0 ? 0 : err_set(e, ERR_IO, "second maps: %s", helper.error.msg);
+}
+
+static int become_agent(struct err *e)
+{
+    char name[] = "skerry-agent";
+    char *argv[] = {name, NULL}, *envp[] = {NULL};
+    for (int fd = BLANK_FD_LISTENER; fd <= BLANK_FD_CHANNEL; fd++)
+        if (fcntl(fd, F_SETFD, 0) < 0)
+            return err_sys(e, ERR_IO, errno, "hand over descriptors");
+    syscall(SYS_execveat, BLANK_FD_AGENT, "", argv, envp, AT_EMPTY_PATH);
+    return err_sys(e, ERR_IO, errno, "execute the agent");
+}
+
+static void blank_run(const int *descriptors, size_t count, int null_fd) __attribute__((noreturn));
+static void blank_run(const int *descriptors, size_t count, int null_fd)
+{
+    struct err e;
+    struct bind_plan plan;
+    int mounts[BIND_DESCRIPTORS_MAX];
+    int channel = descriptors[BLANK_FD_CHANNEL - BLANK_FD_LISTENER];
+    if (descriptors_arrange(descriptors, count, null_fd, &e) < 0)
+        blank_fail(channel, &e);
+    int rc = cgroup_enter(count - (BLANK_FD_ENTRIES - BLANK_FD_LISTENER), &e);
+    if (rc == 0)
+        rc = plan_receive(&plan, mounts, &e);
+    if (rc == 0)
+        rc = become_inside_root(&e);
+    if (rc == 0)
+        rc = bind_root(&plan, mounts, &e);
+    if (rc == 0)
+        rc = lock_mounts(&e);
+    if (rc == 0)
+        rc = become_agent(&e);
+    blank_fail(BLANK_FD_CHANNEL, &e);
+}
+
+/* --- the runner --------------------------------------------------------------------------------- */
+
+/* Clones with the effective ids of the instance's range. The file system id stays root's, for
+ * CLONE_INTO_CGROUP asks whether we may write to the group. */
+static pid_t clone_as(uint32_t uid, int cgroup_fd, int *pidfd)
+{
+    struct clone_args args = {
+        .flags =
+            CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_PIDFD,
+        .pidfd = (uintptr_t)pidfd,
+        .exit_signal = SIGCHLD,
+    };
+    if (cgroup_fd >= 0) {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = (unsigned)cgroup_fd;
+    }
+    if (setegid(uid) < 0 || seteuid(uid) < 0)
+        return -1;
+    if (cgroup_fd >= 0)
+        (void)setfsuid(0);
+    pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+    int sys = errno;
+    if (pid != 0)
+        assert_always(seteuid(0) == 0 && setegid(0) == 0);
+    errno = sys;
+    return pid;
+}
+
+static int start(struct blank *out, const struct blank_options *o, int channel, struct err *e)
+{
+    int descriptors[BLANK_FD_ENTRIES + CGROUP_TREES_MAX] = {o->null_fd, channel, o->agent_fd};
+    size_t fixed = BLANK_FD_ENTRIES - BLANK_FD_LISTENER, entries = 0;
+    int rc = cgroup_entries_open(o->cgroup, descriptors + fixed, &entries, e);
+    if (rc < 0)
+        return rc;
+    CLEANUP_FD int cgroup_fd = cgroup_clone_fd(o->cgroup);
+    rc = network_enter(o->network, o->network_fd, e);
+    if (rc == 0) {
+        out->pid = clone_as(o->uid_base, cgroup_fd, &out->pidfd);
+        if (out->pid == 0)
+            blank_run(descriptors, fixed + entries, o->null_fd);
+        if (out->pid < 0)
+            rc = err_sys(e, ERR_IO, errno, "clone");
+        network_leave(o->network);
+    }
+    for (size_t i = 0; i < entries; i++)
+        memory_close(&descriptors[fixed + i]);
+    return rc;
+}
+
+int blank_make(struct blank *out, const struct blank_options *o, struct err *e)
+{
+    int pair[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return err_sys(e, ERR_IO, errno, "make channel");
+    CLEANUP_FD int ours = pair[0];
+    CLEANUP_FD int theirs = pair[1];
+    int rc = start(out, o, theirs, e);
+    if (rc < 0)
+        return rc;
+    rc = maps_write(out->pid, o->uid_base, e);
+    if (rc < 0) {
+        (void)kill(out->pid, SIGKILL);
+        memory_close(&out->pidfd);
+        return rc;
+    }
+    out->channel = steal_fd(&ours);
+    return 0;
+}
+
+int blank_bind(const struct blank *blank, const struct bind_plan *plan, const int *descriptors,
+               size_t descriptor_count, struct err *e)
+{
+    return struct_send(blank->channel, plan, sizeof *plan, descriptors, descriptor_count, e);
+}

@@ -1,0 +1,245 @@
+#include "sandbox/runner/blanks.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "sandbox/runner/image.h"
+#include "sandbox/runner/runner.h"
+
+/* The stock is refilled when the runner has been quiet for so long: a start that is under way goes
+ * first. */
+#define REFILL_AFTER_MS 5
+#define REFILL_AGAIN_MS 1000 /* after a failure */
+#define REMOVE_WAIT_MS 2000
+
+struct blanks {
+    struct runner *runner;
+    uint32_t slot_count;
+    uint32_t used_count;
+    uint32_t next; /* where the search for a free slot goes on: the longest unused comes first */
+    bool *used;
+    int *maps; /* by slot; -1: none yet */
+    struct spare *stock;
+    size_t stock_count, stock_max;
+    struct loop_timer refill;
+};
+
+int blanks_open(struct blanks **out, struct runner *r, struct err *e)
+{
+    struct blanks *b = calloc(1, sizeof *b);
+    if (b == NULL)
+        return err_set(e, ERR_NO_MEMORY, "blanks");
+    b->runner = r;
+    b->slot_count = (uint32_t)r->config.max.instances;
+    b->stock_max = r->config.blanks;
+    b->used = calloc(b->slot_count, sizeof *b->used);
+    b->maps = calloc(b->slot_count, sizeof *b->maps);
+    b->stock = calloc(b->stock_max + 1, sizeof *b->stock);
+    if (b->used == NULL || b->maps == NULL || b->stock == NULL) {
+        blanks_close(b);
+        return err_set(e, ERR_NO_MEMORY, "blanks");
+    }
+    for (uint32_t i = 0; i < b->slot_count; i++)
+        b->maps[i] = -1;
+    *out = b;
+    return 0;
+}
+
+/* --- places ------------------------------------------------------------------------------------ */
+
+static int place_take(struct blanks *b, struct place **out, struct err *e)
+{
+    if (b->used_count == b->slot_count)
+        return err_set(e, ERR_LIMIT,
+                       "%u instances are held, the most that runner.yaml allows (max.instances)",
+                       b->slot_count);
+    while (b->used[b->next])
+        b->next = (b->next + 1) % b->slot_count;
+    struct place *place = calloc(1, sizeof *place);
+    if (place == NULL)
+        return err_set(e, ERR_NO_MEMORY, "place");
+    place->owned = true;
+    place->slot = b->next;
+    place->uid_base = (uint32_t)b->runner->config.uid_base + b->next * RUNNER_UIDS_PER_INSTANCE;
+    /* With our pid: groups of a dead runner may still be there, waiting to be removed. */
+    char name[32];
+    text_format(name, sizeof name, "i%u-%d", place->slot, (int)getpid());
+    int rc = cgroup_make(&b->runner->cgroups, &place->cgroup, name, e);
+    if (rc < 0) {
+        free(place);
+        return rc;
+    }
+    b->used[place->slot] = true;
+    b->used_count++;
+    b->next = (b->next + 1) % b->slot_count;
+    *out = place;
+    return 0;
+}
+
+int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out, struct err *e)
+{
+    struct place *place = calloc(1, sizeof *place);
+    if (place == NULL)
+        return err_set(e, ERR_NO_MEMORY, "place");
+    place->uid_base = uid_base;
+    uint32_t offset = uid_base - (uint32_t)b->runner->config.uid_base;
+    uint32_t slot = offset / RUNNER_UIDS_PER_INSTANCE;
+    if (slot < b->slot_count && offset % RUNNER_UIDS_PER_INSTANCE == 0) {
+        if (b->used[slot]) {
+            free(place);
+            return err_set(e, ERR_CONFLICT, "the ids from %u are in use twice", uid_base);
+        }
+        place->owned = true;
+        place->slot = slot;
+        b->used[slot] = true;
+        b->used_count++;
+    }
+    *out = place;
+    return 0;
+}
+
+void blanks_place_free(struct blanks *b, struct place *place)
+{
+    if (place == NULL)
+        return;
+    if (place->owned) {
+        b->used[place->slot] = false;
+        b->used_count--;
+    }
+    free(place);
+}
+
+uint32_t blanks_free_count(const struct blanks *b)
+{
+    return b->slot_count - b->used_count + (uint32_t)b->stock_count;
+}
+
+int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd, struct err *e)
+{
+    int *map = &b->maps[place->slot];
+    if (*map < 0) {
+        int rc = root_map_make(IMAGE_UID_BASE, place->uid_base, map, e);
+        if (rc < 0)
+            return rc;
+    }
+    *out_fd = *map;
+    return 0;
+}
+
+/* --- blanks ------------------------------------------------------------------------------------ */
+
+static int spare_make(struct blanks *b, struct spare *out, struct err *e)
+{
+    struct runner *r = b->runner;
+    *out = (struct spare){.network_fd = -1};
+    int rc = place_take(b, &out->place, e);
+    if (rc < 0)
+        return rc;
+    rc = network_namespace_make(r->network, &out->network_fd, e);
+    const struct blank_options options = {.uid_base = out->place->uid_base,
+                                          .cgroup = &out->place->cgroup,
+                                          .network = r->network,
+                                          .network_fd = out->network_fd,
+                                          .agent_fd = r->agent_fd,
+                                          .null_fd = r->null_fd};
+    if (rc == 0)
+        rc = blank_make(&out->blank, &options, e);
+    if (rc < 0) {
+        struct err ignored;
+        memory_close(&out->network_fd);
+        (void)!cgroup_remove(&out->place->cgroup, 0, &ignored);
+        blanks_place_free(b, out->place);
+    }
+    return rc;
+}
+
+static void spare_end(struct blanks *b, struct spare *spare)
+{
+    struct err e;
+    (void)kill(spare->blank.pid, SIGKILL);
+    (void)waitpid(spare->blank.pid, NULL, 0);
+    memory_close(&spare->blank.pidfd);
+    memory_close(&spare->blank.channel);
+    memory_close(&spare->network_fd);
+    if (cgroup_remove(&spare->place->cgroup, REMOVE_WAIT_MS, &e) < 0)
+        log_warn("runner", "blank: %s", e.msg);
+    blanks_place_free(b, spare->place);
+}
+
+/* A blank may have been killed since it was made (the machine ran out of memory). */
+static bool spare_alive(const struct spare *spare)
+{
+    siginfo_t info = {0};
+    return waitid(P_PIDFD, (id_t)spare->blank.pidfd, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == 0;
+}
+
+static void refill_cb(struct loop_timer *timer)
+{
+    struct blanks *b = container_of(timer, struct blanks, refill);
+    struct err e;
+    if (b->stock_count >= b->stock_max)
+        return;
+    uint64_t again_ms = REFILL_AFTER_MS;
+    /* The last places are for instances. */
+    if (b->slot_count - b->used_count > b->stock_max) {
+        if (spare_make(b, &b->stock[b->stock_count], &e) == 0) {
+            b->stock_count++;
+        } else {
+            log_warn("runner", "make a blank: %s", e.msg);
+            again_ms = REFILL_AGAIN_MS;
+        }
+    } else {
+        again_ms = REFILL_AGAIN_MS;
+    }
+    if (b->stock_count < b->stock_max &&
+        loop_timer_start(b->runner->loop, &b->refill, clock_boot_ms() + again_ms, refill_cb, &e) <
+            0)
+        log_warn("runner", "blanks: %s", e.msg);
+}
+
+void blanks_start(struct blanks *b)
+{
+    struct err e;
+    if (b->stock_count < b->stock_max &&
+        loop_timer_start(b->runner->loop, &b->refill, clock_boot_ms() + REFILL_AFTER_MS, refill_cb,
+                         &e) < 0)
+        log_warn("runner", "blanks: %s", e.msg);
+}
+
+int blanks_take(struct blanks *b, struct spare *out, struct err *e)
+{
+    while (b->stock_count > 0) {
+        *out = b->stock[--b->stock_count];
+        if (spare_alive(out)) {
+            blanks_start(b);
+            return 0;
+        }
+        spare_end(b, out);
+    }
+    int rc = spare_make(b, out, e);
+    blanks_start(b);
+    return rc;
+}
+
+void blanks_close(struct blanks *b)
+{
+    if (b == NULL)
+        return;
+    loop_timer_stop(b->runner->loop, &b->refill);
+    while (b->stock_count > 0)
+        spare_end(b, &b->stock[--b->stock_count]);
+    for (uint32_t i = 0; b->maps != NULL && i < b->slot_count; i++)
+        memory_close(&b->maps[i]);
+    free(b->used);
+    free(b->maps);
+    free(b->stock);
+    free(b);
+}

@@ -1,0 +1,49 @@
+/* sandbox/runner/blanks.h - places for instances, and blanks kept ready in some of them.
+ *
+ * A place is a range of user ids and control groups named after it. It is taken with a blank and
+ * given back when nothing of the instance is left, so a range is never in use twice. */
+#ifndef SKERRY_SANDBOX_RUNNER_BLANKS_H
+#define SKERRY_SANDBOX_RUNNER_BLANKS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "sandbox/runner/blank.h"
+#include "sandbox/runner/cgroup.h"
+
+struct runner;
+struct blanks;
+
+struct place {
+    bool owned; /* false: of another runner's range, seen at adoption */
+    uint32_t slot;
+    uint32_t uid_base;
+    struct cgroup cgroup;
+};
+
+struct spare {
+    struct place *place;
+    int network_fd;
+    struct blank blank;
+};
+
+int blanks_open(struct blanks **out, struct runner *r, struct err *e) ERR_CHECKED;
+/* Ends the blanks that wait and removes their groups. */
+void blanks_close(struct blanks *b);
+
+/* One from the stock, or made now. All of it becomes the caller's. */
+int blanks_take(struct blanks *b, struct spare *out, struct err *e) ERR_CHECKED;
+/* Marks the place of an adopted instance; a new place, the caller's. */
+int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out,
+                       struct err *e) ERR_CHECKED;
+void blanks_place_free(struct blanks *b, struct place *place);
+/* Refills the stock as configured, when nothing else is to do. */
+void blanks_start(struct blanks *b);
+/* A user namespace that maps the ids of layers to those of the place; stays ours. */
+int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd,
+                     struct err *e) ERR_CHECKED;
+/* Places that can still be taken. */
+uint32_t blanks_free_count(const struct blanks *b);
+
+#endif

@@ -1,0 +1,332 @@
+#include "sandbox/runner/runner.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "sandbox/runner/adopt.h"
+#include "sandbox/runner/blanks.h"
+#include "sandbox/runner/imports.h"
+#include "sandbox/runner/instance.h"
+#include "sandbox/runner/reaper.h"
+#include "sandbox/runner/server.h"
+#include "sandbox/runner/state.h"
+
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u /* from Linux 6.3 */
+#endif
+
+/* A watchdog and a deadline for each instance, and a few of our own. */
+#define TIMERS_MAX (2 * RUNNER_INSTANCES_MAX + 64)
+
+/* --- pieces ------------------------------------------------------------------------------------ */
+
+static int text_replace(char **text, const char *with, struct err *e)
+{
+    if (with == NULL)
+        return 0;
+    char *copy = strdup(with);
+    if (copy == NULL)
+        return err_set(e, ERR_NO_MEMORY, "configuration");
+    free(*text);
+    *text = copy;
+    return 0;
+}
+
+static int configure(struct runner *r, const struct runner_options *o, struct err *e)
+{
+    struct runner_config *c = &r->config;
+    int rc = runner_config_load(c, o->config_path, e);
+    if (rc == 0)
+        rc = text_replace(&c->directory, o->directory, e);
+    if (rc == 0)
+        rc = text_replace(&c->socket, o->socket, e);
+    if (rc < 0)
+        return rc;
+    if (o->node_uid >= 0)
+        c->node_uid = (uid_t)o->node_uid;
+    if (o->node_gid >= 0)
+        c->node_gid = (gid_t)o->node_gid;
+    if (o->blanks >= 0)
+        c->blanks = (uint64_t)o->blanks;
+    r->bounds = (struct request_bounds){.profiles = (const char *const *)c->profiles.items,
+                                        .profile_count = c->profiles.count,
+                                        .egress = c->egress,
+                                        .cpu_thousandths = c->max.cpus_thousandths,
+                                        .memory_bytes = c->max.memory_bytes,
+                                        .pids = c->max.pids,
+                                        .disk_bytes = c->max.disk_bytes,
+                                        .log_bytes = c->logs.bytes};
+    return 0;
+}
+
+/* Makes the folders on the way to `path` too. */
+static int folders_make(const char *path, mode_t mode, struct err *e)
+{
+    char part[128];
+    if (!text_copy(part, sizeof part, path))
+        return err_set(e, ERR_INVALID, "%s is too long", path);
+    for (char *slash = strchr(part + 1, '/'); slash != NULL; slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        if (mkdir(part, 0755) < 0 && errno != EEXIST)
+            return err_sys(e, ERR_IO, errno, "make folder %s", part);
+        *slash = '/';
+    }
+    if (mkdir(part, mode) < 0 && errno != EEXIST)
+        return err_sys(e, ERR_IO, errno, "make folder %s", part);
+    return 0;
+}
+
+static int folder_open(struct runner *r, const char *name, mode_t mode, gid_t group, int *out,
+                       struct err *e)
+{
+    if (mkdirat(r->directory_fd, name, mode) < 0 && errno != EEXIST)
+        return err_sys(e, ERR_IO, errno, "make %s/%s", r->config.directory, name);
+    int fd = openat(r->directory_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return err_sys(e, ERR_IO, errno, "open %s/%s", r->config.directory, name);
+    *out = fd;
+    if (fchown(fd, 0, group) < 0 || fchmod(fd, mode) < 0)
+        return err_sys(e, ERR_IO, errno, "set mode of %s/%s", r->config.directory, name);
+    return 0;
+}
+
+/* The node makes its own sockets beside ours, but cannot remove ours. */
+static int socket_folder_make(const struct runner *r, struct err *e)
+{
+    char folder[128];
+    text_copy(folder, sizeof folder, r->config.socket);
+    *strrchr(folder, '/') = '\0';
+    if (folder[0] == '\0' || access(folder, F_OK) == 0)
+        return 0;
+    int rc = folders_make(folder, 0755, e);
+    if (rc == 0 && (chown(folder, 0, r->config.node_gid) < 0 || chmod(folder, 01775) < 0))
+        rc = err_sys(e, ERR_IO, errno, "set mode of %s", folder);
+    return rc;
+}
+
+/* The lock is this process's alone: a child never holds it. */
+static int lock(struct runner *r, struct err *e)
+{
+    r->lock_fd = openat(r->directory_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (r->lock_fd < 0 || fcntl(r->lock_fd, F_SETLK, &whole) < 0)
+        return err_sys(e, errno == EAGAIN || errno == EACCES ? ERR_CONFLICT : ERR_IO, errno,
+                       "another runner uses %s", r->config.directory);
+    return 0;
+}
+
+static int folders_open(struct runner *r, struct err *e)
+{
+    int rc = folders_make(r->config.directory, 0711, e);
+    if (rc < 0)
+        return rc;
+    r->directory_fd = open(r->config.directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    struct stat st;
+    if (r->directory_fd < 0 || fstat(r->directory_fd, &st) < 0)
+        return err_sys(e, ERR_IO, errno, "open %s", r->config.directory);
+    if (st.st_uid != 0 || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+        return err_set(e, ERR_DENIED, "%s must belong to root and be writable by root only",
+                       r->config.directory);
+    int mounts = -1;
+    rc = lock(r, e);
+    if (rc == 0)
+        rc = folder_open(r, "instances", 0700, 0, &r->instances_fd, e);
+    if (rc == 0)
+        rc = folder_open(r, "logs", 0750, r->config.node_gid, &r->logs_fd, e);
+    if (rc == 0)
+        rc = folder_open(r, "mounts", 0700, 0, &mounts, e);
+    memory_close(&mounts);
+    return rc == 0 ? socket_folder_make(r, e) : rc;
+}
+
+/* Sealed, so that no instance can change what others execute; of mode 0111, so that none can read
+ * or trace it. */
+static int agent_load(struct runner *r, const struct runner_options *o, struct err *e)
+{
+    r->agent_fd = memfd_create("skerry-agent", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC);
+    if (r->agent_fd < 0 && errno == EINVAL)
+        r->agent_fd = memfd_create("skerry-agent", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (r->agent_fd < 0)
+        return err_sys(e, ERR_IO, errno, "make memfd");
+    size_t written = 0;
+    while (written < o->agent_size) {
+        ssize_t n = write(r->agent_fd, o->agent + written, o->agent_size - written);
+        if (n < 0)
+            return err_sys(e, ERR_IO, errno, "write the agent");
+        written += (size_t)n;
+    }
+    if (fchmod(r->agent_fd, 0111) < 0 ||
+        fcntl(r->agent_fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) <
+            0)
+        return err_sys(e, ERR_IO, errno, "seal the agent");
+    return 0;
+}
+
+/* An instance costs about five descriptors. */
+static void descriptors_raise(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+/* Two runners on one machine never share a group. */
+static int groups_open(struct runner *r, struct err *e)
+{
+    uint32_t hash = 2166136261u; /* FNV-1a */
+    for (const char *p = r->config.directory; *p != '\0'; p++)
+        hash = (hash ^ (uint8_t)*p) * 16777619u;
+    char name[64];
+    text_format(name, sizeof name, "%s-%08x", r->config.cgroup, hash);
+    int rc = cgroup_host_open(&r->cgroups, name, e);
+    if (rc < 0)
+        return rc;
+    log_info("runner", "control groups: %s", cgroup_host_kind(&r->cgroups));
+    unsigned all =
+        CGROUP_LIMIT_CPU | CGROUP_LIMIT_MEMORY | CGROUP_LIMIT_PIDS | CGROUP_LIMIT_TCP_MEMORY;
+    if ((r->cgroups.enforced & all) != all)
+        log_warn("runner", "not every limit can be enforced on this machine (%#x of %#x)",
+                 r->cgroups.enforced, all);
+    return 0;
+}
+
+/* --- life -------------------------------------------------------------------------------------- */
+
+struct signals {
+    struct loop_watch watch;
+    struct runner *runner;
+};
+
+static void signal_cb(struct loop_watch *watch, uint32_t events)
+{
+    (void)events;
+    struct signals *s = container_of(watch, struct signals, watch);
+    struct signalfd_siginfo info;
+    if (read(watch->fd, &info, sizeof info) != (ssize_t)sizeof info)
+        return;
+    log_info("runner", "signal %u: ending; instances go on", info.ssi_signo);
+    loop_stop(s->runner->loop);
+}
+
+static int signals_open(struct signals *s, int *out_fd, struct err *e)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+        return err_sys(e, ERR_IO, errno, "block signals");
+    *out_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (*out_fd < 0)
+        return err_sys(e, ERR_IO, errno, "signalfd");
+    return loop_watch_start(s->runner->loop, &s->watch, *out_fd, EPOLLIN, signal_cb, e);
+}
+
+static int open_all(struct runner *r, const struct runner_options *o, struct err *e)
+{
+    int rc = configure(r, o, e);
+    if (rc == 0)
+        rc = folders_open(r, e);
+    if (rc == 0)
+        rc = state_boot_id(r->boot, e);
+    if (rc == 0)
+        rc = agent_load(r, o, e);
+    r->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (rc == 0 && r->null_fd < 0)
+        rc = err_sys(e, ERR_IO, errno, "open /dev/null");
+    if (rc == 0)
+        rc = seccomp_filter_compile(&r->filter, "default", e);
+    if (rc == 0)
+        rc = network_open(&r->network, e);
+    if (rc == 0)
+        rc = groups_open(r, e);
+    if (rc == 0) {
+        char mounts[128];
+        text_format(mounts, sizeof mounts, "%s/mounts", r->config.directory);
+        rc = root_base_open(&r->root_base, mounts, e);
+    }
+    if (rc == 0)
+        rc = loop_open(&r->loop, TIMERS_MAX, e);
+    if (rc == 0)
+        rc = reaper_open(&r->reaper, r, e);
+    if (rc == 0)
+        rc = blanks_open(&r->blanks, r, e);
+    if (rc == 0)
+        rc = imports_open(&r->imports, r, e);
+    if (rc == 0)
+        rc = instances_open(&r->instances, r, e);
+    return rc;
+}
+
+static void close_all(struct runner *r)
+{
+    server_close(r->server);
+    instances_close(r->instances);
+    imports_close(r->imports);
+    reaper_close(r->reaper);
+    blanks_close(r->blanks);
+    adopt_free(r->adoption);
+    cgroup_host_close(&r->cgroups);
+    loop_close(r->loop);
+    root_base_close(r->root_base);
+    network_close(r->network);
+    seccomp_filter_free(&r->filter);
+    int *descriptors[] = {&r->agent_fd, &r->null_fd,  &r->instances_fd, &r->logs_fd,
+                          &r->lock_fd,  &r->ready_fd, &r->directory_fd};
+    for (size_t n = 0; n < ARRAY_SIZE(descriptors); n++)
+        memory_close(descriptors[n]);
+    runner_config_free(&r->config);
+}
+
+void runner_serve(struct runner *r)
+{
+    struct err e;
+    if (server_open(&r->server, r, &e) < 0) {
+        log_error("runner", "%s", e.msg);
+        loop_stop(r->loop);
+        return;
+    }
+    blanks_start(r->blanks);
+    log_info("runner", "ready at %s", r->config.socket);
+    if (r->ready_fd >= 0)
+        (void)!write(r->ready_fd, "r", 1);
+    memory_close(&r->ready_fd);
+}
+
+int runner_run(const struct runner_options *o, struct err *e)
+{
+    struct runner *r = calloc(1, sizeof *r);
+    if (r == NULL)
+        return err_set(e, ERR_NO_MEMORY, "runner");
+    r->agent_fd = r->null_fd = r->directory_fd = r->instances_fd = r->logs_fd = r->lock_fd = -1;
+    r->ready_fd = o->ready_fd;
+    umask(022);
+    descriptors_raise();
+    struct signals signals = {.watch = LOOP_WATCH_STOPPED, .runner = r};
+    CLEANUP_FD int signal_fd = -1;
+    int rc = open_all(r, o, e);
+    if (rc == 0)
+        rc = signals_open(&signals, &signal_fd, e);
+    if (rc == 0)
+        rc = adopt_start(r, e);
+    if (rc == 0)
+        rc = loop_run(r->loop, e);
+    if (rc == 0 && r->server == NULL)
+        rc = err_set(e, ERR_IO, "the node could not be served");
+    close_all(r);
+    free(r);
+    return rc;
+}

@@ -1,0 +1,128 @@
+#include "sandbox/runner/state.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "sandbox/runner/instance.h"
+#include "sandbox/runner/runner.h"
+
+#define STATE_FORMAT 1
+#define STATE_BYTES_MAX (64 * 1024)
+
+int state_start_ticks(pid_t pid, uint64_t *out, struct err *e)
+{
+    char path[64], text[1024];
+    text_format(path, sizeof path, "/proc/%d/stat", (int)pid);
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (n <= 0)
+        return err_sys(e, ERR_NOT_FOUND, errno, "read %s", path);
+    text[n] = '\0';
+    /* The name in parentheses may hold anything; field 22 is the 20th behind it. */
+    char *p = strrchr(text, ')');
+    for (int field = 2; p != NULL && field < 22; field++)
+        p = strchr(p + 1, ' ');
+    if (p == NULL)
+        return err_set(e, ERR_INTERNAL, "%s is cut", path);
+    *out = strtoull(p + 1, NULL, 10);
+    return 0;
+}
+
+int state_boot_id(char out[40], struct err *e)
+{
+    static const char path[] = "/proc/sys/kernel/random/boot_id";
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, out, 39);
+    if (n <= 0)
+        return err_sys(e, ERR_IO, errno, "read %s", path);
+    out[n] = '\0';
+    out[strcspn(out, "\n")] = '\0';
+    return 0;
+}
+
+static int write_packed(int folder, const Skerry__State__State *state, struct err *e)
+{
+    size_t length = skerry__state__state__get_packed_size(state);
+    CLEANUP_FREE uint8_t *data = malloc(length);
+    if (data == NULL)
+        return err_set(e, ERR_NO_MEMORY, "state");
+    skerry__state__state__pack(state, data);
+    CLEANUP_FD int fd =
+        openat(folder, STATE_FILE ".new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, data, length) != (ssize_t)length)
+        return err_sys(e, ERR_IO, errno, "write state");
+    /* No fsync: after a crash of the machine there is no instance to find. */
+    if (renameat(folder, STATE_FILE ".new", folder, STATE_FILE) < 0)
+        return err_sys(e, ERR_IO, errno, "rename state");
+    return 0;
+}
+
+int state_write(const struct instance *i, struct err *e)
+{
+    Skerry__State__State state = SKERRY__STATE__STATE__INIT;
+    Skerry__State__Group groups[CGROUP_TREES_MAX], *group_list[CGROUP_TREES_MAX];
+    char *layers[INSTANCE_LAYERS_MAX];
+    state.format = STATE_FORMAT;
+    state.id = (char *)(uintptr_t)i->id;
+    state.epoch = i->epoch;
+    state.pid = (uint32_t)i->pid;
+    state.boot = i->runner->boot;
+    state.uid_base = i->place->uid_base;
+    state.prepared_boot_ms = clock_boot_ms();
+    int rc = state_start_ticks(i->pid, &state.start_ticks, e);
+    if (rc < 0)
+        return rc;
+    for (size_t n = 0; n < i->place->cgroup.group_count; n++) {
+        const struct cgroup_group *group = &i->place->cgroup.groups[n];
+        skerry__state__group__init(&groups[n]);
+        groups[n].path = (char *)(uintptr_t)group->path;
+        groups[n].controllers = group->controllers;
+        groups[n].v2 = cgroup_group_is_v2(group);
+        group_list[state.n_groups++] = &groups[n];
+    }
+    state.groups = group_list;
+    for (size_t n = 0; n < i->layer_count; n++)
+        layers[state.n_layers++] = (char *)(uintptr_t)i->layers[n];
+    state.layers = layers;
+    state.uid = i->uid;
+    state.gid = i->gid;
+    return write_packed(i->folder_fd, &state, e);
+}
+
+int state_read(int folder, Skerry__State__State **out, struct err *e)
+{
+    CLEANUP_FD int fd = openat(folder, STATE_FILE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return err_sys(e, ERR_NOT_FOUND, errno, "open state");
+    CLEANUP_FREE uint8_t *data = malloc(STATE_BYTES_MAX);
+    if (data == NULL)
+        return err_set(e, ERR_NO_MEMORY, "state");
+    ssize_t n = read(fd, data, STATE_BYTES_MAX);
+    if (n < 0)
+        return err_sys(e, ERR_IO, errno, "read state");
+    Skerry__State__State *state = skerry__state__state__unpack(NULL, (size_t)n, data);
+    if (state == NULL)
+        return err_set(e, ERR_INVALID, "state cannot be read");
+    if (state->format != STATE_FORMAT || state->n_groups > CGROUP_TREES_MAX ||
+        state->n_layers > INSTANCE_LAYERS_MAX) {
+        skerry__state__state__free_unpacked(state, NULL);
+        return err_set(e, ERR_UNSUPPORTED, "state of another format");
+    }
+    *out = state;
+    return 0;
+}
+
+uint64_t state_deadline_read(int folder)
+{
+    uint64_t boot_ms;
+    CLEANUP_FD int fd = openat(folder, STATE_DEADLINE_FILE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || pread(fd, &boot_ms, sizeof boot_ms, 0) != (ssize_t)sizeof boot_ms)
+        return 0;
+    return boot_ms;
+}

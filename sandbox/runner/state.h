@@ -1,0 +1,29 @@
+/* sandbox/runner/state.h - what is written beside an instance for a runner that comes back. */
+#ifndef SKERRY_SANDBOX_RUNNER_STATE_H
+#define SKERRY_SANDBOX_RUNNER_STATE_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/err.h"
+#include "sandbox/state.pb-c.h"
+
+#define STATE_FILE "state"
+#define STATE_DEADLINE_FILE "deadline"
+#define STATE_SOCKET_FILE "agent.sock"
+
+struct instance;
+
+/* Into the instance's folder. */
+int state_write(const struct instance *i, struct err *e) ERR_CHECKED;
+/* From a folder; to be freed with skerry__state__state__free_unpacked. */
+int state_read(int folder_fd, Skerry__State__State **out, struct err *e) ERR_CHECKED;
+/* 0: none. */
+uint64_t state_deadline_read(int folder_fd);
+
+/* When the process started, in ticks since boot: with the pid, a process's name for good. */
+int state_start_ticks(pid_t pid, uint64_t *out, struct err *e) ERR_CHECKED;
+/* The id of this boot of the machine. */
+int state_boot_id(char out[40], struct err *e) ERR_CHECKED;
+
+#endif
