@@ -14,7 +14,7 @@ char *help_workload_json(const char *name, const char *more)
     struct workload w;
     struct err e;
     assert_always(text_format(text, sizeof text,
-                              "id: %s\nkind: server\nimage: host\ncommand: [\"true\"]\n"
+                              "id: %s\nkind: server\ncommand: [\"true\"]\n"
                               "port: 8080\n%s",
                               name, more));
     if (workload_parse(&w, "test", text, strlen(text), &e) < 0) {
@@ -38,6 +38,172 @@ struct instance_id help_instance_id(node_id owner, uint64_t n)
     instance_id_make(&id, owner, random);
     return id;
 }
+
+/* --- a state machine fed by hand ------------------------------------------------------------------ */
+
+void help_state_open(struct help_state *h)
+{
+    struct err e;
+    *h = (struct help_state){0};
+    assert_always(state_new(&h->state, &e) == 0);
+}
+
+void help_state_close(struct help_state *h)
+{
+    help_state_check(state_content(h->state));
+    state_free(h->state);
+}
+
+struct state_outcome help_apply_as(struct help_state *h, const struct registry_command *command,
+                                   struct command_session session)
+{
+    uint8_t *bytes;
+    size_t length;
+    struct err e;
+    struct state_outcome out;
+    if (command_encode(&bytes, &length, &session, command, &e) < 0 ||
+        state_apply(h->state, ++h->index, bytes, length, &out, &e) < 0) {
+        fprintf(stderr, "%s\n", e.msg);
+        abort();
+    }
+    free(bytes);
+    return out;
+}
+
+struct registry_result help_apply(struct help_state *h, const struct registry_command *command)
+{
+    struct command_session session = {.node = 1, .boot = 1, .sequence = ++h->sequence};
+    return help_apply_as(h, command, session).result;
+}
+
+struct registry_result help_deploy(struct help_state *h, const char *name, const char *more)
+{
+    char *json = help_workload_json(name, more);
+    struct registry_command c = {
+        .kind = REGISTRY_WORKLOAD_PUT, .wall_ms = 1000 + h->index, .workload_json = json};
+    struct registry_result r = help_apply(h, &c);
+    free(json);
+    return r;
+}
+
+struct registry_result help_reserve(struct help_state *h, const char *workload, uint64_t version,
+                                    uint64_t n, const char *key)
+{
+    struct registry_instance i = {
+        .id = help_instance_id(1, n), .version = version, .owner = 1, .started_wall_ms = n};
+    assert_always(text_copy(i.workload, sizeof i.workload, workload) &&
+                  text_copy(i.key, sizeof i.key, key));
+    struct registry_command c = {.kind = REGISTRY_INSTANCE_RESERVE, .instance = &i};
+    return help_apply(h, &c);
+}
+
+struct registry_result help_end(struct help_state *h, uint64_t n, uint64_t epoch,
+                                uint64_t ended_wall_ms)
+{
+    struct registry_instance i = {.id = help_instance_id(1, n),
+                                  .epoch = epoch,
+                                  .reason = END_EXITED,
+                                  .exit_code = 3,
+                                  .ended_wall_ms = ended_wall_ms};
+    struct registry_command c = {.kind = REGISTRY_INSTANCE_END, .instance = &i};
+    return help_apply(h, &c);
+}
+
+/* --- invariants ------------------------------------------------------------------------------------- */
+
+struct recount {
+    const struct state_content *c;
+    const char *name;
+    uint64_t version;
+    size_t live, ended, keys, of_version;
+};
+
+static bool recount_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    struct recount *r = user;
+    const struct registry_instance *i = container_of(value, const struct registry_instance, value);
+    assert_always(key_length == strlen(i->id.text) && memcmp(key, i->id.text, key_length) == 0);
+    if (r->name != NULL && strcmp(i->workload, r->name) != 0)
+        return true;
+    if (i->state == INSTANCE_STATE_ENDED) {
+        r->ended++;
+        return true;
+    }
+    r->live++;
+    r->keys += i->key[0] != '\0';
+    r->of_version += i->version == r->version;
+    return true;
+}
+
+static struct recount recount(const struct state_content *c, const char *name, uint64_t version)
+{
+    struct recount r = {.c = c, .name = name, .version = version};
+    map_walk(&c->maps[STATE_INSTANCES], NULL, 0, recount_visit, &r);
+    return r;
+}
+
+static bool workload_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *c = user;
+    const struct state_workload *w = container_of(value, const struct state_workload, value);
+    (void)key;
+    assert_always(key_length == strlen(w->name));
+    struct recount r = recount(c, w->name, 0);
+    assert_always(w->live == r.live && w->ended == r.ended);
+    assert_always(w->version_current <= w->version_last);
+    return true;
+}
+
+static bool version_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *c = user;
+    const struct state_version *v = container_of(value, const struct state_version, workload.value);
+    (void)key;
+    (void)key_length;
+    assert_always(v->workload.live == recount(c, v->workload.name, v->workload.version).of_version);
+    assert_always(strcmp(v->workload.spec.id, v->workload.name) == 0);
+    return true;
+}
+
+static bool key_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *c = user;
+    const struct state_key *k = container_of(value, const struct state_key, value);
+    (void)key;
+    (void)key_length;
+    const struct map_value *holder =
+        map_get(&c->maps[STATE_INSTANCES], k->holder.text, strlen(k->holder.text));
+    assert_always(holder != NULL);
+    const struct registry_instance *i = container_of(holder, const struct registry_instance, value);
+    assert_always(i->state != INSTANCE_STATE_ENDED && i->key[0] != '\0');
+    return true;
+}
+
+static bool ended_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *c = user;
+    const struct registry_instance *i = container_of(value, const struct registry_instance, value);
+    (void)key;
+    (void)key_length;
+    assert_always(i->state == INSTANCE_STATE_ENDED);
+    assert_always(map_get(&c->maps[STATE_INSTANCES], i->id.text, strlen(i->id.text)) == value);
+    return true;
+}
+
+void help_state_check(const struct state_content *c)
+{
+    struct recount all = recount(c, NULL, 0);
+    assert_always(c->live == all.live);
+    assert_always(c->maps[STATE_KEYS].count == all.keys);
+    assert_always(c->maps[STATE_ENDED].count == all.ended);
+    void *user = (void *)(uintptr_t)c;
+    map_walk(&c->maps[STATE_WORKLOADS], NULL, 0, workload_visit, user);
+    map_walk(&c->maps[STATE_VERSIONS], NULL, 0, version_visit, user);
+    map_walk(&c->maps[STATE_KEYS], NULL, 0, key_visit, user);
+    map_walk(&c->maps[STATE_ENDED], NULL, 0, ended_visit, user);
+}
+
+/* --- folders ---------------------------------------------------------------------------------------- */
 
 char *help_directory(void)
 {
