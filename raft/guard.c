@@ -119,7 +119,8 @@ static bool must_wait(struct guard *g, const struct raft_message *m)
     unsigned short state = raft_of(g)->state;
     switch (m->type) {
     case RAFT_IO_APPEND_ENTRIES_RESULT:
-        return state == RAFT_LEADER && !barrier_stored(g);
+        /* A rejection counts nothing, and libraft answers it with what the follower lacks. */
+        return state == RAFT_LEADER && m->append_entries_result.rejected == 0 && !barrier_stored(g);
     case RAFT_IO_REQUEST_VOTE:
     case RAFT_IO_TIMEOUT_NOW:
         return g->appends > 0 && state != RAFT_LEADER;

@@ -1,0 +1,73 @@
+/* tests/lib/raft_cluster.h - up to five registries in one process, on libraft's fixture: simulated
+ * time, network and disks, our guard, proposer and state machine on each.
+ *
+ * The fixture keeps memory over a "crash", so that a crash here is a long disconnection. */
+#ifndef SKERRY_TESTS_RAFT_CLUSTER_H
+#define SKERRY_TESTS_RAFT_CLUSTER_H
+
+#include <raft.h>
+#include <raft/fixture.h>
+#include <stdbool.h>
+
+#include "raft/guard.h"
+#include "raft/proposer.h"
+#include "raft/state.h"
+
+#define CLUSTER_MAX 5
+#define CLUSTER_APPLIED_MAX 20000
+
+struct cluster;
+
+struct cluster_node {
+    struct cluster *cluster;
+    unsigned i;
+    struct raft_fsm fsm;
+    struct guard *guard;
+    struct proposer *proposer;
+    struct state *state;
+    bool failed;
+    struct err failure;
+    /* What was applied at which index: a checksum of the command, in order. */
+    uint64_t *applied_index;
+    uint64_t *applied_sum;
+    size_t applied_count;
+    /* Appends are held back, or fail. */
+    int (*inner_append)(struct raft_io *io, struct raft_io_append *req,
+                        const struct raft_entry entries[], unsigned n, raft_io_append_cb cb);
+    bool hold_appends;
+    struct raft_io_append *held;
+    raft_io_append_cb held_cb;
+};
+
+struct cluster {
+    unsigned n;
+    struct raft_fixture fixture;
+    struct cluster_node nodes[CLUSTER_MAX];
+};
+
+void cluster_open(struct cluster *c, unsigned n, bool guard_off, unsigned propose_timeout_ms);
+void cluster_close(struct cluster *c);
+
+/* One event of the fixture, then what each node's loop would do after it. */
+void cluster_step(struct cluster *c);
+void cluster_run(struct cluster *c, unsigned ms);
+/* False if `done` did not become true within `ms`. */
+bool cluster_run_until(struct cluster *c, bool (*done)(void *user), void *user, unsigned ms);
+struct raft *cluster_raft(struct cluster *c, unsigned i);
+/* The leader of the highest term, or -1. */
+int cluster_leader(struct cluster *c);
+/* Lets node i and nobody else become leader. */
+void cluster_elect(struct cluster *c, unsigned i);
+void cluster_depose(struct cluster *c, unsigned i);
+void cluster_cut(struct cluster *c, unsigned i, unsigned j);
+void cluster_join(struct cluster *c, unsigned i, unsigned j);
+void cluster_isolate(struct cluster *c, unsigned i);
+void cluster_heal(struct cluster *c);
+/* A command straight into node i's log: a SWEEP at `wall_ms`, so that it can be told apart. */
+int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms);
+/* The held append of node i comes to its end. */
+void cluster_append_finish(struct cluster *c, unsigned i, int status);
+/* No two nodes applied different commands at one index. */
+bool cluster_agrees(const struct cluster *c);
+
+#endif

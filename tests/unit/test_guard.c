@@ -1,0 +1,326 @@
+/* What libraft does wrong, shown without the guard, and that the guard puts it right. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "tests/lib/raft_cluster.h"
+
+static struct cluster *open_cluster(unsigned n, bool guard_off)
+{
+    struct cluster *c = malloc(sizeof *c);
+    assert_non_null(c);
+    cluster_open(c, n, guard_off, 10000);
+    return c;
+}
+
+static void close_cluster(struct cluster *c)
+{
+    cluster_close(c);
+    free(c);
+}
+
+/* --- figure 8 of the Raft paper --------------------------------------------------------------------- */
+
+/* Servers 0 to 4. True if all agree in the end. */
+static bool figure_8(bool guard_off)
+{
+    struct cluster *c = open_cluster(5, guard_off);
+    cluster_elect(c, 0);
+    cluster_run(c, 300);
+    /* (a) 0 leads and replicates an entry to 1 alone. */
+    for (unsigned j = 2; j < 5; j++)
+        cluster_cut(c, 0, j);
+    assert_int_equal(cluster_put(c, 0, 111), 0);
+    raft_index entry = raft_last_index(cluster_raft(c, 0));
+    cluster_run(c, 150);
+    cluster_isolate(c, 0);
+    cluster_isolate(c, 1);
+    cluster_depose(c, 0);
+    /* (b) 4 leads by the votes of 2 and 3, and writes another one at the same index, for itself. */
+    cluster_elect(c, 4);
+    cluster_cut(c, 4, 2);
+    cluster_cut(c, 4, 3);
+    assert_int_equal(cluster_put(c, 4, 222), 0);
+    cluster_run(c, 60);
+    cluster_isolate(c, 4);
+    cluster_depose(c, 4);
+    /* (c) 0 leads again and brings the old entry to 2: a majority has it, from an old term. */
+    cluster_join(c, 0, 1);
+    cluster_join(c, 0, 2);
+    cluster_join(c, 0, 3);
+    cluster_join(c, 1, 2);
+    cluster_join(c, 1, 3);
+    cluster_join(c, 2, 3);
+    cluster_elect(c, 0);
+    cluster_cut(c, 0, 3);
+    for (unsigned k = 0; k < 100000 && cluster_raft(c, 0)->commit_index < entry; k++)
+        cluster_step(c);
+    assert_true(cluster_raft(c, 0)->commit_index >= entry);
+    /* (d) 0 is gone. Whoever can lead now must have what 0 called committed. */
+    cluster_isolate(c, 0);
+    cluster_depose(c, 0);
+    for (unsigned i = 1; i < 5; i++)
+        for (unsigned j = i + 1; j < 5; j++)
+            cluster_join(c, i, j);
+    for (unsigned i = 0; i < 5; i++)
+        raft_fixture_set_randomized_election_timeout(&c->fixture, i, i == 4 ? 1000 : 3000);
+    for (unsigned i = 1; i < 5; i++)
+        if (cluster_raft(c, i)->state == RAFT_FOLLOWER)
+            cluster_raft(c, i)->follower_state.randomized_election_timeout = i == 4 ? 1000 : 3000;
+    cluster_run(c, 20000);
+    int leader = cluster_leader(c);
+    assert_true(leader > 0);
+    assert_int_equal(cluster_put(c, (unsigned)leader, 333), 0);
+    cluster_run(c, 1500);
+    bool agrees = cluster_agrees(c);
+    close_cluster(c);
+    return agrees;
+}
+
+static void libraft_alone_commits_what_is_overwritten(void **state)
+{
+    (void)state;
+    assert_false(figure_8(true));
+}
+
+static void guarded_nothing_committed_is_overwritten(void **state)
+{
+    (void)state;
+    assert_true(figure_8(false));
+}
+
+/* --- a disk that fails ------------------------------------------------------------------------------ */
+
+static bool failed_write(bool guard_off)
+{
+    struct cluster *c = open_cluster(3, guard_off);
+    cluster_elect(c, 0);
+    cluster_run(c, 300);
+    assert_int_equal(cluster_put(c, 0, 1), 0);
+    cluster_run(c, 300);
+    /* The followers store the entry; the leader's own write hangs, then fails. */
+    c->nodes[0].hold_appends = true;
+    assert_int_equal(cluster_put(c, 0, 111), 0);
+    cluster_run(c, 100);
+    cluster_append_finish(c, 0, RAFT_NOSPACE);
+    assert_int_equal(c->nodes[0].failed, !guard_off);
+    int rv = cluster_put(c, 0, 222);
+    if (guard_off) {
+        assert_int_equal(rv, 0);
+        assert_int_equal(cluster_raft(c, 0)->state, RAFT_LEADER);
+        cluster_run(c, 2000);
+        assert_int_equal(cluster_put(c, 0, 333), 0);
+    } else {
+        assert_int_not_equal(rv, 0);
+        assert_false(guard_leads(c->nodes[0].guard));
+        assert_non_null(strstr(c->nodes[0].failure.msg, "write to the log"));
+        cluster_elect(c, 1);
+        cluster_run(c, 300);
+        assert_int_equal(cluster_put(c, 1, 333), 0);
+    }
+    cluster_run(c, 2000);
+    bool agrees = cluster_agrees(c);
+    close_cluster(c);
+    return agrees;
+}
+
+static void libraft_alone_uses_the_index_of_a_lost_write_again(void **state)
+{
+    (void)state;
+    assert_false(failed_write(true));
+}
+
+static void guarded_a_failed_write_ends_it(void **state)
+{
+    (void)state;
+    assert_true(failed_write(false));
+}
+
+static int refuse_term(struct raft_io *io, raft_term term)
+{
+    (void)io;
+    (void)term;
+    return RAFT_IOERR;
+}
+
+static int refuse_vote(struct raft_io *io, raft_id id)
+{
+    (void)io;
+    (void)id;
+    return RAFT_IOERR;
+}
+
+static int refuse_truncate(struct raft_io *io, raft_index index)
+{
+    (void)io;
+    (void)index;
+    return RAFT_IOERR;
+}
+
+static void a_term_or_vote_that_cannot_be_stored_ends_it(void **state)
+{
+    (void)state;
+    for (int which = 0; which < 2; which++) {
+        struct cluster *c = open_cluster(3, false);
+        if (which == 0)
+            c->fixture.servers[2].io.set_term = refuse_term;
+        else
+            c->fixture.servers[2].io.set_vote = refuse_vote;
+        cluster_elect(c, 0);
+        cluster_run(c, 500);
+        assert_true(c->nodes[2].failed);
+        assert_non_null(strstr(c->nodes[2].failure.msg, which == 0 ? "term" : "vote"));
+        assert_false(c->nodes[1].failed);
+        close_cluster(c);
+    }
+}
+
+static void a_log_that_cannot_be_truncated_ends_it(void **state)
+{
+    (void)state;
+    struct cluster *c = open_cluster(3, false);
+    cluster_elect(c, 0);
+    cluster_run(c, 300);
+    c->fixture.servers[0].io.truncate = refuse_truncate;
+    cluster_isolate(c, 0);
+    assert_int_equal(cluster_put(c, 0, 111), 0);
+    cluster_depose(c, 0);
+    cluster_elect(c, 1);
+    cluster_run(c, 300);
+    assert_false(c->nodes[0].failed);
+    cluster_heal(c);
+    cluster_run(c, 2000);
+    assert_true(c->nodes[0].failed);
+    assert_non_null(strstr(c->nodes[0].failure.msg, "truncating"));
+    close_cluster(c);
+}
+
+/* --- an append in flight ---------------------------------------------------------------------------- */
+
+/* A follower with an append in flight and no leader. True if it campaigns. */
+static bool campaigns_with_an_append_in_flight(bool guard_off)
+{
+    struct cluster *c = open_cluster(3, guard_off);
+    cluster_elect(c, 0);
+    cluster_run(c, 300);
+    c->nodes[1].hold_appends = true;
+    assert_int_equal(cluster_put(c, 0, 111), 0);
+    cluster_run(c, 100);
+    assert_non_null(c->nodes[1].held);
+    cluster_isolate(c, 0);
+    cluster_isolate(c, 1);
+    cluster_raft(c, 1)->follower_state.randomized_election_timeout = 1000;
+    cluster_run(c, 5000);
+    bool campaigned = cluster_raft(c, 1)->state != RAFT_FOLLOWER;
+    if (!guard_off) {
+        cluster_append_finish(c, 1, 0);
+        cluster_run(c, 3000);
+        assert_int_not_equal(cluster_raft(c, 1)->state, RAFT_FOLLOWER);
+    }
+    close_cluster(c);
+    return campaigned;
+}
+
+static void a_follower_does_not_campaign_with_an_append_in_flight(void **state)
+{
+    (void)state;
+    assert_true(campaigns_with_an_append_in_flight(true));
+    assert_false(campaigns_with_an_append_in_flight(false));
+}
+
+static void a_vote_waits_for_the_append_in_flight(void **state)
+{
+    (void)state;
+    struct cluster *c = open_cluster(3, false);
+    cluster_elect(c, 0);
+    cluster_run(c, 300);
+    c->nodes[1].hold_appends = true;
+    assert_int_equal(cluster_put(c, 0, 111), 0);
+    cluster_run(c, 200);
+    assert_non_null(c->nodes[1].held);
+    cluster_isolate(c, 0);
+    /* 2 needs the vote of 1, which waits. */
+    for (unsigned i = 1; i < 3; i++) {
+        raft_fixture_set_randomized_election_timeout(&c->fixture, i, i == 2 ? 1000 : 1700);
+        cluster_raft(c, i)->follower_state.randomized_election_timeout = i == 2 ? 1000 : 1700;
+    }
+    cluster_run(c, 5000);
+    assert_int_equal(cluster_raft(c, 2)->state, RAFT_CANDIDATE);
+    assert_int_equal(cluster_raft(c, 1)->state, RAFT_FOLLOWER);
+    cluster_append_finish(c, 1, 0);
+    cluster_run(c, 5000);
+    assert_true(cluster_leader(c) > 0);
+    assert_true(cluster_agrees(c));
+    close_cluster(c);
+}
+
+/* --- leadership ------------------------------------------------------------------------------------- */
+
+static void a_leader_leads_once_its_barrier_is_committed(void **state)
+{
+    (void)state;
+    struct cluster *c = open_cluster(3, false);
+    cluster_elect(c, 0);
+    struct raft *raft = cluster_raft(c, 0);
+    assert_false(guard_leads(c->nodes[0].guard));
+    raft_index barrier = raft_last_index(raft);
+    while (raft->commit_index < barrier)
+        cluster_step(c);
+    assert_true(guard_leads(c->nodes[0].guard));
+    cluster_isolate(c, 0);
+    cluster_depose(c, 0);
+    assert_false(guard_leads(c->nodes[0].guard));
+    close_cluster(c);
+}
+
+/* The leader's disk takes longer than the others' answers, but not than an election. */
+static void old_entries_are_not_counted_before_the_barrier_is_stored(void **state)
+{
+    (void)state;
+    for (int off = 0; off < 2; off++) {
+        struct cluster *c = open_cluster(3, off == 1);
+        cluster_elect(c, 0);
+        cluster_run(c, 300);
+        cluster_isolate(c, 0);
+        assert_int_equal(cluster_put(c, 0, 111), 0);
+        raft_index entry = raft_last_index(cluster_raft(c, 0));
+        cluster_depose(c, 0);
+        raft_fixture_set_disk_latency(&c->fixture, 0, 400);
+        cluster_heal(c);
+        cluster_elect(c, 0);
+        struct raft *raft = cluster_raft(c, 0);
+        cluster_run(c, 300);
+        assert_true(cluster_raft(c, 1)->last_stored >= entry);
+        assert_int_equal(raft->commit_index >= entry, off);
+        if (off == 0) {
+            /* What waited is not lost: no time passes but that of the disk. */
+            cluster_run(c, 150);
+            assert_true(raft->commit_index > entry);
+            assert_true(guard_leads(c->nodes[0].guard));
+        }
+        close_cluster(c);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(libraft_alone_commits_what_is_overwritten),
+        cmocka_unit_test(guarded_nothing_committed_is_overwritten),
+        cmocka_unit_test(libraft_alone_uses_the_index_of_a_lost_write_again),
+        cmocka_unit_test(guarded_a_failed_write_ends_it),
+        cmocka_unit_test(a_term_or_vote_that_cannot_be_stored_ends_it),
+        cmocka_unit_test(a_log_that_cannot_be_truncated_ends_it),
+        cmocka_unit_test(a_follower_does_not_campaign_with_an_append_in_flight),
+        cmocka_unit_test(a_vote_waits_for_the_append_in_flight),
+        cmocka_unit_test(a_leader_leads_once_its_barrier_is_committed),
+        cmocka_unit_test(old_entries_are_not_counted_before_the_barrier_is_stored),
+    };
+    return cmocka_run_group_tests_name("guard", tests, NULL, NULL);
+}
