@@ -224,10 +224,13 @@ static void election_timeouts(struct cluster *c, unsigned soon)
         unsigned ms = i == soon ? 1000 : 60000;
         struct raft *r = cluster_raft(c, i);
         raft_fixture_set_randomized_election_timeout(&c->fixture, i, ms);
-        if (r->state == RAFT_FOLLOWER)
+        if (r->state == RAFT_FOLLOWER) {
             r->follower_state.randomized_election_timeout = ms;
-        else if (r->state == RAFT_CANDIDATE)
+            /* Else it would give no vote before its own election timeout. */
+            r->follower_state.current_leader.id = 0;
+        } else if (r->state == RAFT_CANDIDATE) {
             r->candidate_state.randomized_election_timeout = ms;
+        }
     }
 }
 

@@ -1,0 +1,349 @@
+/* The proposer on three simulated servers: batches, lost leadership, deadlines. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "tests/lib/raft_cluster.h"
+#include "tests/lib/registry_help.h"
+
+enum { TIMEOUT_MS = 10000 };
+
+struct asked {
+    unsigned answers;
+    bool error;
+    struct err err;
+    struct registry_result result;
+};
+
+static int setup(void **state)
+{
+    struct cluster *c = malloc(sizeof *c);
+    assert_non_null(c);
+    cluster_open(c, 3, false, TIMEOUT_MS);
+    *state = c;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct cluster *c = *state;
+    bool agrees = cluster_agrees(c);
+    cluster_close(c);
+    free(c);
+    assert_true(agrees);
+    return 0;
+}
+
+static void answered(void *user, const struct err *error, const struct registry_result *result)
+{
+    struct asked *a = user;
+    a->answers++;
+    a->error = error != NULL;
+    if (error != NULL)
+        a->err = *error;
+    else
+        a->result = *result;
+}
+
+static void barred(void *user, const struct err *error)
+{
+    answered(user, error, error == NULL ? &(struct registry_result){0} : NULL);
+}
+
+static bool is_answered(void *user)
+{
+    return ((struct asked *)user)->answers > 0;
+}
+
+static uint64_t now(struct cluster *c)
+{
+    return raft_fixture_time(&c->fixture);
+}
+
+/* A node with a name of its own: applied twice it would be refused. */
+static int put(struct cluster *c, unsigned i, unsigned n, struct asked *a)
+{
+    struct registry_node node = {0};
+    text_format(node.name, sizeof node.name, "n%u", n);
+    const struct registry_command command = {.kind = REGISTRY_NODE_PUT, .node = &node};
+    struct err e;
+    *a = (struct asked){0};
+    return proposer_propose(c->nodes[i].proposer, &command, now(c), answered, a, &e);
+}
+
+static void lead(struct cluster *c, unsigned i)
+{
+    cluster_elect(c, i);
+    while (!guard_leads(c->nodes[i].guard))
+        cluster_step(c);
+}
+
+static size_t nodes_of(struct cluster *c, unsigned i)
+{
+    return state_content(c->nodes[i].state)->maps[STATE_NODES].count;
+}
+
+static void many_go_in_few_batches_each_with_its_own_answer(void **state)
+{
+    struct cluster *c = *state;
+    enum { N = 700 };
+    struct asked *a = calloc(N, sizeof *a);
+    lead(c, 0);
+    for (unsigned n = 0; n < N; n++)
+        assert_int_equal(put(c, 0, n, &a[n]), 0);
+    assert_true(cluster_run_until(c, is_answered, &a[N - 1], 5000));
+    for (unsigned n = 0; n < N; n++) {
+        assert_int_equal(a[n].answers, 1);
+        assert_false(a[n].error);
+        assert_int_equal(a[n].result.problem, PROBLEM_NONE);
+        assert_int_equal(a[n].result.node, n + 1);
+    }
+    assert_int_equal(proposer_counts(c->nodes[0].proposer).batches, 3);
+    free(a);
+}
+
+static void a_refusal_is_a_result(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a, b;
+    lead(c, 0);
+    put(c, 0, 1, &a);
+    put(c, 0, 1, &b);
+    assert_true(cluster_run_until(c, is_answered, &b, 5000));
+    assert_int_equal(a.result.problem, PROBLEM_NONE);
+    assert_false(b.error);
+    assert_int_equal(b.result.problem, PROBLEM_CONFLICT);
+}
+
+static void without_a_leader_nothing_is_asked(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a;
+    assert_int_equal(put(c, 1, 1, &a), 0);
+    lead(c, 0);
+    /* 1 follows: it never asks by itself. */
+    assert_true(cluster_run_until(c, is_answered, &a, TIMEOUT_MS + 1000));
+    assert_true(a.error);
+    assert_int_equal(a.err.code, ERR_UNAVAILABLE);
+    assert_int_equal(nodes_of(c, 0), 0);
+}
+
+static void what_waits_is_bounded(void **state)
+{
+    struct cluster *c = *state;
+    struct asked *a = calloc(1001, sizeof *a);
+    for (unsigned n = 0; n < 1000; n++)
+        assert_int_equal(put(c, 0, n, &a[n]), 0);
+    assert_int_equal(put(c, 0, 1000, &a[1000]), -ERR_LIMIT);
+    lead(c, 0);
+    assert_true(cluster_run_until(c, is_answered, &a[999], 5000));
+    assert_int_equal(put(c, 0, 1000, &a[1000]), 0);
+    assert_true(cluster_run_until(c, is_answered, &a[1000], 5000));
+    free(a);
+}
+
+/* The entries die with the old leader's term, and are asked again when it leads again. */
+static void a_batch_that_was_lost_is_asked_again(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a[10];
+    lead(c, 0);
+    cluster_isolate(c, 0);
+    for (unsigned n = 0; n < 10; n++)
+        put(c, 0, n, &a[n]);
+    cluster_run(c, 50);
+    assert_true(raft_last_index(cluster_raft(c, 0)) > cluster_raft(c, 0)->commit_index);
+    cluster_depose(c, 0);
+    cluster_elect(c, 1);
+    struct asked other;
+    put(c, 1, 100, &other);
+    assert_true(cluster_run_until(c, is_answered, &other, 1000));
+    assert_int_equal(a[0].answers, 0);
+    cluster_heal(c);
+    cluster_run(c, 1000);
+    cluster_isolate(c, 1);
+    cluster_depose(c, 1);
+    cluster_join(c, 0, 2);
+    lead(c, 0);
+    assert_true(cluster_run_until(c, is_answered, &a[9], 5000));
+    for (unsigned n = 0; n < 10; n++) {
+        assert_int_equal(a[n].answers, 1);
+        assert_false(a[n].error);
+        assert_int_equal(a[n].result.problem, PROBLEM_NONE);
+    }
+    assert_int_equal(nodes_of(c, 0), 11);
+    assert_int_equal(proposer_counts(c->nodes[0].proposer).asked_again, 10);
+}
+
+/* The entries reached the others before the leader lost its way: another leader commits them. */
+static void what_another_leader_commits_is_answered_and_not_done_twice(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a[10];
+    lead(c, 0);
+    /* Nothing comes back to 0. */
+    raft_fixture_disconnect(&c->fixture, 1, 0);
+    raft_fixture_disconnect(&c->fixture, 2, 0);
+    for (unsigned n = 0; n < 10; n++)
+        put(c, 0, n, &a[n]);
+    cluster_depose(c, 0);
+    assert_int_equal(a[0].answers, 0);
+    assert_true(cluster_raft(c, 1)->last_stored > cluster_raft(c, 1)->commit_index);
+    cluster_isolate(c, 0);
+    cluster_elect(c, 1);
+    cluster_run(c, 500);
+    assert_int_equal(nodes_of(c, 1), 10);
+    cluster_heal(c);
+    assert_true(cluster_run_until(c, is_answered, &a[9], 5000));
+    assert_int_equal(cluster_raft(c, 0)->state, RAFT_FOLLOWER);
+    for (unsigned n = 0; n < 10; n++) {
+        assert_int_equal(a[n].answers, 1);
+        assert_int_equal(a[n].result.problem, PROBLEM_NONE);
+        assert_int_equal(a[n].result.node, n + 1);
+    }
+    cluster_run(c, 1000);
+    assert_int_equal(nodes_of(c, 0), 10);
+}
+
+/* As before, but the old leader leads again first, with its entries still in its log, and asks again. */
+static void an_entry_that_is_in_the_log_twice_is_done_once(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a[10];
+    lead(c, 0);
+    cluster_isolate(c, 0);
+    for (unsigned n = 0; n < 10; n++)
+        put(c, 0, n, &a[n]);
+    cluster_depose(c, 0);
+    raft_index before = raft_last_index(cluster_raft(c, 0));
+    cluster_heal(c);
+    lead(c, 0);
+    assert_true(cluster_run_until(c, is_answered, &a[9], 5000));
+    cluster_run(c, 1000);
+    for (unsigned n = 0; n < 10; n++) {
+        assert_int_equal(a[n].answers, 1);
+        assert_int_equal(a[n].result.problem, PROBLEM_NONE);
+        assert_int_equal(a[n].result.node, n + 1);
+    }
+    /* By the time it leads, the barrier has committed and applied the first ones. */
+    assert_true(raft_last_index(cluster_raft(c, 0)) > before);
+    assert_int_equal(nodes_of(c, 0), 10);
+    assert_int_equal(nodes_of(c, 2), 10);
+}
+
+static void past_its_deadline_the_outcome_is_unknown(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a, late;
+    lead(c, 0);
+    cluster_isolate(c, 0);
+    put(c, 0, 1, &a);
+    cluster_run(c, 100);
+    assert_true(cluster_run_until(c, is_answered, &a, TIMEOUT_MS + 1000));
+    assert_int_equal(a.err.code, ERR_TIMEOUT);
+    assert_int_equal(a.answers, 1);
+    /* The next ones are served when there is a leader again. */
+    cluster_heal(c);
+    lead(c, 0);
+    put(c, 0, 2, &late);
+    assert_true(cluster_run_until(c, is_answered, &late, 5000));
+    assert_int_equal(late.result.problem, PROBLEM_NONE);
+    assert_int_equal(a.answers, 1);
+}
+
+/* The deadline passes while libraft has the batch: its memory and its place must not be lost. */
+static void a_deadline_while_the_batch_is_under_way(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a, next;
+    lead(c, 0);
+    c->nodes[0].hold_appends = true;
+    raft_fixture_saturate(&c->fixture, 0, 1);
+    raft_fixture_saturate(&c->fixture, 0, 2);
+    put(c, 0, 1, &a);
+    proposer_ask(c->nodes[0].proposer, true);
+    assert_non_null(c->nodes[0].held);
+    proposer_expire(c->nodes[0].proposer, now(c) + TIMEOUT_MS);
+    assert_int_equal(a.err.code, ERR_TIMEOUT);
+    raft_fixture_desaturate(&c->fixture, 0, 1);
+    raft_fixture_desaturate(&c->fixture, 0, 2);
+    put(c, 0, 2, &next);
+    cluster_append_finish(c, 0, 0);
+    assert_true(cluster_run_until(c, is_answered, &next, 5000));
+    assert_int_equal(next.result.node, 2);
+    assert_int_equal(a.answers, 1);
+}
+
+static void a_barrier_needs_a_leader_that_still_leads(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a[5];
+    struct err e;
+    lead(c, 0);
+    for (unsigned i = 0; i < 5; i++) {
+        a[i] = (struct asked){0};
+        assert_int_equal(proposer_barrier(c->nodes[0].proposer, now(c), barred, &a[i], &e), 0);
+    }
+    assert_true(cluster_run_until(c, is_answered, &a[4], 1000));
+    assert_false(a[0].error);
+    assert_int_equal(proposer_counts(c->nodes[0].proposer).barriers, 1);
+    /* A batch serves as well. */
+    struct asked b;
+    put(c, 0, 1, &b);
+    a[0] = (struct asked){0};
+    assert_int_equal(proposer_barrier(c->nodes[0].proposer, now(c), barred, &a[0], &e), 0);
+    assert_true(cluster_run_until(c, is_answered, &a[0], 1000));
+    assert_int_equal(proposer_counts(c->nodes[0].proposer).barriers, 1);
+    cluster_isolate(c, 0);
+    a[0] = (struct asked){0};
+    assert_int_equal(proposer_barrier(c->nodes[0].proposer, now(c), barred, &a[0], &e), 0);
+    assert_true(cluster_run_until(c, is_answered, &a[0], TIMEOUT_MS + 1000));
+    assert_true(a[0].error);
+    assert_int_equal(a[0].answers, 1);
+}
+
+static void closing_answers_everybody_once(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a, b, w;
+    struct err e;
+    lead(c, 0);
+    put(c, 0, 1, &a);
+    proposer_ask(c->nodes[0].proposer, true);
+    put(c, 0, 2, &b);
+    w = (struct asked){0};
+    assert_int_equal(proposer_barrier(c->nodes[0].proposer, now(c), barred, &w, &e), 0);
+    proposer_close(c->nodes[0].proposer);
+    assert_int_equal(a.answers + b.answers + w.answers, 3);
+    assert_int_equal(a.err.code, ERR_CANCELED);
+    assert_int_equal(b.err.code, ERR_CANCELED);
+    assert_int_equal(w.err.code, ERR_CANCELED);
+    cluster_run(c, 1000);
+    assert_int_equal(a.answers + b.answers + w.answers, 3);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(many_go_in_few_batches_each_with_its_own_answer),
+        TEST(a_refusal_is_a_result),
+        TEST(without_a_leader_nothing_is_asked),
+        TEST(what_waits_is_bounded),
+        TEST(a_batch_that_was_lost_is_asked_again),
+        TEST(what_another_leader_commits_is_answered_and_not_done_twice),
+        TEST(an_entry_that_is_in_the_log_twice_is_done_once),
+        TEST(past_its_deadline_the_outcome_is_unknown),
+        TEST(a_deadline_while_the_batch_is_under_way),
+        TEST(a_barrier_needs_a_leader_that_still_leads),
+        TEST(closing_answers_everybody_once),
+    };
+    return cmocka_run_group_tests_name("proposer", tests, NULL, NULL);
+}
