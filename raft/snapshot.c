@@ -289,7 +289,7 @@ int snapshot_encode(const struct state_content *content, struct buffer *out, str
 struct reader {
     struct state_content *c;
     uint64_t records;
-    bool started, ended;
+    bool started, ended, complete;
     struct err *e;
 };
 
@@ -314,15 +314,20 @@ static int header_read(struct reader *r, const Skerry__Registry__Header *m)
     c->generation = m->generation;
     c->epoch_sequence = m->epoch_sequence;
     r->started = true;
-    return codec_text_read(c->cluster_id, sizeof c->cluster_id, m->cluster_id)
-               ? 0
-               : damaged(r, "the cluster's id");
+    if (!codec_text_read(c->cluster_id, sizeof c->cluster_id, m->cluster_id) ||
+        c->node_id_next == 0 || c->generation == 0 ||
+        c->generation >> (64 - STATE_EPOCH_SEQUENCE_BITS) != 0 ||
+        c->epoch_sequence >> STATE_EPOCH_SEQUENCE_BITS != 0)
+        return damaged(r, "the header");
+    return 0;
 }
 
 static int node_read(struct reader *r, const Skerry__Registry__Node *m)
 {
     struct registry_node node;
-    return codec_node_read(&node, m) ? state_node_put(r->c, &node, r->e) : damaged(r, "a node");
+    if (!codec_node_read(&node, m) || node.id == 0 || node.id >= r->c->node_id_next)
+        return damaged(r, "a node");
+    return state_node_put(r->c, &node, r->e);
 }
 
 static int token_read(struct reader *r, const Skerry__Registry__Token *m)
@@ -354,8 +359,10 @@ static int workload_read(struct reader *r, const Skerry__Registry__Workload *m)
 static int version_read(struct reader *r, const Skerry__Registry__Version *m)
 {
     struct registry_workload v = {.version = m->version, .deployed_wall_ms = m->deployed_wall_ms};
-    if (!codec_text_read(v.name, sizeof v.name, m->workload) || v.version == 0 ||
-        state_workload(r->c, v.name) == NULL)
+    const struct state_workload *w = NULL;
+    if (codec_text_read(v.name, sizeof v.name, m->workload))
+        w = state_workload(r->c, v.name);
+    if (w == NULL || v.version == 0 || v.version > w->version_last)
         return damaged(r, "a version without its workload");
     struct state_spec *spec;
     int rc = state_spec_new(&spec, m->json, r->e);
@@ -370,33 +377,48 @@ static int version_read(struct reader *r, const Skerry__Registry__Version *m)
     return rc;
 }
 
+static bool instance_plausible(const struct reader *r, const struct registry_instance *i)
+{
+    uint64_t epoch_last = r->c->generation << STATE_EPOCH_SEQUENCE_BITS | r->c->epoch_sequence;
+    return i->state != INSTANCE_STATE_NONE && i->owner == instance_id_owner(&i->id) &&
+           i->epoch <= epoch_last && state_instance(r->c, &i->id) == NULL;
+}
+
 /* Counts in place: nobody else has this state yet. */
+static int live_count(struct reader *r, const struct registry_instance *i, struct state_workload *w)
+{
+    struct state_map_key key = {0};
+    state_key_text(&key, i->workload);
+    state_key_u64(&key, i->version);
+    struct map_value *version = state_get(r->c, STATE_VERSIONS, &key);
+    if (version != NULL)
+        container_of(version, struct state_version, workload.value)->workload.live++;
+    else if (i->workload[0] != '\0')
+        return damaged(r, "an instance without its version");
+    if (i->key[0] != '\0' && state_key_holder(r->c, i) != NULL)
+        return damaged(r, "a key with two holders");
+    w->live++;
+    r->c->live++;
+    return 0;
+}
+
 static int instance_read(struct reader *r, const Skerry__Registry__Instance *m)
 {
     struct registry_instance i;
-    if (!codec_instance_read(&i, m) || i.state == INSTANCE_STATE_NONE)
+    if (!codec_instance_read(&i, m) || !instance_plausible(r, &i))
         return damaged(r, "an instance");
     struct state_map_key key = {0};
     state_key_bytes(&key, i.workload, strlen(i.workload));
     struct map_value *workload = state_get(r->c, STATE_WORKLOADS, &key);
     if (workload == NULL)
         return damaged(r, "an instance without its workload");
-    if (state_instance(r->c, &i.id) != NULL)
-        return damaged(r, "an instance twice");
     struct state_workload *w = container_of(workload, struct state_workload, value);
-    if (i.state == INSTANCE_STATE_ENDED) {
+    int rc = 0;
+    if (i.state == INSTANCE_STATE_ENDED)
         w->ended++;
-        return state_instance_link(r->c, &i, r->e);
-    }
-    struct state_map_key version_key = {0};
-    state_key_text(&version_key, i.workload);
-    state_key_u64(&version_key, i.version);
-    struct map_value *version = state_get(r->c, STATE_VERSIONS, &version_key);
-    if (version != NULL)
-        container_of(version, struct state_version, workload.value)->workload.live++;
-    w->live++;
-    r->c->live++;
-    return state_instance_link(r->c, &i, r->e);
+    else
+        rc = live_count(r, &i, w);
+    return rc < 0 ? rc : state_instance_link(r->c, &i, r->e);
 }
 
 static int session_read(struct reader *r, const Skerry__Registry__Session *m)
@@ -420,7 +442,8 @@ static int result_read(struct reader *r, const Skerry__Registry__Result *m)
                                      .node = m->new_node};
     if (m->problem >= PROBLEM_COUNT ||
         !codec_text_read(result.detail, sizeof result.detail, m->detail) ||
-        !codec_text_read(result.existing.text, sizeof result.existing.text, m->existing))
+        !codec_text_read(result.existing.text, sizeof result.existing.text, m->existing) ||
+        !state_session_knows(r->c, &asked))
         return damaged(r, "a result");
     return state_result_put(r->c, &asked, &result, r->e);
 }
@@ -526,11 +549,23 @@ static int frame_read(struct reader *r, LZ4F_dctx *lz4, struct buffer *pending,
 }
 
 /* What no single record can tell. */
+static bool workload_check(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    struct reader *r = user;
+    (void)key;
+    (void)key_length;
+    const struct state_workload *w = container_of(value, const struct state_workload, value);
+    r->complete =
+        w->version_current == 0 || state_version(r->c, w->name, w->version_current) != NULL;
+    return r->complete;
+}
+
 static int content_check(struct reader *r)
 {
-    const struct state_content *c = r->c;
-    if (c->generation == 0 || c->node_id_next == 0)
-        return err_set(r->e, ERR_PROTOCOL, "the snapshot has no generation");
+    r->complete = true;
+    map_walk(&r->c->maps[STATE_WORKLOADS], NULL, 0, workload_check, r);
+    if (!r->complete)
+        return err_set(r->e, ERR_PROTOCOL, "the snapshot has a workload without its version");
     return 0;
 }
 

@@ -5,9 +5,6 @@
 #include "base/memory.h"
 #include "raft/state_parts.h"
 
-/* 2^40 reservations, a thousand a second for 34 years, before a generation runs out. */
-#define EPOCH_SEQUENCE_BITS 40
-
 /* --- values ----------------------------------------------------------------------------------------- */
 
 static void instance_release(struct map_value *value)
@@ -40,6 +37,14 @@ static struct state_map_key key_key(const struct registry_instance *i)
     state_key_text(&key, i->workload);
     state_key_bytes(&key, i->key, strlen(i->key));
     return key;
+}
+
+const struct instance_id *state_key_holder(const struct state_content *c,
+                                           const struct registry_instance *i)
+{
+    struct state_map_key key = key_key(i);
+    const struct map_value *held = state_get(c, STATE_KEYS, &key);
+    return held == NULL ? NULL : &container_of(held, const struct state_key, value)->holder;
 }
 
 static int key_put(struct state_content *c, const struct registry_instance *i, struct err *e)
@@ -105,14 +110,11 @@ static bool workload_allows(const struct state_content *c, const struct registry
                      (unsigned long long)w->version_current);
         return false;
     }
-    if (i->key[0] != '\0') {
-        struct state_map_key key = key_key(i);
-        const struct map_value *held = state_get(c, STATE_KEYS, &key);
-        if (held != NULL) {
-            r->existing = container_of(held, const struct state_key, value)->holder;
-            state_refuse(r, PROBLEM_CONFLICT, "the key is held by %s", r->existing.text);
-            return false;
-        }
+    const struct instance_id *holder = i->key[0] == '\0' ? NULL : state_key_holder(c, i);
+    if (holder != NULL) {
+        r->existing = *holder;
+        state_refuse(r, PROBLEM_CONFLICT, "the key is held by %s", holder->text);
+        return false;
     }
     const struct workload *spec = &state_version(c, i->workload, w->version_current)->workload.spec;
     if (spec->scale.max != 0 && w->live >= spec->scale.max) {
@@ -182,8 +184,8 @@ int state_apply_instance_reserve(struct state_content *c, const struct registry_
     if (i.workload[0] == '\0')
         i.version = 0;
     c->epoch_sequence++;
-    assert_always(c->epoch_sequence >> EPOCH_SEQUENCE_BITS == 0);
-    i.epoch = c->generation << EPOCH_SEQUENCE_BITS | c->epoch_sequence;
+    assert_always(c->epoch_sequence >> STATE_EPOCH_SEQUENCE_BITS == 0);
+    i.epoch = c->generation << STATE_EPOCH_SEQUENCE_BITS | c->epoch_sequence;
     r->epoch = i.epoch;
     r->version = i.version;
     return insert(c, &i, e);

@@ -82,6 +82,9 @@ int state_count(struct state_content *c, const char *name, uint64_t version, int
 /* Puts an instance and what points to it, uncounted; it must not be there. */
 int state_instance_link(struct state_content *c, const struct registry_instance *like,
                         struct err *e) ERR_CHECKED;
+/* Who holds the key that `i` has or asks for; NULL: nobody. */
+const struct instance_id *state_key_holder(const struct state_content *c,
+                                           const struct registry_instance *i);
 /* Forgets up to `max` ended instances of a name that ended before a time; adds how many. */
 int state_ended_forget(struct state_content *c, const char *name, uint64_t before_wall_ms,
                        size_t max, size_t *forgotten, struct err *e) ERR_CHECKED;
@@ -103,6 +106,8 @@ bool state_session_recall(const struct state_content *c, const struct command_se
 int state_session_remember(struct state_content *c, const struct command_session *asked,
                            const struct registry_result *r, uint64_t index,
                            struct err *e) ERR_CHECKED;
+/* Its session is there and has come so far. */
+bool state_session_knows(const struct state_content *c, const struct command_session *asked);
 int state_session_put(struct state_content *c, const struct state_session *like,
                       struct err *e) ERR_CHECKED;
 int state_result_put(struct state_content *c, const struct command_session *asked,

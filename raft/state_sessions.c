@@ -20,6 +20,12 @@ static const struct state_session *session_get(const struct state_content *c, no
     return value == NULL ? NULL : container_of(value, const struct state_session, value);
 }
 
+bool state_session_knows(const struct state_content *c, const struct command_session *asked)
+{
+    const struct state_session *s = session_get(c, asked->node, asked->boot);
+    return s != NULL && asked->sequence <= s->sequence_last;
+}
+
 bool state_session_recall(const struct state_content *c, const struct command_session *asked,
                           struct registry_result *r)
 {
