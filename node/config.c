@@ -196,6 +196,8 @@ static int check_value(struct config *c, const char *path, struct err *e)
 {
     if (strcmp(path, "name") == 0)
         return check_name(c->name, e);
+    if (strcmp(path, "cluster") == 0)
+        return check_name(c->cluster, e);
     if (strcmp(path, "domain") == 0)
         return check_domain(c->domain, e);
     if (strcmp(path, "http") == 0)
@@ -209,7 +211,8 @@ static int check_value(struct config *c, const char *path, struct err *e)
     return 0;
 }
 
-static const char *const checked_paths[] = {"name", "domain", "http", "bind", "advertise", "api"};
+static const char *const checked_paths[] = {"name", "cluster",   "domain", "http",
+                                            "bind", "advertise", "api"};
 
 /* --- the file --------------------------------------------------------------------------------- */
 

@@ -154,6 +154,7 @@ static void wrong_files_are_refused_with_line_and_remedy(void **state)
         {"http: []\n", "http: fewer items than allowed: 1 to 16"},
         {"api: localhost\n", "api: localhost is no address"},
         {"name: Node_1\n", "name: Node_1 is no name"},
+        {"cluster: My_one\n", "cluster: My_one is no name"},
         {"name: -a\n", "name: -a is no name"},
         {"name: a-\n", "name: a- is no name"},
         {"domain: a..b\n", "domain: a..b is no domain"},
