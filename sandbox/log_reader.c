@@ -160,7 +160,7 @@ int log_reader_next(struct log_reader *r, struct log_record *out, struct err *e)
     int rc;
     do
         rc = merged_next(r, out, e);
-    while (rc == 1 && !wanted(r, out));
+    while (rc > 0 && !wanted(r, out));
     return rc;
 }
 
@@ -169,7 +169,7 @@ static int prepare_tail(struct log_reader *r, struct err *e)
 {
     uint64_t lines = 0;
     bool open_line = false;
-    struct log_record record;
+    struct log_record record = {0};
     int rc;
     while ((rc = log_reader_next(r, &record, e)) == 1) {
         for (uint32_t i = 0; i < record.length; i++)

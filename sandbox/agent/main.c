@@ -141,7 +141,7 @@ static int take_descriptors(struct agent *a, struct err *e)
         if (null == i ? fcntl(null, F_SETFD, 0) != 0 : dup2(null, i) < 0)
             return err_sys(e, ERR_IO, errno, "take /dev/null");
     if (null < 3)
-        null = -1;
+        (void)steal_fd(&null);
     /* No terminal and no /proc are found out by whoever needs them. */
     a->proc_fd = open("/proc", O_PATH | O_CLOEXEC | O_DIRECTORY);
     a->pts_fd = open("/dev/pts", O_PATH | O_CLOEXEC | O_DIRECTORY);

@@ -87,6 +87,7 @@ static void set_life(struct agent *a, uint64_t remaining_ms)
 static int take_start(struct agent *a, const Skerry__Agent__Command *what, const int *fds,
                       size_t fd_count, int *master, pid_t *pid, struct err *e)
 {
+    assert_always(a->setup != NULL);
     if (a->started)
         return err_set(e, ERR_CONFLICT, "this instance was started already");
     a->started_us = clock_monotonic_us();

@@ -80,15 +80,14 @@ static void hostile_extended_headers_are_refused(void **state)
 {
     (void)state;
     static const char *const bodies[] = {
-        "9 path=a",                   /* longer than the header */
-        "0 path=a\n",                 /* no length */
-        "path=a\n",                   /* no number */
-        "6 ab\n\n",                   /* no equals sign */
-        "999999 path=a\n",            /* far longer */
-        "12 size=-1x\n",              /* no number */
-        "12 size=-10\n",              /* negative */
-        "26 size=99999999999999999\n" /* right, then the next record is cut */
-        "5 a",
+        "9 path=a",        /* longer than the header */
+        "0 path=a\n",      /* no length */
+        "path=a\n",        /* no number */
+        "6 ab\n\n",        /* no equals sign */
+        "999999 path=a\n", /* far longer */
+        "12 size=-1x\n",   /* no number */
+        "12 size=-10\n",   /* negative */
+        "9 size=12\n5 a",  /* one is right, the next is cut */
     };
     for (size_t i = 0; i < ARRAY_SIZE(bodies); i++) {
         const struct tar_entry entry = {.type = TAR_FILE, .path = "x", .size = strlen(bodies[i])};
