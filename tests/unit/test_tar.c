@@ -87,7 +87,7 @@ static void hostile_extended_headers_are_refused(void **state)
         "999999 path=a\n", /* far longer */
         "12 size=-1x\n",   /* no number */
         "12 size=-10\n",   /* negative */
-        "9 size=12\n5 a",  /* one is right, the next is cut */
+        "11 size=12\n5 a", /* one is right, the next is cut */
     };
     for (size_t i = 0; i < ARRAY_SIZE(bodies); i++) {
         const struct tar_entry entry = {.type = TAR_FILE, .path = "x", .size = strlen(bodies[i])};
