@@ -77,15 +77,15 @@ struct gateway_ask {
     char instance[INSTANCE_ID_LENGTH_MAX + 1]; /* forced: wait until it is ready, or refuse */
     char key[GATEWAY_KEY_LENGTH_MAX + 1];
     enum workload_kind kind;
-    bool no_stdin;       /* command: the request has no body */
-    bool autopsy;        /* `instance` broke the connection before its answer began: answered within
+    bool no_stdin; /* command: the request has no body */
+    bool autopsy;  /* `instance` broke the connection before its answer began: answered within
                             500 ms with what became of it: INSTANCE_OOM, _EXITED, or _UNREACHABLE if
                             it still runs. Also asked for an `instance` that the routes do not know,
                             before a 404 or 410 is answered (then with autopsy false): the control
                             thread knows what the routes will show a moment later */
     char request_id[GATEWAY_REQUEST_ID_SIZE];
-    char asked_by[64];   /* "GET /w/hello/", cut, printable */
-    uint64_t asked_us;   /* monotonic */
+    char asked_by[64]; /* "GET /w/hello/", cut, printable */
+    uint64_t asked_us; /* monotonic */
 
     /* answer */
     enum problem problem; /* PROBLEM_NONE: granted, `slot` is entered on the request's behalf */
@@ -96,7 +96,7 @@ struct gateway_ask {
     struct slot_ref slot;  /* server */
     enum gateway_start start;
     struct gateway_timing timing;
-    int descriptors[3];    /* command: ends of stdin (or -1), stdout, stderr; now the gateway's */
+    int descriptors[3]; /* command: ends of stdin (or -1), stdout, stderr; now the gateway's */
 
     /* command: how it ended, delivered after the answer by gateway_command_ended */
     struct inbox_message ended_message;
@@ -132,8 +132,7 @@ struct gateway_calls {
     /* PROBLEM_NONE, _UNAUTHORIZED or _FORBIDDEN; `token` without "Bearer ", NULL: none. `instance`
      * NULL: a join by workload. */
     enum problem (*authorize)(void *user, const void *routes, const struct gateway_workload *w,
-                              const struct instance_id *instance, const char *token,
-                              size_t length);
+                              const struct instance_id *instance, const char *token, size_t length);
     /* Posts to the control thread; answered exactly once with gateway_answer (also after a
      * cancel). False: the control thread takes no more (its inbox is full). */
     bool (*ask)(void *user, struct gateway_ask *ask);
@@ -154,19 +153,19 @@ struct gateway_calls {
 struct gateway_options {
     const char *const *listen; /* "127.0.0.1:8080", "[::1]:8080"; port 0 picks one */
     size_t listen_count;
-    unsigned threads;          /* 0: cores */
-    const char *domain;        /* host names WORKLOAD.DOMAIN and INSTANCE.DOMAIN; "localhost" */
-    const char *node_name;     /* Skerry-Node */
-    bool trust_forwarded;      /* keep the X-Forwarded-* of a proxy before us */
-    size_t header_bytes_max;   /* 65536 */
-    uint64_t body_bytes_max;   /* UINT64_MAX: none */
+    unsigned threads;        /* 0: cores */
+    const char *domain;      /* host names WORKLOAD.DOMAIN and INSTANCE.DOMAIN; "localhost" */
+    const char *node_name;   /* Skerry-Node */
+    bool trust_forwarded;    /* keep the X-Forwarded-* of a proxy before us */
+    size_t header_bytes_max; /* 65536 */
+    uint64_t body_bytes_max; /* UINT64_MAX: none */
     unsigned header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;
-    unsigned connections_max;  /* in all */
+    unsigned connections_max; /* in all */
     struct gateway_calls calls;
 };
 
-int gateway_open(struct gateway **out, const struct gateway_options *options, struct err *e)
-    ERR_CHECKED;
+int gateway_open(struct gateway **out, const struct gateway_options *options,
+                 struct err *e) ERR_CHECKED;
 /* Port of the n-th listener, for port 0. */
 unsigned gateway_port(const struct gateway *g, size_t listener);
 /* Every thread gets the routes and releases the ones before when it has switched. `routes` must
@@ -194,9 +193,9 @@ struct gateway_histogram {
     uint64_t count;
 };
 struct gateway_counters {
-    uint64_t requests[6];                   /* by status class; 0 is "broken" */
+    uint64_t requests[6]; /* by status class; 0 is "broken" */
     uint64_t problems[PROBLEM_COUNT];
-    struct gateway_histogram by_start[3];   /* request seconds by enum gateway_start */
+    struct gateway_histogram by_start[3]; /* request seconds by enum gateway_start */
     uint64_t bytes_in, bytes_out;
     uint64_t connections_accepted, connections_refused;
     uint64_t upstream_connects, upstream_reuses;

@@ -128,6 +128,14 @@ bool slot_drain(struct slot_ref ref)
     }
 }
 
+bool slot_live(struct slot_ref ref)
+{
+    if (ref.slot == NULL)
+        return false;
+    uint64_t word = atomic_load(&ref.slot->word);
+    return word_generation(word) == ref.generation && word_state(word) != SLOT_FREE;
+}
+
 uint32_t slot_joiners(struct slot_ref ref)
 {
     if (ref.slot == NULL)

@@ -33,13 +33,13 @@ struct slot_target { /* where the code listens, in the instance's network namesp
 
 struct slot {
     _Atomic uint64_t word;
-    _Atomic uint32_t max_joiners;        /* 0: SLOT_JOINERS_MAX */
-    _Atomic uint64_t window_end_ms;      /* monotonic; UINT64_MAX: none */
-    _Atomic uint64_t lease_deadline_ms;  /* CLOCK_BOOTTIME; UINT64_MAX: none */
-    _Atomic uint64_t last_left_ms;       /* monotonic: when a joiner left last */
-    _Atomic uint64_t joins;              /* in this generation */
+    _Atomic uint32_t max_joiners;       /* 0: SLOT_JOINERS_MAX */
+    _Atomic uint64_t window_end_ms;     /* monotonic; UINT64_MAX: none */
+    _Atomic uint64_t lease_deadline_ms; /* CLOCK_BOOTTIME; UINT64_MAX: none */
+    _Atomic uint64_t last_left_ms;      /* monotonic: when a joiner left last */
+    _Atomic uint64_t joins;             /* in this generation */
     _Atomic uint32_t joiners_peak;
-    _Atomic bool waited_for;             /* control has waiters: tell it of every leave */
+    _Atomic bool waited_for; /* control has waiters: tell it of every leave */
     uint32_t index;
     struct instance_id id;
     struct slot_target target;
@@ -53,9 +53,9 @@ struct slot_ref {
 
 enum slot_answer {
     SLOT_ENTERED,
-    SLOT_STALE,    /* another generation, or free */
-    SLOT_CLOSED,   /* draining */
-    SLOT_LATE,     /* its window has passed */
+    SLOT_STALE,  /* another generation, or free */
+    SLOT_CLOSED, /* draining */
+    SLOT_LATE,   /* its window has passed */
     SLOT_FULL,
     SLOT_NO_LEASE, /* its lease deadline has passed */
 };
@@ -73,6 +73,7 @@ unsigned slot_leave(struct slot_ref ref, uint64_t monotonic_ms);
  * be told), or it was draining already, or the reference is stale. */
 bool slot_drain(struct slot_ref ref);
 uint32_t slot_joiners(struct slot_ref ref); /* 0 if stale */
+bool slot_live(struct slot_ref ref);        /* open or draining, and of that generation */
 
 struct slot_table;
 int slot_table_new(struct slot_table **out, uint32_t slots_max, struct err *e) ERR_CHECKED;

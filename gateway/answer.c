@@ -1,0 +1,199 @@
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "gateway/thread.h"
+
+/* Answers of Skerry's own, and the fields that it adds to those of the code. */
+
+const double gateway_bucket_bounds[GATEWAY_BUCKETS] = {
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60,
+};
+
+static const char *const start_names[] = {
+    [GATEWAY_START_COLD] = "cold",
+    [GATEWAY_START_POOL] = "pool",
+    [GATEWAY_START_JOIN] = "join",
+};
+
+static char *put(char *p, const char *text, size_t length)
+{
+    memcpy(p, text, length);
+    return p + length;
+}
+
+static char *put_text(char *p, const char *text)
+{
+    return put(p, text, strlen(text));
+}
+
+static char *put_number(char *p, uint64_t n)
+{
+    char digits[20];
+    size_t count = 0;
+    do
+        digits[count++] = (char)('0' + n % 10);
+    while ((n /= 10) > 0);
+    while (count > 0)
+        *p++ = digits[--count];
+    return p;
+}
+
+/* Server-Timing wants milliseconds: 1234 us become "1.234". */
+static char *put_timing(char *p, const char *name, uint64_t us)
+{
+    if (us == 0)
+        return p;
+    p = put_text(p, p[-1] == ' ' ? "" : ", ");
+    p = put_text(p, name);
+    p = put_text(p, ";dur=");
+    p = put_number(p, us / 1000);
+    *p++ = '.';
+    *p++ = (char)('0' + us / 100 % 10);
+    *p++ = (char)('0' + us / 10 % 10);
+    *p++ = (char)('0' + us % 10);
+    return p;
+}
+
+size_t answer_fields_write(struct connection *c, char *out)
+{
+    struct exchange *x = &c->x;
+    char *p = out;
+    if (x->id.text[0] != '\0') {
+        p = put_text(p, "Skerry-Instance: ");
+        p = put_text(p, x->id.text);
+        p = put_text(p, "\r\n");
+    }
+    p = put_text(p, "Skerry-Node: ");
+    p = put_text(p, c->thread->gateway->node_name);
+    if (x->joined_us != 0) {
+        p = put_text(p, "\r\nSkerry-Start: ");
+        p = put_text(p, start_names[x->start]);
+    }
+    p = put_text(p, "\r\nSkerry-Request-Id: ");
+    p = put_text(p, x->request_id);
+    p = put_text(p, "\r\n");
+    if (x->joined_us != 0) {
+        uint64_t now_us = clock_monotonic_us();
+        p = put_text(p, "Server-Timing: ");
+        p = put_timing(p, "queue", x->timing.queue_us);
+        p = put_timing(p, "reserve", x->timing.reserve_us);
+        p = put_timing(p, "sandbox", x->timing.sandbox_us);
+        p = put_timing(p, "start", x->timing.code_us);
+        p = put_timing(p, "code", now_us - x->joined_us + 1);
+        p = put_text(p, "\r\n");
+    }
+    assert_always((size_t)(p - out) <= ANSWER_FIELDS_BYTES_MAX);
+    return (size_t)(p - out);
+}
+
+void answer_count(struct connection *c, unsigned status)
+{
+    struct exchange *x = &c->x;
+    struct thread_counters *counters = &c->thread->counters;
+    if (x->counted)
+        return;
+    x->counted = true;
+    unsigned class = status / 100 < 6 ? status / 100 : 0;
+    count(&counters->requests[class], 1);
+    if (x->joined_us == 0)
+        return;
+    uint64_t us = clock_monotonic_us() - x->started_us;
+    size_t bucket = 0;
+    while (bucket < GATEWAY_BUCKETS && (double)us > gateway_bucket_bounds[bucket] * 1e6)
+        bucket++;
+    count(&counters->buckets[x->start][bucket], 1);
+    count(&counters->sum_us[x->start], us);
+    log_debug("gateway", "%s %s %u %" PRIu64 " us", x->request_id, x->asked_by, status, us);
+}
+
+/* A whole answer: status line, `fields` ("A: b\r\n"...), ours, and the body unless it was HEAD. */
+static void answer_whole(struct connection *c, unsigned status, const char *fields,
+                         const char *body, size_t length)
+{
+    struct exchange *x = &c->x;
+    struct block_pool *blocks = &c->thread->blocks;
+    if (!x->up.done || c->thread->draining)
+        x->keep_alive = false;
+    char head[ANSWER_FIELDS_BYTES_MAX + 1024];
+    char *p = head;
+    p += snprintf(p, 64, "HTTP/1.1 %u %s\r\n", status, http_status_phrase(status));
+    p = put_text(p, fields);
+    if (status != 204)
+        p += snprintf(p, 64, "Content-Length: %zu\r\n", length);
+    p += answer_fields_write(c, p);
+    if (!x->keep_alive)
+        p = put_text(p, "Connection: close\r\n");
+    else if (x->minor == 0)
+        p = put_text(p, "Connection: keep-alive\r\n");
+    p = put_text(p, "\r\n");
+    x->answered = true;
+    bool ok = queue_append(blocks, &c->out, head, (size_t)(p - head));
+    if (ok && !x->head_only)
+        ok = queue_append(blocks, &c->out, body, length);
+    answer_count(c, status);
+    if (!ok)
+        connection_close(c, true);
+    else
+        connection_exchange_done(c);
+}
+
+void answer_problem(struct connection *c, const struct problem_report *report)
+{
+    struct exchange *x = &c->x;
+    count(&c->thread->counters.problems[report->problem], 1);
+    if (x->answered) { /* too late to say it: the client must see that the answer is not whole */
+        x->broken = true;
+        x->keep_alive = false;
+        answer_count(c, 0);
+        connection_close(c, true);
+        return;
+    }
+    if (x->request_id[0] == '\0') {
+        text_format(x->request_id, sizeof x->request_id, "r-%013" PRIx64,
+                    thread_random(c->thread) >> 12);
+    }
+    struct problem_report whole = *report;
+    whole.request_id = x->request_id;
+    if (whole.instance == NULL)
+        whole.instance = x->id.text;
+    const struct problem_word *word = problem_word(report->problem);
+    char fields[512];
+    int n = snprintf(fields, sizeof fields,
+                     "Content-Type: " PROBLEM_CONTENT_TYPE "\r\nSkerry-Error: %s\r\n"
+                     "Cache-Control: no-store\r\n",
+                     word->code);
+    unsigned retry_after_s = problem_retry_after_s(&whole);
+    if (retry_after_s > 0)
+        n += snprintf(fields + n, sizeof fields - (size_t)n, "Retry-After: %u\r\n", retry_after_s);
+    if (word->status == 401)
+        snprintf(fields + n, sizeof fields - (size_t)n,
+                 "WWW-Authenticate: Bearer realm=\"skerry\"\r\n");
+    struct buffer body;
+    buffer_init(&body, PROBLEM_BODY_BYTES_MAX);
+    if (!problem_body(&body, &whole))
+        body.length = 0; /* no memory: the header fields still say it */
+    answer_whole(c, (unsigned)word->status, fields, body.data, body.length);
+    buffer_free(&body);
+}
+
+void answer_problem_simple(struct connection *c, enum problem problem, enum ran ran,
+                           const char *detail)
+{
+    answer_problem(c, &(struct problem_report){.problem = problem, .ran = ran, .detail = detail});
+}
+
+void answer_text(struct connection *c, unsigned status, const char *text)
+{
+    answer_whole(c, status,
+                 "Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n", text,
+                 strlen(text));
+}
+
+void answer_options(struct connection *c)
+{
+    answer_whole(c, 204, "Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, TRACE\r\n", "", 0);
+}

@@ -1,0 +1,612 @@
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+#include "gateway/thread.h"
+
+/* The client's side of a connection.
+ *
+ *   HEAD -> (dispatch) -> ASK -> SOCKET -> JOIN ----.
+ *     ^          |          `-> COMMAND ------------+-> FLUSH -> HEAD, or LINGER -> CLOSING
+ *     |          `-- an answer of our own ----------'
+ *     `---- keep-alive
+ *
+ * Any failure of the client's socket goes straight to CLOSING. */
+
+static void closed_cb(uv_handle_t *handle)
+{
+    struct connection *c = handle->data;
+    struct gateway_thread *t = c->thread;
+    if (--c->handles > 0)
+        return;
+    if (t->free_connection_count < CONNECTIONS_KEPT_MAX) {
+        c->next = t->free_connections;
+        t->free_connections = c;
+        t->free_connection_count++;
+    } else {
+        free(c);
+    }
+    atomic_fetch_sub(&t->gateway->connections, 1);
+    t->connection_count--;
+    thread_check_closed(t);
+}
+
+void connection_drop_exchange(struct connection *c)
+{
+    struct block_pool *blocks = &c->thread->blocks;
+    queue_clear(blocks, &c->x.head);
+    flow_free(&c->x.up);
+    flow_free(&c->x.down);
+    c->x = (struct exchange){0};
+}
+
+/* Lets go of whatever works for the exchange. */
+static void abandon_exchange(struct connection *c)
+{
+    switch (c->phase) {
+    case PHASE_ASK:
+        dispatch_cancel(c, END_CLIENT_GONE);
+        break;
+    case PHASE_SOCKET:
+    case PHASE_JOIN:
+        join_abandon(c);
+        break;
+    case PHASE_AUTOPSY:
+        dispatch_autopsy_end(c);
+        break;
+    case PHASE_COMMAND:
+        command_abandon(c, END_CLIENT_GONE);
+        break;
+    default:
+        break;
+    }
+}
+
+void connection_close(struct connection *c, bool reset)
+{
+    struct gateway_thread *t = c->thread;
+    if (c->phase == PHASE_CLOSING)
+        return;
+    abandon_exchange(c);
+    if (c->phase != PHASE_HEAD && c->phase != PHASE_LINGER && !c->x.counted)
+        answer_count(c, 0);
+    connection_drop_exchange(c);
+    c->phase = PHASE_CLOSING;
+    queue_clear(&t->blocks, &c->in);
+    queue_clear(&t->blocks, &c->out);
+    if (c->previous != NULL)
+        c->previous->next = c->next;
+    else
+        t->connections = c->next;
+    if (c->next != NULL)
+        c->next->previous = c->previous;
+    uv_close((uv_handle_t *)&c->poll, closed_cb);
+    uv_close((uv_handle_t *)&c->timer, closed_cb);
+    if (reset) {
+        struct linger linger = {.l_onoff = 1, .l_linger = 0};
+        setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    }
+    memory_close(&c->fd);
+}
+
+/* --- deadlines --- */
+
+static void deadline_passed(struct connection *c)
+{
+    switch (c->phase) {
+    case PHASE_HEAD:
+        if (queue_pending(&c->in) > 0) {
+            c->x.keep_alive = false;
+            answer_problem_simple(c, PROBLEM_HEADER_TIMEOUT, RAN_NO,
+                                  "the header block was not complete in time");
+        } else {
+            connection_close(c, false);
+        }
+        break;
+    case PHASE_SOCKET:
+    case PHASE_JOIN:
+        join_deadline(c);
+        break;
+    case PHASE_AUTOPSY:
+        dispatch_autopsy_check(c, true);
+        break;
+    case PHASE_COMMAND:
+        command_deadline(c);
+        break;
+    case PHASE_ASK:
+    case PHASE_FLUSH:
+        connection_close(c, true);
+        break;
+    case PHASE_LINGER:
+        connection_close(c, false);
+        break;
+    case PHASE_CLOSING:
+        break;
+    }
+}
+
+static void timer_cb(uv_timer_t *timer)
+{
+    struct connection *c = container_of(timer, struct connection, timer);
+    uint64_t deadline_ms = c->deadline_ms;
+    c->armed_ms = UINT64_MAX;
+    if (deadline_ms == UINT64_MAX)
+        return;
+    if (thread_now_ms(c->thread) < deadline_ms) {
+        connection_set_deadline(c, deadline_ms);
+        return;
+    }
+    c->deadline_ms = UINT64_MAX;
+    deadline_passed(c);
+}
+
+/* A deadline that moves away costs nothing: the timer fires early once and is armed again. */
+void connection_set_deadline(struct connection *c, uint64_t at_ms)
+{
+    c->deadline_ms = at_ms;
+    if (at_ms >= c->armed_ms)
+        return;
+    uint64_t now_ms = thread_now_ms(c->thread);
+    c->armed_ms = at_ms;
+    uv_timer_start(&c->timer, timer_cb, at_ms > now_ms ? at_ms - now_ms : 0, 0);
+}
+
+static uint64_t after_ms(const struct connection *c, uint64_t ms)
+{
+    return thread_now_ms(c->thread) + ms;
+}
+
+/* --- what is polled for --- */
+
+static void poll_cb(uv_poll_t *poll, int status, int events);
+
+void connection_update(struct connection *c)
+{
+    if (c->phase == PHASE_CLOSING)
+        return;
+    int mask = 0;
+    if (!c->half_closed && !c->reading_stopped)
+        mask |= UV_READABLE;
+    if (!c->half_closed && c->reading_stopped && !c->disconnect_seen)
+        mask |= UV_DISCONNECT;
+    if (queue_pending(&c->out) > 0)
+        mask |= UV_WRITABLE;
+    if (mask == c->mask)
+        return;
+    c->mask = mask;
+    if (mask != 0)
+        uv_poll_start(&c->poll, mask, poll_cb);
+    else
+        uv_poll_stop(&c->poll);
+}
+
+/* --- reading --- */
+
+/* FIN: whoever waits for nothing more is served to the end, whoever still owed us bytes is gone. */
+static void client_closed_half(struct connection *c)
+{
+    c->half_closed = true;
+    c->half_closed_ms = thread_now_ms(c->thread);
+    switch (c->phase) {
+    case PHASE_HEAD:
+        if (queue_pending(&c->in) > 0 && queue_pending(&c->out) == 0) {
+            c->x.keep_alive = false;
+            answer_problem_simple(c, PROBLEM_BAD_REQUEST, RAN_NO,
+                                  "the connection was closed within the header block");
+        } else if (queue_pending(&c->out) == 0) {
+            connection_close(c, false);
+        }
+        break;
+    case PHASE_ASK:
+        connection_set_deadline(c, after_ms(c, HALF_CLOSE_MS));
+        break;
+    case PHASE_JOIN:
+    case PHASE_SOCKET:
+    case PHASE_COMMAND:
+        join_client_closed_half(c);
+        break;
+    case PHASE_LINGER:
+        connection_close(c, false);
+        break;
+    default:
+        break;
+    }
+    connection_update(c);
+}
+
+/* Bytes from the socket into `to`: more than 0, 0 nothing now or no longer, -1 the connection is
+ * closed or half closed. */
+static ssize_t receive(struct connection *c, char *to, size_t size)
+{
+    ssize_t n;
+    do
+        n = recv(c->fd, to, size, 0);
+    while (n < 0 && errno == EINTR);
+    if (n > 0) {
+        count(&c->thread->counters.bytes_in, (uint64_t)n);
+        return n;
+    }
+    if (n == 0) {
+        client_closed_half(c);
+        return -1;
+    }
+    if (errno == EAGAIN || errno == EWOULDBLOCK)
+        return 0;
+    connection_close(c, true);
+    return -1;
+}
+
+void connection_read_ahead(struct connection *c)
+{
+    size_t pending = queue_pending(&c->in);
+    if (pending >= QUEUE_BYTES_MAX) {
+        c->reading_stopped = true;
+        connection_update(c);
+        return;
+    }
+    char *scratch = c->thread->scratch;
+    ssize_t n = receive(c, scratch, QUEUE_BYTES_MAX - pending);
+    if (n > 0 && !queue_append(&c->thread->blocks, &c->in, scratch, (size_t)n))
+        connection_close(c, true);
+}
+
+static void refuse_head(struct connection *c, const struct http_fault *fault)
+{
+    c->x.keep_alive = false;
+    answer_problem_simple(c, fault->problem, RAN_NO, fault->why);
+}
+
+/* A whole head of `length` bytes at `data`, which lies in the scratch or in c->in. */
+static void take_head(struct connection *c, const char *data, size_t length, bool consume)
+{
+    size_t begin = c->scan.begin;
+    c->scan = (struct http_scan){0};
+    bool ready = dispatch_request(c, data + begin, length - begin);
+    if (consume && c->phase != PHASE_CLOSING && c->phase != PHASE_LINGER)
+        queue_consume(&c->thread->blocks, &c->in, length);
+    if (ready)
+        dispatch_find_instance(c);
+}
+
+static void head_awaits_more(struct connection *c)
+{
+    if (c->head_until_ms == UINT64_MAX)
+        c->head_until_ms = after_ms(c, c->thread->gateway->options.header_timeout_ms);
+    connection_set_deadline(c, c->head_until_ms);
+}
+
+void connection_advance(struct connection *c)
+{
+    if (c->advancing)
+        return;
+    c->advancing = true;
+    while (c->phase == PHASE_HEAD && queue_pending(&c->out) == 0 && queue_pending(&c->in) > 0) {
+        struct http_fault fault;
+        const char *data = queue_data(&c->in);
+        ptrdiff_t n = http_scan(&c->scan, data, queue_pending(&c->in), true,
+                                &c->thread->gateway->bounds, &fault);
+        if (n == HTTP_MORE && c->half_closed)
+            client_closed_half(c);
+        else if (n == HTTP_MORE)
+            head_awaits_more(c);
+        else if (n < 0)
+            refuse_head(c, &fault);
+        else
+            take_head(c, data, (size_t)n, true);
+        if (n == HTTP_MORE)
+            break;
+    }
+    c->advancing = false;
+    if (c->phase == PHASE_HEAD && c->half_closed && queue_pending(&c->in) == 0 &&
+        queue_pending(&c->out) == 0)
+        connection_close(c, false);
+    connection_update(c);
+}
+
+/* Most requests come in one piece: they are parsed where they were read. */
+static void read_head(struct connection *c)
+{
+    struct gateway_thread *t = c->thread;
+    ssize_t n = receive(c, t->scratch, SCRATCH_BYTES);
+    if (n <= 0)
+        return;
+    ptrdiff_t head = HTTP_MORE;
+    struct http_fault fault;
+    bool direct = queue_pending(&c->in) == 0 && queue_pending(&c->out) == 0;
+    if (direct)
+        head = http_scan(&c->scan, t->scratch, (size_t)n, true, &t->gateway->bounds, &fault);
+    if (head < 0) {
+        refuse_head(c, &fault);
+        return;
+    }
+    if (n > head &&
+        !queue_append(&t->blocks, &c->in, t->scratch + head, (size_t)n - (size_t)head)) {
+        connection_close(c, true);
+        return;
+    }
+    if (head > 0) {
+        c->advancing = true;
+        take_head(c, t->scratch, (size_t)head, false);
+        c->advancing = false;
+    }
+    connection_advance(c);
+}
+
+/* What the client sent cannot go on. */
+static void exchange_refuse(struct connection *c, const struct http_fault *fault)
+{
+    if (c->phase == PHASE_JOIN)
+        join_abandon(c);
+    else if (c->phase == PHASE_COMMAND)
+        command_abandon(c, END_CLIENT_GONE);
+    c->phase = PHASE_FLUSH;
+    answer_problem_simple(c, fault->problem, c->x.sent_any ? RAN_MAYBE : RAN_NO, fault->why);
+}
+
+/* Puts bytes of the body into the flow. False: the exchange ended by it. */
+static bool push_body(struct connection *c, struct queue *to, const char *data, size_t length,
+                      size_t *taken)
+{
+    struct gateway_thread *t = c->thread;
+    struct exchange *x = &c->x;
+    struct http_fault fault;
+    ptrdiff_t n = flow_push(&x->up, &t->blocks, to, data, length, &fault);
+    if (n >= 0 && x->up.content_bytes > t->gateway->options.body_bytes_max) {
+        fault = (struct http_fault){PROBLEM_BODY_TOO_LARGE, "the body is larger than allowed here"};
+        n = HTTP_REFUSED;
+    }
+    if (n < 0) {
+        exchange_refuse(c, &fault);
+        return false;
+    }
+    x->body_began = true;
+    x->progress_ms = thread_now_ms(t);
+    *taken = (size_t)n;
+    return true;
+}
+
+bool connection_pump_body(struct connection *c, struct queue *to)
+{
+    struct gateway_thread *t = c->thread;
+    enum phase phase = c->phase;
+    size_t taken;
+    while (!c->x.up.done && queue_pending(&c->in) > 0 && queue_room(to) > FLOW_FRAME_BYTES_MAX) {
+        size_t room = queue_room(to) - FLOW_FRAME_BYTES_MAX;
+        size_t length = queue_pending(&c->in) < room ? queue_pending(&c->in) : room;
+        if (!push_body(c, to, queue_data(&c->in), length, &taken))
+            return false;
+        queue_consume(&t->blocks, &c->in, taken);
+    }
+    if (c->x.up.done || c->half_closed || queue_room(to) <= FLOW_FRAME_BYTES_MAX)
+        return true;
+    ssize_t n = receive(c, t->scratch, queue_room(to) - FLOW_FRAME_BYTES_MAX);
+    if (n <= 0)
+        return c->phase == phase;
+    if (!push_body(c, to, t->scratch, (size_t)n, &taken))
+        return false;
+    if (queue_append(&t->blocks, &c->in, t->scratch + taken, (size_t)n - taken))
+        return true;
+    connection_close(c, true);
+    return false;
+}
+
+void connection_stop_reading(struct connection *c, bool stop)
+{
+    if (stop == c->reading_stopped)
+        return;
+    c->reading_stopped = stop;
+    connection_update(c);
+}
+
+static void linger_read(struct connection *c)
+{
+    ssize_t n = receive(c, c->thread->scratch, SCRATCH_BYTES);
+    if (n <= 0)
+        return;
+    c->lingered_bytes += (size_t)n;
+    if (c->lingered_bytes > LINGER_BYTES_MAX)
+        connection_close(c, false);
+}
+
+static void readable(struct connection *c)
+{
+    switch (c->phase) {
+    case PHASE_HEAD:
+        if (queue_pending(&c->out) > 0)
+            connection_read_ahead(c);
+        else
+            read_head(c);
+        break;
+    case PHASE_JOIN:
+        join_client_readable(c);
+        break;
+    case PHASE_COMMAND:
+        command_client_readable(c);
+        break;
+    case PHASE_LINGER:
+        linger_read(c);
+        break;
+    case PHASE_CLOSING:
+        break;
+    default:
+        connection_read_ahead(c);
+        break;
+    }
+}
+
+/* --- writing --- */
+
+/* The answer is out: the next request, or the end. */
+static void answer_flushed(struct connection *c)
+{
+    struct gateway_thread *t = c->thread;
+    bool keep = c->x.keep_alive && !c->half_closed && !t->closing;
+    bool unread = !c->x.up.done || queue_pending(&c->in) > 0;
+    /* Where a length or a last chunk is missing, the client sees it; else RST must tell. */
+    bool broken = c->x.broken;
+    bool reset = broken && !c->x.down.chunked_out && c->x.down.body != HTTP_BODY_LENGTH;
+    if (keep || (c->x.keep_alive && c->half_closed && queue_pending(&c->in) > 0)) {
+        connection_drop_exchange(c);
+        c->phase = PHASE_HEAD;
+        c->head_until_ms = UINT64_MAX;
+        c->reading_stopped = false;
+        connection_set_deadline(c, after_ms(c, t->gateway->options.keepalive_timeout_ms));
+        connection_advance(c);
+        return;
+    }
+    if (broken || c->half_closed || !unread) {
+        connection_close(c, reset);
+        return;
+    }
+    /* Closing now would send RST because of the unread bytes, and RST can overtake the answer. */
+    connection_drop_exchange(c);
+    c->phase = PHASE_LINGER;
+    c->lingered_bytes = 0;
+    c->reading_stopped = false;
+    queue_clear(&t->blocks, &c->in);
+    shutdown(c->fd, SHUT_WR);
+    connection_set_deadline(c, after_ms(c, LINGER_MS));
+    connection_update(c);
+}
+
+void connection_exchange_done(struct connection *c)
+{
+    struct exchange *x = &c->x;
+    if (!x->up.done || x->broken || c->thread->draining)
+        x->keep_alive = false;
+    c->served_before = true;
+    c->phase = PHASE_FLUSH;
+    c->write_progress_ms = thread_now_ms(c->thread);
+    connection_flush(c);
+    if (c->phase == PHASE_FLUSH && queue_pending(&c->out) > 0)
+        connection_set_deadline(c, after_ms(c, c->thread->gateway->options.body_timeout_ms));
+}
+
+void connection_flush(struct connection *c)
+{
+    struct gateway_thread *t = c->thread;
+    size_t written = 0;
+    enum queue_write result = queue_send(&t->blocks, &c->out, c->fd, true, &written);
+    if (written > 0)
+        count(&t->counters.bytes_out, written);
+    if (result == QUEUE_BROKEN) {
+        connection_close(c, true);
+        return;
+    }
+    if (written > 0)
+        c->x.progress_ms = thread_now_ms(t);
+    if (result == QUEUE_EMPTY && c->phase == PHASE_FLUSH) {
+        answer_flushed(c);
+        return;
+    }
+    if (written > 0 && c->phase == PHASE_FLUSH)
+        connection_set_deadline(c, after_ms(c, t->gateway->options.body_timeout_ms));
+    connection_update(c);
+}
+
+static void writable(struct connection *c)
+{
+    connection_flush(c);
+    switch (c->phase) {
+    case PHASE_JOIN:
+        join_client_writable(c);
+        break;
+    case PHASE_COMMAND:
+        command_client_writable(c);
+        break;
+    case PHASE_HEAD:
+        connection_advance(c);
+        break;
+    default:
+        break;
+    }
+}
+
+/* FIN came while we do not read: what is before it will be read when there is room. */
+static void disconnected(struct connection *c)
+{
+    c->disconnect_seen = true;
+    c->half_closed_ms = thread_now_ms(c->thread);
+    if (c->phase == PHASE_JOIN || c->phase == PHASE_SOCKET)
+        join_set_deadline(c);
+    else
+        connection_set_deadline(c, after_ms(c, HALF_CLOSE_MS));
+    connection_update(c);
+}
+
+static void poll_cb(uv_poll_t *poll, int status, int events)
+{
+    struct connection *c = container_of(poll, struct connection, poll);
+    if (status < 0) { /* libuv has stopped polling; the next read or write says why */
+        c->mask = 0;
+        events = UV_READABLE | UV_WRITABLE;
+        char byte;
+        if (recv(c->fd, &byte, 1, MSG_PEEK) < 0) {
+            connection_close(c, true);
+            return;
+        }
+    }
+    if ((events & UV_WRITABLE) != 0 && queue_pending(&c->out) > 0)
+        writable(c);
+    if ((events & UV_READABLE) != 0 && c->phase != PHASE_CLOSING)
+        readable(c);
+    else if ((events & UV_DISCONNECT) != 0 && c->phase != PHASE_CLOSING)
+        disconnected(c);
+    if (c->phase != PHASE_CLOSING)
+        connection_update(c);
+}
+
+/* --- beginning --- */
+
+static struct connection *connection_take(struct gateway_thread *t)
+{
+    struct connection *c = t->free_connections;
+    if (c != NULL) {
+        t->free_connections = c->next;
+        t->free_connection_count--;
+    } else {
+        c = malloc(sizeof *c);
+    }
+    if (c != NULL)
+        *c = (struct connection){.thread = t};
+    return c;
+}
+
+void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer)
+{
+    struct gateway *g = t->gateway;
+    bool room = atomic_fetch_add(&g->connections, 1) < g->options.connections_max;
+    struct connection *c = room ? connection_take(t) : NULL;
+    if (c == NULL || uv_poll_init(&t->loop, &c->poll, fd) != 0) {
+        free(c);
+        atomic_fetch_sub(&g->connections, 1);
+        count(&t->counters.connections_refused, 1);
+        memory_close(&fd);
+        return;
+    }
+    uv_timer_init(&t->loop, &c->timer);
+    c->poll.data = c->timer.data = c;
+    c->handles = 2;
+    c->fd = fd;
+    c->peer = *peer;
+    c->deadline_ms = c->armed_ms = UINT64_MAX;
+    c->next = t->connections;
+    if (c->next != NULL)
+        c->next->previous = c;
+    t->connections = c;
+    t->connection_count++;
+    count(&t->counters.connections_accepted, 1);
+    /* A client that sends nothing is held to the same time as one that sends slowly. */
+    c->head_until_ms = after_ms(c, g->options.header_timeout_ms);
+    connection_set_deadline(c, c->head_until_ms);
+    connection_update(c);
+}
+
+void connection_drain(struct connection *c)
+{
+    if (c->phase == PHASE_HEAD && queue_pending(&c->in) == 0 && queue_pending(&c->out) == 0)
+        connection_close(c, false);
+}

@@ -1,0 +1,554 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "gateway/thread.h"
+
+/* From a request's head to the instance that serves it.
+ *
+ * What the routes and a slot can answer is answered here, with no message and no lock; the rest is
+ * asked of the control thread: starts, keys, queues, instances that are not ready yet. */
+
+static bool refuse(struct connection *c, enum problem problem, const char *detail)
+{
+    answer_problem_simple(c, problem, RAN_NO, detail);
+    return false;
+}
+
+/* --- the facts of the request --- */
+
+static void make_request_id(struct connection *c)
+{
+    static const char digits[] = "0123456789abcdefghjkmnpqrstvwxyz";
+    uint64_t n = thread_random(c->thread);
+    char *p = c->x.request_id;
+    *p++ = 'r';
+    *p++ = '-';
+    for (int i = 0; i < 12; i++, n >>= 5)
+        *p++ = digits[n & 31u];
+    *p = '\0';
+}
+
+/* "GET /w/hello/", cut, without the query, which may hold what is nobody's business. */
+static void note_asked_by(struct exchange *x, const struct http_head *head)
+{
+    size_t n = head->method_text.length;
+    char *p = x->asked_by;
+    const char *end = x->asked_by + sizeof x->asked_by - 1;
+    memcpy(p, head->method_text.data, n);
+    p += n;
+    *p++ = ' ';
+    for (size_t i = 0; i < head->path.length && p < end && head->path.data[i] != '?'; i++)
+        *p++ = head->path.data[i];
+    *p = '\0';
+}
+
+static void note_accept(struct exchange *x, const struct http_head *head)
+{
+    for (size_t i = 0; i < head->field_count; i++) {
+        if (head->fields[i].known != HTTP_NAME_ACCEPT)
+            continue;
+        struct http_text list = head->fields[i].value;
+        struct http_text item;
+        while (http_list_next(&list, &item)) {
+            const char *parameters = memchr(item.data, ';', item.length);
+            if (parameters != NULL)
+                item.length = (size_t)(parameters - item.data);
+            while (item.length > 0 && item.data[item.length - 1] == ' ')
+                item.length--;
+            /* The first of the two that is named wins. */
+            if (!x->accept_events && http_text_is(item, "application/json"))
+                x->accept_json = true;
+            if (!x->accept_json && http_text_is(item, "text/event-stream"))
+                x->accept_events = true;
+        }
+    }
+}
+
+static void exchange_begin(struct connection *c, const struct http_head *head)
+{
+    struct exchange *x = &c->x;
+    x->method = head->method;
+    x->minor = head->minor;
+    x->keep_alive = head->keep_alive;
+    x->te_trailers = head->te_trailers;
+    x->expect_continue = head->expect_continue;
+    x->head_only = head->method == HTTP_METHOD_HEAD;
+    x->upgrade = head->upgrade && !http_text_is(head->upgrade_to, "h2c");
+    x->started_us = clock_monotonic_us();
+    x->progress_ms = thread_now_ms(c->thread);
+    x->request_until_ms = UINT64_MAX;
+    flow_begin(&x->up, head->body, head->content_length, head->body == HTTP_BODY_CHUNKED);
+    make_request_id(c);
+    note_asked_by(x, head);
+}
+
+/* --- what is asked for --- */
+
+static void answer_gone(struct connection *c, const struct gateway_instance *instance)
+{
+    char at[48] = "";
+    char exit_code[32] = "";
+    char detail[480];
+    if (instance->ended_at[0] != '\0')
+        text_format(at, sizeof at, " at %s", instance->ended_at);
+    if (instance->reason == END_EXITED)
+        text_format(exit_code, sizeof exit_code, " with code %d", instance->exit_code);
+    text_format(detail, sizeof detail, "instance %s of %s ended%s: %s%s%s%s", c->x.id.text,
+                c->x.workload.name, at, end_reason_name(instance->reason), exit_code,
+                instance->detail[0] != '\0' ? ". " : "", instance->detail);
+    answer_problem(c, &(struct problem_report){.problem = PROBLEM_INSTANCE_GONE,
+                                               .ran = RAN_NO,
+                                               .detail = detail,
+                                               .reason = end_reason_name(instance->reason)});
+}
+
+static bool authorize(struct connection *c, const struct http_head *head,
+                      const struct instance_id *instance)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    if (c->x.workload.public_access)
+        return true;
+    struct http_text token = route_token(head);
+    enum problem problem = calls->authorize(calls->user, t->routes, &c->x.workload, instance,
+                                            token.length > 0 ? token.data : NULL, token.length);
+    if (problem == PROBLEM_NONE)
+        return true;
+    return refuse(c, problem,
+                  problem == PROBLEM_FORBIDDEN ? "the token is valid, but not for this workload"
+                  : token.length > 0
+                      ? "the token is unknown, expired or revoked"
+                      : "this workload is private: send Skerry-Token: skt_..., or Authorization: "
+                        "Bearer skt_...");
+}
+
+static bool find_workload(struct connection *c, const struct route *route,
+                          const struct http_head *head)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    if (t->routes == NULL || !calls->workload(calls->user, t->routes, route->workload,
+                                              strlen(route->workload), &c->x.workload)) {
+        char detail[160];
+        text_format(detail, sizeof detail, "no workload is called \"%s\"", route->workload);
+        return refuse(c, PROBLEM_WORKLOAD_UNKNOWN, detail);
+    }
+    if (!authorize(c, head, NULL))
+        return false;
+    const char *why = NULL;
+    enum problem problem = route_key(c->x.key, route, head, &c->x.workload, &why);
+    return problem == PROBLEM_NONE || refuse(c, problem, why);
+}
+
+static bool find_forced(struct connection *c, const struct route *route,
+                        const struct http_head *head)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    struct exchange *x = &c->x;
+    struct gateway_instance instance;
+    memset(&instance, 0, sizeof instance);
+    x->forced = true;
+    x->id = route->instance;
+    if (t->routes == NULL ||
+        !calls->instance(calls->user, t->routes, &x->id, &instance, &x->workload))
+        return refuse(c, PROBLEM_INSTANCE_UNKNOWN, "no instance has this id");
+    if (!authorize(c, head, &x->id))
+        return false;
+    if (route->workload[0] != '\0' && strcmp(route->workload, x->workload.name) != 0)
+        return refuse(c, PROBLEM_INSTANCE_UNKNOWN, "the instance is one of another workload");
+    if (instance.state == INSTANCE_STATE_ENDED) {
+        answer_gone(c, &instance);
+        return false;
+    }
+    if (x->workload.kind == WORKLOAD_COMMAND)
+        return refuse(c, PROBLEM_CONFLICT,
+                      "the instance runs one command for one request; it cannot be joined");
+    if (!instance.local)
+        return refuse(c, PROBLEM_OWNER_UNREACHABLE, "the instance lives on another node");
+    x->slot = instance.slot;
+    return true;
+}
+
+static bool answer_health(struct connection *c, enum route_kind kind)
+{
+    const struct gateway_calls *calls = &c->thread->gateway->options.calls;
+    char why[256] = "";
+    if (kind == ROUTE_OPTIONS)
+        answer_options(c);
+    else if (kind == ROUTE_LIVEZ || calls->ready(calls->user, why, sizeof why))
+        answer_text(c, 200, "ok\n");
+    else
+        refuse(c, PROBLEM_DRAINING, why);
+    return false;
+}
+
+static bool find_target(struct connection *c, const struct route *route,
+                        const struct http_head *head)
+{
+    switch (route->kind) {
+    case ROUTE_LIVEZ:
+    case ROUTE_READYZ:
+    case ROUTE_OPTIONS:
+        return answer_health(c, route->kind);
+    case ROUTE_NOWHERE:
+        return refuse(c, PROBLEM_NOT_FOUND,
+                      "joins go to the host WORKLOAD.DOMAIN or INSTANCE.DOMAIN, or to the paths "
+                      "/w/WORKLOAD/ and /i/INSTANCE/");
+    case ROUTE_INSTANCE_WRONG:
+        return refuse(c, PROBLEM_INSTANCE_UNKNOWN, "this is not the id of an instance");
+    case ROUTE_WORKLOAD:
+        return find_workload(c, route, head);
+    case ROUTE_INSTANCE:
+        return find_forced(c, route, head);
+    }
+    return false;
+}
+
+/* The instance that the client would like best, if it is open. */
+static void note_preferred(struct connection *c, const struct route *route)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    struct gateway_instance instance;
+    struct gateway_workload workload;
+    memset(&instance, 0, sizeof instance);
+    if (calls->instance(calls->user, t->routes, &route->prefer, &instance, &workload) &&
+        instance.local && instance.state == INSTANCE_STATE_READY &&
+        strcmp(workload.name, c->x.workload.name) == 0)
+        c->x.slot = instance.slot;
+}
+
+bool dispatch_request(struct connection *c, const char *data, size_t length)
+{
+    struct gateway_thread *t = c->thread;
+    struct http_head *head = &t->head;
+    struct http_fault fault;
+    c->phase = PHASE_ASK;
+    c->deadline_ms = UINT64_MAX;
+    if (!http_request_parse(head, data, length, &t->gateway->bounds, &fault))
+        return refuse(c, fault.problem, fault.why);
+    exchange_begin(c, head);
+    struct route route;
+    route_find(&route, head, t->gateway->domain);
+    if (!find_target(c, &route, head))
+        return false;
+    if (head->body == HTTP_BODY_LENGTH && head->content_length > t->gateway->options.body_bytes_max)
+        return refuse(c, PROBLEM_BODY_TOO_LARGE, "the body is larger than allowed here");
+    if (c->x.workload.kind == WORKLOAD_COMMAND) {
+        note_accept(&c->x, head);
+        return true;
+    }
+    if (route.prefer.text[0] != '\0' && !c->x.forced && c->x.key[0] == '\0')
+        note_preferred(c, &route);
+    if (!forward_request_write(c, head, &route, length)) {
+        connection_close(c, true);
+        return false;
+    }
+    return true;
+}
+
+/* --- admission --- */
+
+void dispatch_leave_slot(struct connection *c)
+{
+    const struct gateway_calls *calls = &c->thread->gateway->options.calls;
+    if (!c->x.entered)
+        return;
+    c->x.entered = false;
+    unsigned what = slot_leave(c->x.slot, thread_now_ms(c->thread));
+    if (what != 0)
+        calls->slot_left(calls->user, c->x.slot, what);
+}
+
+static void joined(struct connection *c, struct slot_ref ref, enum gateway_start start)
+{
+    struct exchange *x = &c->x;
+    uint64_t now_ms = thread_now_ms(c->thread);
+    x->slot = ref;
+    x->entered = true;
+    x->id = ref.slot->id;
+    x->start = start;
+    x->joined_us = clock_monotonic_us();
+    if (x->workload.request_ms != DURATION_NONE)
+        x->request_until_ms = now_ms + x->workload.request_ms;
+    join_begin(c);
+}
+
+static bool try_enter(struct connection *c, struct slot_ref ref)
+{
+    if (slot_enter(ref, thread_now_ms(c->thread), clock_boot_ms()) != SLOT_ENTERED)
+        return false;
+    joined(c, ref, GATEWAY_START_JOIN);
+    return true;
+}
+
+/* The less loaded of two random candidates first, then the others in turn. */
+static bool enter_candidate(struct connection *c)
+{
+    struct gateway_workload *w = &c->x.workload;
+    uint32_t n = w->candidate_count;
+    if (n == 0)
+        return false;
+    uint32_t first = 0;
+    if (n > 1) {
+        uint64_t random = thread_random(c->thread);
+        uint32_t other = (uint32_t)((random >> 32) % n);
+        first = (uint32_t)(random & UINT32_MAX) % n;
+        if (slot_joiners(w->candidates[other]) < slot_joiners(w->candidates[first]))
+            first = other;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (try_enter(c, w->candidates[(first + i) % n]))
+            return true;
+    return false;
+}
+
+static void ask_control(struct connection *c)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    struct exchange *x = &c->x;
+    struct gateway_ask *ask = calloc(1, sizeof *ask);
+    if (ask == NULL) {
+        refuse(c, PROBLEM_INTERNAL, "out of memory");
+        return;
+    }
+    ask->thread = t;
+    ask->request = c;
+    ask->number = (++t->ask_number << 8) | (t->index & 0xffu);
+    text_copy(ask->workload, sizeof ask->workload, x->workload.name);
+    ask->version = x->workload.version;
+    if (x->forced)
+        text_copy(ask->instance, sizeof ask->instance, x->id.text);
+    text_copy(ask->key, sizeof ask->key, x->key);
+    ask->kind = x->workload.kind;
+    ask->no_stdin = x->up.done;
+    text_copy(ask->request_id, sizeof ask->request_id, x->request_id);
+    text_copy(ask->asked_by, sizeof ask->asked_by, x->asked_by);
+    ask->asked_us = x->started_us;
+    ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
+    x->ask = ask;
+    c->phase = PHASE_ASK;
+    t->asks_out++;
+    if (!calls->ask(calls->user, ask)) {
+        t->asks_out--;
+        x->ask = NULL;
+        free(ask);
+        refuse(c, PROBLEM_LIMIT_REACHED, "the node has too many requests waiting");
+        return;
+    }
+    if (c->half_closed)
+        connection_set_deadline(c, thread_now_ms(t) + HALF_CLOSE_MS);
+}
+
+static void enter_forced(struct connection *c)
+{
+    struct slot_ref ref = c->x.slot;
+    enum slot_answer answer =
+        ref.slot == NULL ? SLOT_STALE : slot_enter_forced(ref, clock_boot_ms());
+    switch (answer) {
+    case SLOT_ENTERED:
+        joined(c, ref, GATEWAY_START_JOIN);
+        break;
+    case SLOT_FULL:
+        refuse(c, PROBLEM_INSTANCE_FULL, "all places in the instance are taken");
+        break;
+    case SLOT_CLOSED:
+        answer_problem(c, &(struct problem_report){.problem = PROBLEM_INSTANCE_GONE,
+                                                   .detail = "the instance is draining: it takes "
+                                                             "no joiner any more",
+                                                   .reason = "draining"});
+        break;
+    default: /* starting, or changing right now: control knows */
+        ask_control(c);
+        break;
+    }
+}
+
+void dispatch_find_instance(struct connection *c)
+{
+    struct exchange *x = &c->x;
+    if (x->workload.kind == WORKLOAD_COMMAND) {
+        ask_control(c);
+        return;
+    }
+    if (x->forced) {
+        enter_forced(c);
+        return;
+    }
+    if (x->key[0] == '\0' &&
+        ((x->slot.slot != NULL && try_enter(c, x->slot)) || enter_candidate(c)))
+        return;
+    ask_control(c);
+}
+
+/* --- answers of the control thread --- */
+
+static void ask_free(struct gateway_thread *t, struct gateway_ask *ask)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(ask->descriptors); i++)
+        memory_close(&ask->descriptors[i]);
+    free(ask);
+    t->asks_out--;
+    thread_check_closed(t);
+}
+
+/* Nobody waits for this grant any more. */
+static void grant_return(struct gateway_thread *t, struct gateway_ask *ask)
+{
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    unsigned what = slot_leave(ask->slot, thread_now_ms(t));
+    if (what != 0)
+        calls->slot_left(calls->user, ask->slot, what);
+}
+
+static void answered(struct inbox_message *message, void *owner)
+{
+    struct gateway_thread *t = owner;
+    struct gateway_ask *ask = container_of(message, struct gateway_ask, message);
+    struct connection *c = ask->request;
+    bool command = ask->kind == WORKLOAD_COMMAND;
+    if (ask->problem == PROBLEM_NONE && command) {
+        command_begin(c, ask); /* the ask lives on until gateway_command_ended */
+        return;
+    }
+    if (c == NULL) {
+        if (ask->problem == PROBLEM_NONE)
+            grant_return(t, ask);
+        ask_free(t, ask);
+        return;
+    }
+    c->x.ask = NULL;
+    c->x.timing = ask->timing;
+    if (ask->problem == PROBLEM_NONE) {
+        struct slot_ref ref = ask->slot;
+        enum gateway_start start = ask->start;
+        ask_free(t, ask);
+        joined(c, ref, start);
+        return;
+    }
+    if (ask->id.text[0] != '\0')
+        c->x.id = ask->id;
+    answer_problem(c, &(struct problem_report){.problem = ask->problem,
+                                               .ran = ask->ran,
+                                               .retry_after_s = ask->retry_after_s,
+                                               .detail = ask->detail});
+    ask_free(t, ask);
+}
+
+void gateway_answer(struct gateway_ask *ask)
+{
+    ask->message.deliver = answered;
+    /* The thread closes its inbox only when all asks are answered. */
+    bool posted = inbox_post_always(ask->thread->inbox, &ask->message);
+    assert_always(posted);
+}
+
+static void ended(struct inbox_message *message, void *owner)
+{
+    struct gateway_thread *t = owner;
+    struct gateway_ask *ask = container_of(message, struct gateway_ask, ended_message);
+    command_ended(ask);
+    ask_free(t, ask);
+}
+
+void gateway_command_ended(struct gateway_ask *ask)
+{
+    ask->ended_message.deliver = ended;
+    bool posted = inbox_post_always(ask->thread->inbox, &ask->ended_message);
+    assert_always(posted);
+}
+
+void dispatch_cancel(struct connection *c, enum end_reason reason)
+{
+    const struct gateway_calls *calls = &c->thread->gateway->options.calls;
+    struct gateway_ask *ask = c->x.ask;
+    if (ask == NULL)
+        return;
+    c->x.ask = NULL;
+    ask->request = NULL;
+    calls->cancel(calls->user, ask, reason);
+}
+
+/* --- why the code went away --- */
+
+/* The code's side broke before it answered. If its instance has ended, control will publish why
+ * within a moment; else `otherwise` is what the client gets. */
+void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const char *detail)
+{
+    struct gateway_thread *t = c->thread;
+    c->x.autopsy_problem = otherwise;
+    text_copy(c->x.autopsy_detail, sizeof c->x.autopsy_detail, detail);
+    c->phase = PHASE_AUTOPSY;
+    c->in_autopsies = true;
+    c->wait_previous = NULL;
+    c->wait_next = t->autopsies;
+    if (c->wait_next != NULL)
+        c->wait_next->wait_previous = c;
+    t->autopsies = c;
+    connection_stop_reading(c, false);
+    connection_set_deadline(c, thread_now_ms(t) + AUTOPSY_MS);
+    dispatch_autopsy_check(c, false);
+}
+
+void dispatch_autopsy_end(struct connection *c)
+{
+    if (!c->in_autopsies)
+        return;
+    c->in_autopsies = false;
+    if (c->wait_previous != NULL)
+        c->wait_previous->wait_next = c->wait_next;
+    else
+        c->thread->autopsies = c->wait_next;
+    if (c->wait_next != NULL)
+        c->wait_next->wait_previous = c->wait_previous;
+    c->wait_previous = c->wait_next = NULL;
+}
+
+void dispatch_autopsy_check(struct connection *c, bool last)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    struct exchange *x = &c->x;
+    struct gateway_instance instance;
+    struct gateway_workload workload;
+    memset(&instance, 0, sizeof instance);
+    bool ended = t->routes != NULL &&
+                 calls->instance(calls->user, t->routes, &x->id, &instance, &workload) &&
+                 instance.state == INSTANCE_STATE_ENDED;
+    if (!ended && !last)
+        return;
+    dispatch_autopsy_end(c);
+    enum ran ran = !x->sent_any ? RAN_NO : RAN_MAYBE;
+    if (!ended) {
+        answer_problem_simple(c, x->autopsy_problem, ran, x->autopsy_detail);
+        return;
+    }
+    if (!x->sent_any && !x->forced && x->tries < 3) {
+        /* Nothing of the request has reached it: another instance may serve. */
+        x->tries++;
+        x->id.text[0] = '\0';
+        if (calls->workload(calls->user, t->routes, x->workload.name, strlen(x->workload.name),
+                            &workload))
+            x->workload = workload;
+        x->slot = (struct slot_ref){0};
+        dispatch_find_instance(c);
+        return;
+    }
+    if (!x->sent_any && x->forced) {
+        answer_gone(c, &instance);
+        return;
+    }
+    char detail[480];
+    text_format(detail, sizeof detail, "the instance ended before it answered: %s. %s",
+                end_reason_name(instance.reason), instance.detail);
+    answer_problem(c, &(struct problem_report){.problem = instance.reason == END_OOM
+                                                              ? PROBLEM_INSTANCE_OOM
+                                                              : PROBLEM_INSTANCE_EXITED,
+                                               .ran = RAN_YES,
+                                               .detail = detail,
+                                               .reason = end_reason_name(instance.reason)});
+}

@@ -1,0 +1,43 @@
+/* gateway/route.h - where a request wants to go, read from its head alone.
+ *
+ * Thread: any; pure functions. Texts point into the head's bytes. */
+#ifndef SKERRY_GATEWAY_ROUTE_H
+#define SKERRY_GATEWAY_ROUTE_H
+
+#include "gateway/gateway.h"
+#include "gateway/http.h"
+
+enum route_kind {
+    ROUTE_NOWHERE, /* neither a known host nor a known path */
+    ROUTE_WORKLOAD,
+    ROUTE_INSTANCE,
+    ROUTE_INSTANCE_WRONG, /* what should be an instance id is none */
+    ROUTE_LIVEZ,
+    ROUTE_READYZ,
+    ROUTE_OPTIONS, /* OPTIONS * */
+};
+
+struct route {
+    enum route_kind kind;
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1]; /* also for INSTANCE if one was named; or "" */
+    struct instance_id instance;                 /* INSTANCE */
+    struct instance_id prefer;                   /* "" none */
+    struct http_text path;   /* for the code; empty or "?..." want a slash before */
+    struct http_text prefix; /* what was stripped: "/w/hello"; or empty */
+};
+
+/* `domain` in lower case: hosts are WORKLOAD.DOMAIN and INSTANCE.DOMAIN. */
+void route_find(struct route *route, const struct http_head *head, const char *domain);
+
+/* The key of a keyed workload. PROBLEM_NONE (key may be "" if the workload takes none), or
+ * _KEY_MISSING, _BAD_REQUEST with *why. */
+enum problem route_key(char key[GATEWAY_KEY_LENGTH_MAX + 1], const struct route *route,
+                       const struct http_head *head, const struct gateway_workload *workload,
+                       const char **why);
+
+/* The token that the request bears; length 0: none. */
+struct http_text route_token(const struct http_head *head);
+/* True if the field is such a token and must not be forwarded. */
+bool route_is_token(const struct http_field *field);
+
+#endif

@@ -1,0 +1,352 @@
+/* gateway/thread.h - what the files of gateway/ share: a thread, its connections, its ways to
+ * instances. Nobody outside of gateway/ includes it.
+ *
+ *   gateway.c     the public calls, addresses, counters
+ *   thread.c      the loop, listeners, routes, timers of the thread, opening and closing
+ *   connection.c  the client's side: reading heads, writing, deadlines, closing
+ *   dispatch.c    from a head to an instance: routes, authorization, admission, asks
+ *   answer.c      answers of Skerry's own
+ *   forward.c     heads as they go on, in both directions
+ *   join.c        the bridge between a client and code that listens
+ *   upstream.c    connections to code
+ *   command.c     the bridge between a client and a command's pipes
+ *
+ * Everything here belongs to one gateway thread, but for the counters, which anybody reads. */
+#ifndef SKERRY_GATEWAY_THREAD_H
+#define SKERRY_GATEWAY_THREAD_H
+
+#include <stdatomic.h>
+#include <sys/socket.h>
+#include <uv.h>
+
+#include "base/inbox.h"
+#include "gateway/block.h"
+#include "gateway/flow.h"
+#include "gateway/gateway.h"
+#include "gateway/http.h"
+#include "gateway/problem.h"
+#include "gateway/route.h"
+
+enum {
+    LISTENERS_MAX = 8,
+    SCRATCH_BYTES = 64 * 1024,
+    TARGET_BYTES_MAX = 8 * 1024,
+    ACCEPTS_PER_WAKE_MAX = 32,
+    CONNECT_TIMEOUT_MS = 5000,
+    /* How long a broken connection waits for the routes to say why its instance ended. */
+    AUTOPSY_MS = 500,
+    /* A client that closed its sending side may have left; what it asked for may still finish. */
+    HALF_CLOSE_MS = 1000,
+    LINGER_MS = 2000,
+    LINGER_BYTES_MAX = 256 * 1024,
+    INFORMATIONAL_MAX = 16,
+    /* Below the 5 s after which node.js closes an idle connection. */
+    UPSTREAM_IDLE_MS = 4000,
+    SPARE_SOCKETS_IDLE_MS = 30000,
+    SWEEP_MS = 1000,
+    CONNECTIONS_KEPT_MAX = 256,
+};
+
+enum phase {
+    PHASE_HEAD,    /* a request's head is awaited */
+    PHASE_ASK,     /* the control thread decides */
+    PHASE_SOCKET,  /* a socket in the instance's network namespace is awaited */
+    PHASE_JOIN,    /* bridged to code, perhaps still connecting */
+    PHASE_AUTOPSY, /* the code's side broke; the routes may say why */
+    PHASE_COMMAND,
+    PHASE_FLUSH,  /* the answer is whole; the client must take the rest */
+    PHASE_LINGER, /* closed for writing; what the client still sends is dropped */
+    PHASE_CLOSING,
+};
+
+struct connection;
+struct upstream;
+struct command;
+
+/* Counters: written by their thread alone, read by any. */
+struct thread_counters {
+    _Atomic uint64_t requests[6];
+    _Atomic uint64_t problems[PROBLEM_COUNT];
+    _Atomic uint64_t buckets[3][GATEWAY_BUCKETS + 1];
+    _Atomic uint64_t sum_us[3];
+    _Atomic uint64_t bytes_in, bytes_out;
+    _Atomic uint64_t connections_accepted, connections_refused;
+    _Atomic uint64_t upstream_connects, upstream_reuses;
+};
+
+static inline void count(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+                          memory_order_relaxed);
+}
+
+struct listener {
+    struct gateway_thread *thread;
+    uv_poll_t poll;
+    int fd;
+    bool polling;
+};
+
+/* The ways to one instance: connections that idle, sockets that were not connected yet. */
+struct pool {
+    struct gateway_thread *thread;
+    struct slot_ref ref;
+    struct pool *next_used; /* list of pools that hold something */
+    bool used;
+    struct upstream *idle_first, *idle_last; /* newest first */
+    int spare[GATEWAY_SOCKETS_MAX];
+    unsigned spare_count;
+    uint64_t spare_used_ms;
+    struct gateway_sockets want;
+    bool want_out;
+    unsigned batch;
+    struct connection *waiting_first, *waiting_last;
+};
+
+struct upstream {
+    uv_poll_t poll;
+    struct gateway_thread *thread;
+    struct pool *pool;
+    struct connection *connection;  /* NULL: idle */
+    struct upstream *newer, *older; /* in the pool's idle list */
+    int fd;
+    int mask; /* what is polled for */
+    bool connected;
+    bool reused; /* carried a request before */
+    bool keep;   /* the code lets it live */
+    bool reading_stopped;
+    bool sending_done; /* the client's half is closed (tunnels) */
+    struct queue out;
+    struct queue in; /* an answer's head that is not whole yet */
+    struct http_scan scan;
+    uint64_t idle_until_ms;
+    uint64_t idle_max_ms;
+};
+
+/* One request and its answer. */
+struct exchange {
+    enum http_method method;
+    unsigned minor;
+    bool keep_alive; /* the client's connection may live on */
+    bool te_trailers;
+    bool expect_continue;
+    bool upgrade;
+    bool forced;
+    bool counted;
+    bool head_only; /* HEAD: no body may follow */
+    bool accept_json, accept_events;
+    struct gateway_workload workload;
+    struct instance_id id; /* joined, forced, or "" */
+    char key[GATEWAY_KEY_LENGTH_MAX + 1];
+    char request_id[GATEWAY_REQUEST_ID_SIZE];
+    char asked_by[64];
+    uint64_t started_us;
+    uint64_t joined_us;
+    enum gateway_start start;
+    struct gateway_timing timing;
+    struct slot_ref slot;
+    bool entered;
+    struct gateway_ask *ask;
+    struct command *command;
+    struct upstream *upstream;
+    struct queue head; /* the request's head as it goes on; kept until an answer comes */
+    size_t head_sent;
+    struct flow up, down; /* request body, answer body */
+    bool sent_any;        /* a byte of the request went to the code */
+    bool body_began;      /* a byte of the body left our hands: no retry */
+    bool answered;        /* the head of the final answer is queued */
+    bool tunnel;
+    bool up_broken; /* the code takes no more of the request */
+    bool broken;    /* the transfer must not end cleanly */
+    unsigned status;
+    unsigned informational;
+    unsigned tries;
+    enum problem autopsy_problem;
+    char autopsy_detail[160];
+    uint64_t request_until_ms; /* UINT64_MAX: none */
+    uint64_t connect_until_ms;
+    uint64_t progress_ms; /* when a byte last moved */
+};
+
+/* A client's connection. */
+struct connection {
+    uv_poll_t poll;
+    uv_timer_t timer;
+    struct gateway_thread *thread;
+    struct connection *previous, *next;           /* all of the thread */
+    struct connection *wait_previous, *wait_next; /* pool's waiters, or the autopsies */
+    struct pool *waits_for;
+    bool in_autopsies;
+    int fd;
+    int mask;
+    int handles; /* that are not closed yet */
+    enum phase phase;
+    bool half_closed;     /* the client sent FIN, and all before it was read */
+    bool disconnect_seen; /* it sent FIN; what is before it was not read yet */
+    bool reading_stopped;
+    bool advancing;     /* connection_advance is on the stack */
+    bool served_before; /* a request was answered on it */
+    struct queue in;    /* bytes read and not taken */
+    struct queue out;
+    struct http_scan scan;
+    uint64_t deadline_ms; /* UINT64_MAX: none */
+    uint64_t armed_ms;    /* when the timer fires; it may be earlier than the deadline */
+    uint64_t head_until_ms;
+    uint64_t half_closed_ms; /* when FIN was seen; 0: not */
+    uint64_t write_progress_ms;
+    size_t lingered_bytes;
+    struct sockaddr_storage peer;
+    char peer_text[48]; /* made when first needed */
+    struct exchange x;
+};
+
+struct gateway_thread {
+    struct gateway *gateway;
+    unsigned index;
+    uv_thread_t id;
+    uv_loop_t loop;
+    struct inbox *inbox;
+    uv_timer_t sweep;
+    struct listener listeners[LISTENERS_MAX];
+    size_t listener_count;
+    const void *routes;
+    bool started;
+    bool draining, closing, inbox_closing;
+    struct inbox_message drain_message, close_message;
+    struct block_pool blocks;
+    struct connection *connections; /* open ones */
+    unsigned connection_count;
+    struct connection *free_connections;
+    unsigned free_connection_count;
+    struct upstream *free_upstreams;
+    unsigned free_upstream_count;
+    unsigned upstream_count; /* with an open handle */
+    unsigned command_count;
+    struct pool **pools; /* by slot index */
+    size_t pools_size;
+    struct pool *pools_used;
+    struct connection *autopsies;
+    unsigned asks_out, sockets_out;
+    uint64_t ask_number;
+    uint64_t random[2];
+    struct http_head head; /* of whatever is parsed right now */
+    struct thread_counters counters;
+    char scratch[SCRATCH_BYTES];
+};
+
+struct gateway {
+    struct gateway_options options;
+    char *domain, *node_name;
+    struct http_bounds bounds;
+    struct gateway_thread **threads;
+    unsigned thread_count;
+    struct sockaddr_storage addresses[LISTENERS_MAX];
+    size_t listener_count;
+    bool draining, closing; /* the control thread's */
+    _Atomic unsigned connections;
+    _Atomic unsigned running; /* threads */
+    uv_mutex_t mutex;         /* of `stopped` */
+    uv_cond_t stopped;
+};
+
+/* --- thread.c --- */
+uint64_t thread_random(struct gateway_thread *t);
+static inline uint64_t thread_now_ms(struct gateway_thread *t)
+{
+    return uv_now(&t->loop);
+}
+/* Ends the thread when it is closing and nothing is left. */
+void thread_check_closed(struct gateway_thread *t);
+int thread_open(struct gateway_thread **out, struct gateway *g, unsigned index,
+                struct err *e) ERR_CHECKED;
+/* The descriptor is the thread's from then on. */
+int thread_listen(struct gateway_thread *t, int fd, struct err *e) ERR_CHECKED;
+int thread_start(struct gateway_thread *t, struct err *e) ERR_CHECKED;
+/* From the control thread: */
+bool thread_publish(struct gateway_thread *t, const void *routes);
+void thread_drain(struct gateway_thread *t);
+void thread_close(struct gateway_thread *t);
+/* Waits for its end. */
+void thread_free(struct gateway_thread *t);
+
+/* --- connection.c --- */
+void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer);
+/* Goes on wherever it stands: the next request, or closing. */
+void connection_advance(struct connection *c);
+void connection_flush(struct connection *c);
+/* Moves what the client sends of the request's body into the flow, as far as `to` has room. False:
+ * the connection or the exchange ended by it. */
+bool connection_pump_body(struct connection *c, struct queue *to);
+/* Reads ahead what no exchange wants yet, and notices that the client leaves. */
+void connection_read_ahead(struct connection *c);
+void connection_stop_reading(struct connection *c, bool stop);
+void connection_update(struct connection *c);
+void connection_set_deadline(struct connection *c, uint64_t at_ms);
+/* The exchange is over: next request, or end of the connection. */
+void connection_exchange_done(struct connection *c);
+void connection_close(struct connection *c, bool reset);
+void connection_drop_exchange(struct connection *c);
+void connection_drain(struct connection *c);
+
+/* --- dispatch.c --- */
+/* True: dispatch_find_instance comes next. False: it was answered. */
+bool dispatch_request(struct connection *c, const char *data, size_t length);
+void dispatch_find_instance(struct connection *c);
+void dispatch_cancel(struct connection *c, enum end_reason reason);
+void dispatch_leave_slot(struct connection *c);
+void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const char *detail);
+void dispatch_autopsy_check(struct connection *c, bool last);
+void dispatch_autopsy_end(struct connection *c);
+
+/* --- answer.c --- */
+void answer_problem(struct connection *c, const struct problem_report *report);
+void answer_problem_simple(struct connection *c, enum problem problem, enum ran ran,
+                           const char *detail);
+void answer_text(struct connection *c, unsigned status, const char *text);
+void answer_options(struct connection *c);
+/* Skerry-Instance, -Node, -Start, -Request-Id and Server-Timing into out[]; returns bytes. */
+#define ANSWER_FIELDS_BYTES_MAX 1024u
+size_t answer_fields_write(struct connection *c, char *out);
+void answer_count(struct connection *c, unsigned status);
+
+/* --- forward.c --- */
+bool forward_request_write(struct connection *c, const struct http_head *head,
+                           const struct route *route, size_t head_length);
+bool forward_answer_write(struct connection *c, const struct http_head *head, size_t head_length);
+
+/* --- join.c --- */
+void join_begin(struct connection *c);
+void join_connected(struct connection *c);
+void join_connect_failed(struct connection *c, int error);
+void join_upstream_readable(struct connection *c);
+void join_upstream_writable(struct connection *c);
+void join_client_readable(struct connection *c);
+void join_client_writable(struct connection *c);
+void join_client_closed_half(struct connection *c);
+void join_deadline(struct connection *c);
+void join_set_deadline(struct connection *c);
+void join_abandon(struct connection *c);
+void join_sockets_refused(struct connection *c);
+
+/* --- upstream.c --- */
+/* A connection for the exchange, or a place in the queue for a socket; goes on with join_connected
+ * or join_connect_failed, now or later. `fresh`: not one that carried a request before. */
+void upstream_acquire(struct connection *c, bool fresh);
+void upstream_release(struct upstream *u, bool reusable);
+void upstream_set_mask(struct upstream *u, int mask);
+void upstream_stop_waiting(struct connection *c);
+void upstream_sweep(struct gateway_thread *t);
+void upstream_close_all(struct gateway_thread *t);
+void upstream_free_all(struct gateway_thread *t);
+/* Sends the request's head and what is queued of its body. */
+enum queue_write upstream_flush(struct connection *c);
+
+/* --- command.c --- */
+void command_begin(struct connection *c, struct gateway_ask *ask);
+void command_client_readable(struct connection *c);
+void command_client_writable(struct connection *c);
+void command_deadline(struct connection *c);
+void command_ended(struct gateway_ask *ask);
+void command_abandon(struct connection *c, enum end_reason reason);
+
+#endif

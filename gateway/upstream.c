@@ -1,0 +1,483 @@
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+#include "gateway/thread.h"
+
+/* Connections to code. Sockets come from the runner in batches, made inside the instance's network
+ * namespace; here they are connected, used for one request after the other, and closed when they
+ * idle. A spare socket keeps its namespace alive, so spares of ended instances go with the sweep. */
+
+enum { BATCH_FIRST = 4, BATCH_MAX = 32, UPSTREAMS_KEPT_MAX = 256 };
+
+static void poll_cb(uv_poll_t *poll, int status, int events);
+
+void upstream_set_mask(struct upstream *u, int mask)
+{
+    if (mask == u->mask)
+        return;
+    u->mask = mask;
+    if (mask != 0)
+        uv_poll_start(&u->poll, mask, poll_cb);
+    else
+        uv_poll_stop(&u->poll);
+}
+
+static void closed_cb(uv_handle_t *handle)
+{
+    struct upstream *u = handle->data;
+    struct gateway_thread *t = u->thread;
+    t->upstream_count--;
+    if (t->free_upstream_count < UPSTREAMS_KEPT_MAX) {
+        u->older = t->free_upstreams;
+        t->free_upstreams = u;
+        t->free_upstream_count++;
+    } else {
+        free(u);
+    }
+    thread_check_closed(t);
+}
+
+static void idle_remove(struct upstream *u)
+{
+    struct pool *pool = u->pool;
+    if (u->newer != NULL)
+        u->newer->older = u->older;
+    else
+        pool->idle_first = u->older;
+    if (u->older != NULL)
+        u->older->newer = u->newer;
+    else
+        pool->idle_last = u->newer;
+    u->newer = u->older = NULL;
+}
+
+static void upstream_close(struct upstream *u)
+{
+    struct gateway_thread *t = u->thread;
+    queue_clear(&t->blocks, &u->out);
+    queue_clear(&t->blocks, &u->in);
+    uv_close((uv_handle_t *)&u->poll, closed_cb);
+    memory_close(&u->fd);
+}
+
+static void pool_use(struct pool *pool)
+{
+    if (pool->used)
+        return;
+    pool->used = true;
+    pool->next_used = pool->thread->pools_used;
+    pool->thread->pools_used = pool;
+}
+
+void upstream_release(struct upstream *u, bool reusable)
+{
+    struct gateway_thread *t = u->thread;
+    struct pool *pool = u->pool;
+    if (u->connection != NULL)
+        u->connection->x.upstream = NULL;
+    u->connection = NULL;
+    if (!reusable || t->closing || !slot_live(pool->ref)) {
+        upstream_close(u);
+        return;
+    }
+    queue_clear(&t->blocks, &u->out);
+    queue_clear(&t->blocks, &u->in);
+    u->idle_until_ms = thread_now_ms(t) + u->idle_max_ms;
+    u->newer = NULL;
+    u->older = pool->idle_first;
+    if (u->older != NULL)
+        u->older->newer = u;
+    else
+        pool->idle_last = u;
+    pool->idle_first = u;
+    u->reading_stopped = false;
+    upstream_set_mask(u, UV_READABLE);
+    pool_use(pool);
+}
+
+/* --- pools --- */
+
+static void pool_empty(struct pool *pool)
+{
+    while (pool->idle_first != NULL) {
+        struct upstream *u = pool->idle_first;
+        idle_remove(u);
+        upstream_close(u);
+    }
+    while (pool->spare_count > 0)
+        memory_close(&pool->spare[--pool->spare_count]);
+}
+
+static bool pools_grow(struct gateway_thread *t, size_t index)
+{
+    size_t size = t->pools_size == 0 ? 64 : t->pools_size;
+    while (size <= index)
+        size *= 2;
+    struct pool **pools = realloc(t->pools, size * sizeof *pools);
+    if (pools == NULL)
+        return false;
+    memset(pools + t->pools_size, 0, (size - t->pools_size) * sizeof *pools);
+    t->pools = pools;
+    t->pools_size = size;
+    return true;
+}
+
+static struct pool *pool_find(struct gateway_thread *t, struct slot_ref ref)
+{
+    size_t index = ref.slot->index;
+    if (index >= t->pools_size && !pools_grow(t, index))
+        return NULL;
+    struct pool *pool = t->pools[index];
+    if (pool == NULL) {
+        pool = calloc(1, sizeof *pool);
+        if (pool == NULL)
+            return NULL;
+        pool->thread = t;
+        pool->batch = BATCH_FIRST;
+        pool->ref = ref;
+        t->pools[index] = pool;
+    }
+    if (pool->ref.generation != ref.generation) {
+        pool_empty(pool);
+        pool->ref = ref;
+        pool->batch = BATCH_FIRST;
+    }
+    return pool;
+}
+
+/* --- connecting --- */
+
+static struct upstream *upstream_new(struct gateway_thread *t, struct pool *pool, int fd)
+{
+    struct upstream *u = t->free_upstreams;
+    if (u != NULL) {
+        t->free_upstreams = u->older;
+        t->free_upstream_count--;
+    } else {
+        u = malloc(sizeof *u);
+    }
+    if (u == NULL)
+        return NULL;
+    *u = (struct upstream){.thread = t, .pool = pool, .fd = fd, .idle_max_ms = UPSTREAM_IDLE_MS};
+    if (uv_poll_init(&t->loop, &u->poll, fd) != 0) {
+        free(u);
+        return NULL;
+    }
+    u->poll.data = u;
+    t->upstream_count++;
+    return u;
+}
+
+static socklen_t target_address(const struct slot_target *target, struct sockaddr_storage *out)
+{
+    memset(out, 0, sizeof *out);
+    if (target->ipv6) {
+        struct sockaddr_in6 *six = (struct sockaddr_in6 *)(void *)out;
+        six->sin6_family = AF_INET6;
+        six->sin6_port = htons(target->port);
+        memcpy(&six->sin6_addr, target->address, 16);
+        return sizeof *six;
+    }
+    struct sockaddr_in *four = (struct sockaddr_in *)(void *)out;
+    four->sin_family = AF_INET;
+    four->sin_port = htons(target->port);
+    memcpy(&four->sin_addr, target->address, 4);
+    return sizeof *four;
+}
+
+static void connected(struct upstream *u)
+{
+    u->connected = true;
+    join_connected(u->connection);
+}
+
+static void connect_with(struct connection *c, struct pool *pool, int fd)
+{
+    struct gateway_thread *t = c->thread;
+    c->phase = PHASE_JOIN;
+    struct upstream *u = upstream_new(t, pool, fd);
+    if (u == NULL) {
+        memory_close(&fd);
+        join_connect_failed(c, ENOMEM);
+        return;
+    }
+    u->connection = c;
+    c->x.upstream = u;
+    count(&t->counters.upstream_connects, 1);
+    int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    struct sockaddr_storage address;
+    socklen_t length = target_address(&c->x.slot.slot->target, &address);
+    int rc;
+    do
+        rc = connect(fd, (struct sockaddr *)&address, length);
+    while (rc != 0 && errno == EINTR);
+    if (rc != 0 && errno != EINPROGRESS) {
+        join_connect_failed(c, errno);
+        return;
+    }
+    /* Within one machine the connection is there already, though the call says otherwise. */
+    struct pollfd now = {.fd = fd, .events = POLLOUT};
+    if (rc == 0 || (poll(&now, 1, 0) == 1 && now.revents == POLLOUT)) {
+        connected(u);
+        return;
+    }
+    upstream_set_mask(u, UV_WRITABLE);
+    join_set_deadline(c);
+}
+
+/* --- sockets --- */
+
+static void wait_add(struct connection *c, struct pool *pool)
+{
+    c->phase = PHASE_SOCKET;
+    c->waits_for = pool;
+    c->wait_next = NULL;
+    c->wait_previous = pool->waiting_last;
+    if (pool->waiting_last != NULL)
+        pool->waiting_last->wait_next = c;
+    else
+        pool->waiting_first = c;
+    pool->waiting_last = c;
+}
+
+void upstream_stop_waiting(struct connection *c)
+{
+    struct pool *pool = c->waits_for;
+    if (pool == NULL)
+        return;
+    if (c->wait_previous != NULL)
+        c->wait_previous->wait_next = c->wait_next;
+    else
+        pool->waiting_first = c->wait_next;
+    if (c->wait_next != NULL)
+        c->wait_next->wait_previous = c->wait_previous;
+    else
+        pool->waiting_last = c->wait_previous;
+    c->wait_previous = c->wait_next = NULL;
+    c->waits_for = NULL;
+}
+
+static void refuse_waiting(struct pool *pool)
+{
+    while (pool->waiting_first != NULL) {
+        struct connection *c = pool->waiting_first;
+        upstream_stop_waiting(c);
+        join_sockets_refused(c);
+    }
+}
+
+static void sockets_ask(struct pool *pool)
+{
+    struct gateway_thread *t = pool->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    if (pool->want_out)
+        return;
+    pool->want = (struct gateway_sockets){.thread = t, .slot = pool->ref, .count = pool->batch};
+    if (pool->batch < BATCH_MAX)
+        pool->batch *= 2;
+    pool->want_out = true;
+    t->sockets_out++;
+    if (calls->sockets(calls->user, &pool->want))
+        return;
+    t->sockets_out--;
+    pool->want_out = false;
+    refuse_waiting(pool);
+}
+
+static void sockets_answered(struct inbox_message *message, void *owner)
+{
+    struct gateway_thread *t = owner;
+    struct gateway_sockets *want = container_of(message, struct gateway_sockets, message);
+    struct pool *pool = container_of(want, struct pool, want);
+    pool->want_out = false;
+    t->sockets_out--;
+    bool current = want->slot.generation == pool->ref.generation && !t->closing;
+    bool failed = want->error != 0 || want->descriptor_count == 0;
+    for (unsigned i = 0; i < want->descriptor_count && i < GATEWAY_SOCKETS_MAX; i++) {
+        if (current && pool->spare_count < GATEWAY_SOCKETS_MAX)
+            pool->spare[pool->spare_count++] = want->descriptors[i];
+        else
+            memory_close(&want->descriptors[i]);
+    }
+    pool->spare_used_ms = thread_now_ms(t);
+    pool_use(pool);
+    while (pool->waiting_first != NULL && pool->spare_count > 0) {
+        struct connection *c = pool->waiting_first;
+        upstream_stop_waiting(c);
+        connect_with(c, pool, pool->spare[--pool->spare_count]);
+    }
+    if (pool->waiting_first != NULL && current && failed)
+        refuse_waiting(pool);
+    else if (pool->waiting_first != NULL)
+        sockets_ask(pool);
+    thread_check_closed(t);
+}
+
+void gateway_sockets_answer(struct gateway_sockets *want)
+{
+    want->message.deliver = sockets_answered;
+    bool posted = inbox_post_always(want->thread->inbox, &want->message);
+    assert_always(posted);
+}
+
+/* A request that must not be sent twice goes only to a connection that is alive right now. */
+static bool idle_usable(const struct connection *c, const struct upstream *u)
+{
+    char byte;
+    if (http_method_idempotent(c->x.method) && c->x.up.done)
+        return true;
+    return recv(u->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 && errno == EAGAIN;
+}
+
+void upstream_acquire(struct connection *c, bool fresh)
+{
+    struct gateway_thread *t = c->thread;
+    struct pool *pool = pool_find(t, c->x.slot);
+    if (pool == NULL) {
+        join_sockets_refused(c);
+        return;
+    }
+    while (!fresh && pool->idle_first != NULL) {
+        struct upstream *u = pool->idle_first;
+        idle_remove(u);
+        if (!idle_usable(c, u)) {
+            upstream_close(u);
+            continue;
+        }
+        u->reused = true;
+        u->connection = c;
+        c->x.upstream = u;
+        count(&t->counters.upstream_reuses, 1);
+        c->phase = PHASE_JOIN;
+        join_connected(c);
+        return;
+    }
+    c->x.connect_until_ms = thread_now_ms(t) + CONNECT_TIMEOUT_MS;
+    if (pool->spare_count > 0) {
+        pool->spare_used_ms = thread_now_ms(t);
+        connect_with(c, pool, pool->spare[--pool->spare_count]);
+        return;
+    }
+    wait_add(c, pool);
+    join_set_deadline(c);
+    sockets_ask(pool);
+}
+
+/* --- using --- */
+
+enum queue_write upstream_flush(struct connection *c)
+{
+    struct exchange *x = &c->x;
+    struct upstream *u = x->upstream;
+    struct block_pool *blocks = &c->thread->blocks;
+    size_t head = queue_pending(&x->head) - x->head_sent;
+    if (head == 0) {
+        size_t written = 0;
+        enum queue_write result = queue_send(blocks, &u->out, u->fd, true, &written);
+        x->sent_any = x->sent_any || written > 0;
+        return result;
+    }
+    struct iovec parts[2] = {
+        {(char *)queue_data(&x->head) + x->head_sent, head},
+        {queue_pending(&u->out) > 0 ? (char *)queue_data(&u->out) : NULL, queue_pending(&u->out)},
+    };
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = parts[1].iov_len > 0 ? 2 : 1};
+    ssize_t n;
+    do
+        n = sendmsg(u->fd, &message, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return errno == EAGAIN ? QUEUE_BLOCKED : QUEUE_BROKEN;
+    x->sent_any = true;
+    size_t of_head = (size_t)n < head ? (size_t)n : head;
+    x->head_sent += of_head;
+    queue_consume(blocks, &u->out, (size_t)n - of_head);
+    return of_head == head && queue_pending(&u->out) == 0 ? QUEUE_EMPTY : QUEUE_BLOCKED;
+}
+
+static void poll_cb(uv_poll_t *poll, int status, int events)
+{
+    struct upstream *u = container_of(poll, struct upstream, poll);
+    struct connection *c = u->connection;
+    if (status < 0) { /* libuv has stopped polling; reading says why */
+        u->mask = 0;
+        events = UV_READABLE | UV_WRITABLE;
+    }
+    if (c == NULL) { /* idle: it was closed, or says what nobody asked */
+        idle_remove(u);
+        upstream_close(u);
+        return;
+    }
+    if (!u->connected) {
+        int error = 0;
+        socklen_t size = sizeof error;
+        getsockopt(u->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+        if (error != 0)
+            join_connect_failed(c, error);
+        else
+            connected(u);
+        return;
+    }
+    if ((events & UV_WRITABLE) != 0)
+        join_upstream_writable(c);
+    if ((events & UV_READABLE) != 0 && u->connection == c)
+        join_upstream_readable(c);
+}
+
+/* --- upkeep --- */
+
+void upstream_sweep(struct gateway_thread *t)
+{
+    uint64_t now_ms = thread_now_ms(t);
+    struct pool **link = &t->pools_used;
+    while (*link != NULL) {
+        struct pool *pool = *link;
+        if (!slot_live(pool->ref))
+            pool_empty(pool);
+        while (pool->idle_last != NULL && pool->idle_last->idle_until_ms <= now_ms) {
+            struct upstream *u = pool->idle_last;
+            idle_remove(u);
+            upstream_close(u);
+        }
+        if (now_ms - pool->spare_used_ms > SPARE_SOCKETS_IDLE_MS) {
+            while (pool->spare_count > 0)
+                memory_close(&pool->spare[--pool->spare_count]);
+            pool->batch = BATCH_FIRST;
+        }
+        if (pool->idle_first == NULL && pool->spare_count == 0) {
+            *link = pool->next_used;
+            pool->used = false;
+        } else {
+            link = &pool->next_used;
+        }
+    }
+}
+
+void upstream_close_all(struct gateway_thread *t)
+{
+    for (size_t i = 0; i < t->pools_size; i++)
+        if (t->pools[i] != NULL)
+            pool_empty(t->pools[i]);
+}
+
+void upstream_free_all(struct gateway_thread *t)
+{
+    for (size_t i = 0; i < t->pools_size; i++)
+        free(t->pools[i]);
+    free(t->pools);
+    t->pools = NULL;
+    t->pools_size = 0;
+    while (t->free_upstreams != NULL) {
+        struct upstream *u = t->free_upstreams;
+        t->free_upstreams = u->older;
+        free(u);
+    }
+}
