@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/buffer.h"
 #include "base/memory.h"
 
 enum { KEY_COMPARED_LENGTH = 32 }; /* longer keys are no slips of ours */
@@ -75,6 +76,21 @@ const char *field_key_elsewhere(const struct field_table *table, const char *key
             return table->fields[i].path;
     }
     return NULL;
+}
+
+void field_key_nested(const char *path, char out[FIELD_KEYS_SHOWN_SIZE])
+{
+    struct buffer b;
+    size_t steps = 1;
+    buffer_init(&b, FIELD_KEYS_SHOWN_SIZE);
+    bool fits = true;
+    for (const char *dot; fits && (dot = strchr(path, '.')) != NULL; path = dot + 1, steps++)
+        fits = buffer_printf(&b, "%.*s: {", (int)(dot - path), path);
+    fits = fits && buffer_printf(&b, "%s: ...", path);
+    for (; fits && steps > 1; steps--)
+        fits = buffer_append_text(&b, "}");
+    text_format(out, FIELD_KEYS_SHOWN_SIZE, "%.*s", fits ? (int)b.length : 0, fits ? b.data : "");
+    buffer_free(&b);
 }
 
 void field_keys_below(const struct field_table *table, const char *prefix,

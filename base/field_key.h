@@ -15,8 +15,10 @@ size_t field_key_nearest(const struct field_table *table, const char *prefix, co
                          const char **out);
 /* The path of a field elsewhere whose last step is `key`, or NULL. */
 const char *field_key_elsewhere(const struct field_table *table, const char *key);
-/* "id, kind, join": each step below `prefix` once, in the table's order, cut if longer. */
 #define FIELD_KEYS_SHOWN_SIZE 140
+/* "a.b" as it is written: "a: {b: ...}". */
+void field_key_nested(const char *path, char out[FIELD_KEYS_SHOWN_SIZE]);
+/* "id, kind, join": each step below `prefix` once, in the table's order, cut if longer. */
 void field_keys_below(const struct field_table *table, const char *prefix,
                       char out[FIELD_KEYS_SHOWN_SIZE]);
 

@@ -183,7 +183,8 @@ static int uint_parse(const struct field *f, uint64_t *out, const char *text, bo
 {
     char shown[TEXT_SHOWN_SIZE], max[UNIT_TEXT_SIZE];
     uint64_t value = 0;
-    bool good = *text != '\0';
+    /* A leading zero would be octal to some. */
+    bool good = *text != '\0' && (text[0] != '0' || text[1] == '\0');
     for (const char *at = text; good && *at != '\0'; at++)
         good = *at >= '0' && *at <= '9' && !__builtin_mul_overflow(value, 10u, &value) &&
                !__builtin_add_overflow(value, (uint64_t)(*at - '0'), &value);

@@ -143,6 +143,15 @@ static int field_read(const struct reader *r, const struct field *f,
     return 0;
 }
 
+static const struct field *find(const struct field_table *table, const char *path)
+{
+    for (size_t i = 0; i < table->count; i++) {
+        if (strcmp(table->fields[i].path, path) == 0)
+            return &table->fields[i];
+    }
+    return NULL;
+}
+
 static int refuse_unknown(const struct reader *r, const char *prefix,
                           const struct document_node *node, const char *path)
 {
@@ -152,6 +161,11 @@ static int refuse_unknown(const struct reader *r, const char *prefix,
         if (strcmp(h->path, path) != 0)
             continue;
         err_set(r->e, ERR_INVALID, "unknown key. %s", h->remedy);
+        return at_node(r, node, path);
+    }
+    if (find(r->table, path) != NULL) { /* known, but written with its points */
+        field_key_nested(path, keys);
+        err_set(r->e, ERR_INVALID, "unknown key. Write %s", keys);
         return at_node(r, node, path);
     }
     size_t length = field_key_nearest(r->table, prefix, node->key, &name);
@@ -166,15 +180,6 @@ static int refuse_unknown(const struct reader *r, const char *prefix,
                 prefix[0] == '\0' ? "here" : "below ", prefix, keys);
     }
     return at_node(r, node, path);
-}
-
-static const struct field *find(const struct field_table *table, const char *path)
-{
-    for (size_t i = 0; i < table->count; i++) {
-        if (strcmp(table->fields[i].path, path) == 0)
-            return &table->fields[i];
-    }
-    return NULL;
 }
 
 static bool is_section(const struct field_table *table, const char *prefix)

@@ -148,6 +148,7 @@ static void wrong_values_are_refused_with_what_is_allowed(void **state)
         {"name: x\n\nnumber: 101\n", "t.yaml:3: number: 101 is not possible; 0 to 100 are"},
         {"name: x\nnumber: -1\n", "number: -1 is no whole number; 0 to 100 are allowed"},
         {"name: x\nnumber: 1.5\n", "number: 1.5 is no whole number"},
+        {"name: x\nnumber: 010\n", "number: 010 is no whole number"},
         {"name: x\nnumber: 0x10\n", "number: 0x10 is no whole number"},
         {"name: x\nnumber: \"5\"\n", "number: \"5\" in quotes is a text; write 5"},
         {"name: x\nnumber: 99999999999999999999\n", "is no whole number"},
@@ -214,8 +215,9 @@ static void unknown_keys_are_refused_with_the_remedy(void **state)
 static void a_dotted_key_is_no_path(void **state)
 {
     (void)state;
-    refused("name: x\none.two.deep: 3\n", "one.two.deep: unknown key");
-    refused("name: x\none: {\"two.deep\": 3}\n", "two.deep: unknown key");
+    refused("name: x\none.two.deep: 3\n", "unknown key. Write one: {two: {deep: ...}}");
+    refused("name: x\none: {\"two.deep\": 3}\n", "unknown key. Write one: {two: {deep: ...}}");
+    refused("name: x\none.two.zzzzzzz: 3\n", "unknown key. Allowed here");
 }
 
 static void values_survive_json_exactly(void **state)
