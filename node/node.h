@@ -42,7 +42,15 @@ enum node_ask_kind {
     NODE_ASK_IMAGE_GC, /* removes what no image, workload or instance names -> bytes */
 };
 
-enum node_file_verb { NODE_FILE_NONE, NODE_FILE_READ, NODE_FILE_WRITE };
+/* Numbers as FileVerb of sandbox/runner.proto; the plain ones carry one regular file, the others a
+ * tar stream. */
+enum node_file_verb {
+    NODE_FILE_NONE,
+    NODE_FILE_READ,
+    NODE_FILE_WRITE,
+    NODE_FILE_READ_PLAIN,
+    NODE_FILE_WRITE_PLAIN
+};
 
 struct node_usage {
     uint64_t cpu_us, memory_bytes, memory_peak_bytes, disk_bytes;

@@ -1,0 +1,355 @@
+/* node/api_internal.h - what the files of the API share. Everything belongs to the API's thread.
+ *
+ * The way of a request (api_request.c):
+ *
+ *     target parsed -> route -> Host, Origin -> token -> body -> handle -> answer -> completed
+ *                                                  |                 |
+ *                                                  |  small: kept whole, then `handle`
+ *                                                  '- streamed: `handle` first, then `upload` by piece
+ *
+ * libmicrohttpd takes an answer only before or behind the body, never between. So a handler calls
+ * api_answer_* or api_problem whenever it knows, and the connection is suspended until then. */
+#ifndef SKERRY_NODE_API_INTERNAL_H
+#define SKERRY_NODE_API_INTERNAL_H
+
+#include <jansson.h>
+#include <microhttpd.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <uv.h>
+
+#include "base/buffer.h"
+#include "base/inbox.h"
+#include "base/memory.h"
+#include "gateway/result.h"
+#include "node/api.h"
+
+#define API_LISTENERS_MAX 5
+#define API_TARGET_LENGTH_MAX 16384u
+#define API_BODY_BYTES_MAX (1024u * 1024u)
+#define API_QUERY_MAX 1536u /* pairs in a query: 1,024 words of a command, 256 of its environment */
+#define API_DISCARD_BYTES_MAX (64u * 1024u * 1024u) /* of a body behind a refusal */
+#define API_OUTPUT_BYTES_MAX (256u * 1024u)         /* waiting for one client */
+#define API_TEXTS_MAX 8
+
+struct api_request;
+struct api_ask;
+struct api_fd;
+struct api_duplex;
+struct api_worker;
+
+struct api_listener {
+    struct api *api;
+    struct MHD_Daemon *daemon;
+    uv_poll_t poll; /* of the daemon's epoll descriptor */
+    bool poll_open;
+    bool local; /* the unix socket */
+    unsigned port;
+};
+
+/* One connection, from accept to close. */
+struct api_connection {
+    struct api_listener *listener;
+    struct api_connection *previous, *next; /* api->connections */
+    int fd;                                 /* libmicrohttpd's */
+    bool trusted;                           /* a local peer that is admin without a token */
+    char peer[64];                          /* for the log */
+    uint64_t deadline_ms;                   /* monotonic; cut then; 0: none */
+    uv_poll_t poll;
+    bool polled;
+    struct api_request *request;
+    struct api_duplex *duplex;
+};
+
+struct api {
+    struct api_options options;
+    char node_name[64];
+    char **hosts;
+    char socket_path[108];
+    pthread_t thread;
+    uv_loop_t loop;
+    struct inbox *inbox;
+    uv_prepare_t prepare; /* runs libmicrohttpd before the loop waits */
+    uv_timer_t mhd_timer; /* its next time-out */
+    uv_timer_t sweep;     /* deadlines of connections, once a second */
+    uv_timer_t settle;    /* requests that wait for a root, each 5 ms while there are some */
+    uv_async_t stop, event;
+    bool dirty, stopping, handles_closing;
+    struct api_listener listeners[API_LISTENERS_MAX];
+    size_t listener_count;
+    struct api_connection *connections;
+    size_t asks; /* that the control thread has not answered */
+    struct api_request *settling;
+    struct api_request *listening; /* streams of events */
+    struct api_worker *worker;
+    uint64_t random_counter;
+    atomic_bool finished;
+    uint64_t requests_total[6]; /* by status class; 0: broken */
+};
+
+struct api_query {
+    const char *name, *value;
+};
+
+enum api_accept { API_ACCEPT_ANY, API_ACCEPT_JSON, API_ACCEPT_EVENTS, API_ACCEPT_LINES };
+
+enum api_body {
+    API_BODY_NONE,    /* what comes is thrown away */
+    API_BODY_TEXT,    /* kept whole, at most API_BODY_BYTES_MAX */
+    API_BODY_STREAM,  /* `handle` before it, then r->upload */
+    API_BODY_COMMAND, /* TEXT if it is JSON or the connection is upgraded, else STREAM */
+};
+enum api_scope {
+    API_SCOPE_NONE,
+    API_SCOPE_WORKLOAD, /* the parameter names it */
+    API_SCOPE_INSTANCE,
+    API_SCOPE_QUERY, /* ?workload= */
+    API_SCOPE_BODY,  /* the body: the handler asks with api_may */
+};
+
+struct api_route {
+    const char *method;
+    const char *path; /* as in docs/openapi.yaml; at most one {parameter} */
+    bool open;        /* needs no token */
+    bool streams;     /* its answer has no end known before: no HEAD */
+    enum token_role need;
+    enum api_scope scope; /* what it is about */
+    enum api_body body;
+    const char *query; /* the parameters it knows, between spaces */
+    void (*handle)(struct api_request *r);
+};
+const struct api_route *api_route_find(const char *method, const char *path, size_t length,
+                                       const char **parameter, size_t *parameter_length,
+                                       bool *path_known);
+
+struct api_request {
+    struct api *api;
+    struct api_connection *connection;
+    struct MHD_Connection *mhd;
+    const struct api_route *route;
+    char id[GATEWAY_REQUEST_ID_SIZE];
+    char method[16];
+    char *target; /* decoded in place: path and query point into it */
+    char *path;   /* still encoded, for the log and asked_by */
+    char *parameter;
+    struct api_query *query;
+    size_t query_count;
+    enum api_accept accept;
+    enum token_role role; /* what its token allows here */
+    bool json;            /* Content-Type */
+    bool upgrade;         /* to skerry-exec/1 */
+    bool head, has_body;
+
+    bool begun, begin_again, body_complete, suspended, queued, gone;
+    enum api_body body_kind;
+    struct buffer body;
+    uint64_t received, discarded;
+    /* Takes a piece of a streamed body; returns how many bytes it took. Taking less: the request
+     * is suspended until api_resume. NULL: thrown away. */
+    size_t (*upload)(struct api_request *r, const char *data, size_t size);
+    void (*upload_end)(struct api_request *r);
+
+    struct MHD_Response *response;
+    unsigned status;
+    /* Fills a streamed answer: > 0 bytes, 0: nothing now (api_resume later), or one of these. */
+    ssize_t (*read)(struct api_request *r, char *out, size_t size);
+
+    struct api_ask *ask;
+    bool watched; /* a client that closes, or half-closes, ends it while it is suspended */
+    void *state;  /* of the handler */
+    void (*state_free)(struct api_request *r);
+
+    /* Waiting for a root that shows what was done. */
+    struct api_request *settle_next;
+    bool settling;
+    uint64_t settle_index;
+    struct instance_id settle_instance;
+    enum instance_state settle_state;
+    uint64_t settle_deadline_ms;
+    void (*settled)(struct api_request *r);
+    struct api_request *event_previous, *event_next;
+    bool event_listed;
+};
+#define API_READ_END (-1)
+#define API_READ_BROKEN (-2)
+
+/* --- api.c --- */
+void api_dirty(struct api *api);
+
+/* --- api_request.c --- */
+void *api_request_uri_cb(void *user, const char *uri, struct MHD_Connection *mhd);
+enum MHD_Result api_request_access_cb(void *user, struct MHD_Connection *mhd, const char *url,
+                                      const char *method, const char *version, const char *data,
+                                      size_t *size, void **request);
+void api_request_completed_cb(void *user, struct MHD_Connection *mhd, void **request,
+                              enum MHD_RequestTerminationCode code);
+void api_request_suspend(struct api_request *r);
+void api_resume(struct api_request *r);
+/* The client is away, or the API stops: breaks the request off. */
+void api_request_gone(struct api_request *r);
+const char *api_query(const struct api_request *r, const char *name); /* the first, or NULL */
+/* A parameter that is 0 or 1; false and a problem if it is something else. */
+bool api_query_flag(struct api_request *r, const char *name, bool *out);
+bool api_query_number(struct api_request *r, const char *name, uint64_t max, uint64_t *out);
+const char *api_header(const struct api_request *r, const char *name);
+/* Whether the token allows this on a workload that only the body names; else a problem is answered. */
+bool api_may(struct api_request *r, enum token_role need, const char *workload);
+/* The body as a JSON object with no member but those named (between spaces); NULL: a problem was
+ * answered. */
+json_t *api_body_json(struct api_request *r, const char *members);
+/* A text member; NULL if it is not there. False: a problem was answered. */
+bool api_json_text(struct api_request *r, const json_t *object, const char *name, const char **out);
+
+/* --- api_answer.c: each ends the handler's work; the first answer counts --- */
+void api_answer_json(struct api_request *r, unsigned status, json_t *json /* stolen */);
+void api_answer_json_header(struct api_request *r, unsigned status, json_t *json, const char *name,
+                            const char *value);
+void api_answer_text(struct api_request *r, unsigned status, const char *type, const char *text,
+                     size_t length);
+void api_answer_empty(struct api_request *r, unsigned status);
+/* r->read fills it. Headers may be added to r->response before the handler returns. */
+void api_answer_stream(struct api_request *r, const char *type);
+/* 101; `upgraded` gets the request. */
+void api_answer_upgrade(struct api_request *r, MHD_UpgradeHandler upgraded);
+void api_problem(struct api_request *r, enum problem problem, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+struct api_trouble {
+    enum problem problem;
+    enum ran ran;
+    unsigned retry_after_s;
+    const char *instance; /* or NULL */
+    const char *reason;   /* why it ended, or NULL */
+    const char *detail;   /* or "": the problem's title */
+};
+void api_problem_of(struct api_request *r, const struct api_trouble *t);
+void api_header_add(struct api_request *r, const char *name, const char *value);
+json_t *api_time(uint64_t wall_ms); /* RFC 3339, null for 0 */
+json_t *api_text_or_null(const char *text);
+/* Valid UTF-8 from any bytes: what is not becomes U+FFFD. A new reference. */
+json_t *api_text_lossy(const char *bytes, size_t length);
+
+/* --- api_ask.c: a question to the control thread, which may outlive its request --- */
+struct api_ask {
+    struct node_ask ask;
+    struct api *api;
+    struct api_request *request; /* NULL: left */
+    struct api_duplex *duplex;
+    void (*answered)(struct api_ask *a); /* `request` (or `duplex`) is there */
+    void (*ended)(struct api_ask *a);
+    bool in_flight; /* the control thread has it, or its command runs */
+    bool canceled;
+    unsigned holds;         /* asks under way whose target it is */
+    struct api_ask *target; /* of a signal, resize or cancel */
+    struct workload spec;
+    bool has_spec;
+    struct registry_command command;
+    struct registry_image image;
+    struct registry_token token;
+    char *texts[API_TEXTS_MAX];
+    size_t text_count;
+};
+/* NULL: a problem was answered. Belongs to the request until sent. */
+struct api_ask *api_ask_new(struct api_request *r, enum node_ask_kind kind);
+/* A copy that lives as long as the ask; NULL for NULL. Sets *failed without memory. */
+const char *api_ask_text(struct api_ask *a, const char *text, bool *failed);
+/* False: refused, a problem was answered and the ask freed. */
+bool api_ask_send(struct api_ask *a, void (*answered)(struct api_ask *a));
+/* Signal, resize or cancel for a command that is under way. */
+void api_ask_about(struct api_ask *target, enum node_ask_kind kind, unsigned signal, unsigned rows,
+                   unsigned columns);
+void api_ask_cancel(struct api_ask *a);
+/* The request or duplex lets go: cancels what is under way and frees when it may. */
+void api_ask_leave(struct api_ask *a);
+/* Answers the problem that the ask came back with. False if it has none. */
+bool api_ask_refused(struct api_request *r, const struct api_ask *a);
+/* Answers a refused registry command. */
+bool api_ask_result_refused(struct api_request *r, const struct api_ask *a);
+/* Waits (at most a second) until a root of at least this index, or with this instance in at least
+ * this state, is published; then `settled`. */
+void api_settle_index(struct api_request *r, uint64_t index, void (*settled)(struct api_request *));
+void api_settle_instance(struct api_request *r, const struct instance_id *id,
+                         enum instance_state state, void (*settled)(struct api_request *));
+void api_settle_cancel(struct api_request *r);
+void api_settle_cb(uv_timer_t *timer);
+
+/* --- api_fd.c: a descriptor on the loop --- */
+struct api_fd {
+    uv_poll_t poll;
+    int fd;
+    int events;
+    void *owner;
+    void (*ready)(struct api_fd *f, int events);
+};
+/* Takes the descriptor (closed on failure, NULL). */
+struct api_fd *api_fd_open(struct api *api, int fd, void *owner,
+                           void (*ready)(struct api_fd *f, int events));
+/* UV_READABLE | UV_WRITABLE to wait for; 0: nothing. */
+void api_fd_want(struct api_fd *f, int events);
+/* Closes the descriptor at once; NULL is fine. Sets *f to NULL. */
+void api_fd_close(struct api_fd **f);
+
+/* --- handlers, by file --- */
+void api_workloads_list(struct api_request *r);
+void api_workload_deploy(struct api_request *r);
+void api_workload_get(struct api_request *r);
+void api_workload_put(struct api_request *r);
+void api_workload_remove(struct api_request *r);
+void api_workload_versions(struct api_request *r);
+void api_workload_rollback(struct api_request *r);
+
+void api_instances_list(struct api_request *r);
+void api_instance_start(struct api_request *r);
+void api_instance_get(struct api_request *r);
+void api_instance_stop(struct api_request *r);
+void api_instance_extend(struct api_request *r);
+json_t *api_instance_json(struct api *api, const struct registry_root *root,
+                          const struct registry_instance *i);
+/* The registered instance that the path names; NULL: a problem was answered. */
+const struct registry_instance *api_instance_find(struct api_request *r,
+                                                  const struct registry_root *root);
+/* As api_instance_find, and it must not have ended. */
+const struct registry_instance *api_instance_live(struct api_request *r,
+                                                  const struct registry_root *root);
+
+void api_logs_get(struct api_request *r);
+void api_exec(struct api_request *r);
+void api_run(struct api_request *r);
+void api_files_read(struct api_request *r);
+void api_files_write(struct api_request *r);
+
+void api_images_list(struct api_request *r);
+void api_image_import(struct api_request *r);
+void api_image_get(struct api_request *r);
+void api_image_remove(struct api_request *r);
+void api_images_gc(struct api_request *r);
+void api_source_send(struct api_request *r);
+
+void api_nodes_list(struct api_request *r);
+void api_node_get(struct api_request *r);
+void api_status(struct api_request *r);
+void api_explain(struct api_request *r);
+void api_version(struct api_request *r);
+void api_livez(struct api_request *r);
+void api_readyz(struct api_request *r);
+void api_metrics(struct api_request *r);
+
+void api_tokens_list(struct api_request *r);
+void api_token_create(struct api_request *r);
+void api_token_revoke(struct api_request *r);
+
+void api_events(struct api_request *r);
+void api_events_wake(struct api *api);
+void api_events_leave(struct api_request *r);
+
+/* --- api_spec.c, api_command.c, api_duplex.c --- */
+/* Fills a->ask from the query or the JSON body, whose stdin goes to `input`. False: a problem was
+ * answered. */
+bool api_command_spec(struct api_request *r, struct api_ask *a, bool run, struct buffer *input);
+/* The command of an upgraded request has begun: answers 101 and takes over ask and connection. */
+void api_duplex_begin(struct api_ask *a);
+/* Exit code 128 + signal, 125 where none is known. */
+struct result_end api_command_end(const struct node_ask *ask);
+bool api_command_end_known(const struct node_ask *ask);
+void api_duplex_gone(struct api_duplex *d);
+
+#endif

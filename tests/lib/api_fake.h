@@ -1,0 +1,845 @@
+/* tests/lib/api_fake.h - a node behind the API that is none: a real registry's state machine, and
+ * commands that are plain processes of this machine.
+ *
+ * Questions are answered on the API's own thread, or later by a thread that waits for a process.
+ * Header only; asserts by cmocka. */
+#ifndef SKERRY_TESTS_LIB_API_FAKE_H
+#define SKERRY_TESTS_LIB_API_FAKE_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <arpa/inet.h>
+#include <curl/curl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sodium.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "node/api.h"
+#include "raft/command.h"
+#include "raft/state.h"
+
+#define FAKE_WAIT_MS 10000
+#define FAKE_DIGEST "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
+
+struct fake {
+    pthread_mutex_t lock; /* of all below */
+    struct state *state;
+    uint64_t index, sequence;
+    struct api *api;
+    unsigned port;
+    char directory[64];
+    char socket_path[96];
+    char admin[NODE_TOKEN_TEXT_SIZE];
+    bool not_ready, refuse_asks;
+    unsigned canceled, signaled;
+    unsigned resized_rows, resized_columns;
+    uint64_t extended_ms;
+    uint64_t imported_bytes;
+    bool import_slow;
+    struct node_event events[16];
+    size_t event_count;
+    void (*post)(void *user);
+    void *post_user;
+};
+
+/* A process that runs for a RUN or EXEC, or a thread that reads an import. */
+struct fake_child {
+    struct fake *fake;
+    struct node_ask *ask;
+    pid_t pid;
+    int fd;
+    bool timed_out;
+};
+
+static inline void fake_pause(void)
+{
+    (void)poll(NULL, 0, 2);
+}
+
+#define fake_wait_for(condition)                                                                   \
+    do {                                                                                           \
+        uint64_t until_ = clock_monotonic_ms() + FAKE_WAIT_MS;                                     \
+        while (!(condition)) {                                                                     \
+            if (clock_monotonic_ms() > until_)                                                     \
+                fail_msg("never: %s", #condition);                                                 \
+            fake_pause();                                                                          \
+        }                                                                                          \
+    } while (0)
+
+/* --- answers ------------------------------------------------------------------------------------ */
+
+static void fake_answered_cb(struct inbox_message *message, void *owner)
+{
+    struct node_ask *ask = container_of(message, struct node_ask, message);
+    ask->answered(ask, owner);
+}
+
+static void fake_ended_cb(struct inbox_message *message, void *owner)
+{
+    struct node_ask *ask = container_of(message, struct node_ask, ended_message);
+    ask->ended(ask, owner);
+}
+
+static void fake_answer(struct node_ask *ask)
+{
+    ask->message.deliver = fake_answered_cb;
+    assert_always(inbox_post_always(ask->reply_to, &ask->message));
+}
+
+static void fake_end(struct node_ask *ask)
+{
+    ask->ended_message.deliver = fake_ended_cb;
+    assert_always(inbox_post_always(ask->reply_to, &ask->ended_message));
+}
+
+static void fake_refuse(struct node_ask *ask, enum problem problem, const char *detail)
+{
+    ask->problem = problem;
+    (void)text_copy(ask->detail, sizeof(ask->detail), detail);
+    fake_answer(ask);
+}
+
+/* --- the registry ------------------------------------------------------------------------------- */
+
+/* Under the lock. */
+static void fake_apply(struct fake *f, const struct registry_command *command,
+                       struct registry_result *out)
+{
+    struct err e = {0};
+    uint8_t *bytes = NULL;
+    size_t length = 0;
+    struct command_session session = {1, 1, ++f->sequence};
+    *out = (struct registry_result){0};
+    if (command_encode(&bytes, &length, &session, command, &e) != 0) {
+        out->problem = PROBLEM_BAD_REQUEST;
+        (void)text_copy(out->detail, sizeof(out->detail), e.msg);
+        return;
+    }
+    struct state_outcome outcome;
+    assert_always(state_apply(f->state, ++f->index, bytes, length, &outcome, &e) == 0);
+    free(bytes);
+    *out = outcome.result;
+    out->index = f->index;
+}
+
+static void fake_propose(struct fake *f, const struct registry_command *command)
+{
+    struct registry_result result;
+    (void)pthread_mutex_lock(&f->lock);
+    fake_apply(f, command, &result);
+    (void)pthread_mutex_unlock(&f->lock);
+    if (result.problem != PROBLEM_NONE)
+        fail_msg("%s", result.detail);
+}
+
+/* A registered, ready instance of `workload` ("" for a run); under the lock. */
+static enum problem fake_instance(struct fake *f, const char *workload, const char *key,
+                                  struct instance_id *out)
+{
+    uint8_t random[11];
+    struct registry_result result;
+    struct registry_root *root = state_root(f->state);
+    const struct registry_workload *w = registry_root_workload(root, workload, strlen(workload));
+    struct registry_instance i = {.owner = 1,
+                                  .version = w == NULL ? 0 : w->version,
+                                  .started_wall_ms = clock_wall_ms(),
+                                  .exit_code = -1,
+                                  .state = INSTANCE_STATE_STARTING};
+    registry_root_release(root);
+    randombytes_buf(random, sizeof(random));
+    instance_id_make(&i.id, 1, random);
+    (void)text_copy(i.workload, sizeof(i.workload), workload);
+    (void)text_copy(i.key, sizeof(i.key), key == NULL ? "" : key);
+    (void)text_copy(i.asked_by, sizeof(i.asked_by), "a test");
+    fake_apply(f,
+               &(struct registry_command){
+                   .kind = REGISTRY_INSTANCE_RESERVE, .wall_ms = i.started_wall_ms, .instance = &i},
+               &result);
+    if (result.problem != PROBLEM_NONE)
+        return result.problem;
+    i.epoch = result.epoch;
+    i.state = INSTANCE_STATE_READY;
+    fake_apply(f,
+               &(struct registry_command){
+                   .kind = REGISTRY_INSTANCE_UPDATE, .wall_ms = i.started_wall_ms, .instance = &i},
+               &result);
+    *out = i.id;
+    return result.problem;
+}
+
+static bool fake_end_instance(struct fake *f, const char *id, enum end_reason reason)
+{
+    struct registry_result result;
+    struct registry_root *root = state_root(f->state);
+    const struct registry_instance *there = registry_root_instance(root, id, strlen(id));
+    bool found = there != NULL && there->state != INSTANCE_STATE_ENDED;
+    if (found) {
+        struct registry_instance i = {.id = there->id,
+                                      .epoch = there->epoch,
+                                      .reason = reason,
+                                      .exit_code = -1,
+                                      .signal = 9,
+                                      .ended_wall_ms = clock_wall_ms()};
+        fake_apply(f,
+                   &(struct registry_command){
+                       .kind = REGISTRY_INSTANCE_END, .wall_ms = i.ended_wall_ms, .instance = &i},
+                   &result);
+    }
+    registry_root_release(root);
+    return found;
+}
+
+/* --- commands ----------------------------------------------------------------------------------- */
+
+static void *fake_child_main(void *user)
+{
+    struct fake_child *c = user;
+    struct node_ask *ask = c->ask;
+    int status = 0;
+    while (waitpid(c->pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    (void)pthread_mutex_lock(&c->fake->lock);
+    ask->control = NULL;
+    (void)pthread_mutex_unlock(&c->fake->lock);
+    ask->end.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    ask->end.signal = WIFSIGNALED(status) ? (unsigned)WTERMSIG(status) : 0;
+    ask->end.reason = END_EXITED;
+    ask->end.wall_us = 1500000;
+    ask->end.cpu_us = 250000;
+    ask->end.memory_peak_bytes = 4096;
+    free(c);
+    fake_end(ask);
+    return NULL;
+}
+
+static void fake_pipe(int out[2])
+{
+    assert_always(pipe2(out, O_CLOEXEC) == 0);
+}
+
+/* Starts argv with pipes or a terminal, its descriptors in ask->descriptors. */
+static pid_t fake_spawn(struct node_ask *ask, char *const argv[])
+{
+    int pipes[3][2] = {{-1, -1}, {-1, -1}, {-1, -1}};
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attributes;
+    sigset_t none;
+    pid_t pid = -1;
+    (void)posix_spawn_file_actions_init(&actions);
+    (void)posix_spawnattr_init(&attributes);
+    (void)sigemptyset(&none);
+    (void)posix_spawnattr_setsigmask(&attributes, &none);
+    (void)posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    if (ask->tty) {
+        int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+        assert_always(master >= 0 && grantpt(master) == 0 && unlockpt(master) == 0);
+        pipes[0][0] = pipes[1][1] = pipes[2][1] =
+            open(ptsname(master), O_RDWR | O_NOCTTY | O_CLOEXEC);
+        ask->descriptors[0] = master;
+    } else {
+        for (int i = 0; i < 3; i++)
+            fake_pipe(pipes[i]);
+        ask->descriptors[0] = pipes[0][1];
+        ask->descriptors[1] = pipes[1][0];
+        ask->descriptors[2] = pipes[2][0];
+        if (ask->no_stdin)
+            memory_close(&ask->descriptors[0]);
+    }
+    (void)posix_spawn_file_actions_adddup2(&actions, pipes[0][0], 0);
+    (void)posix_spawn_file_actions_adddup2(&actions, pipes[1][1], 1);
+    (void)posix_spawn_file_actions_adddup2(&actions, pipes[2][1], 2);
+    int error = posix_spawnp(&pid, argv[0], &actions, &attributes, argv, environ);
+    (void)posix_spawn_file_actions_destroy(&actions);
+    (void)posix_spawnattr_destroy(&attributes);
+    memory_close(&pipes[0][0]);
+    if (!ask->tty) {
+        memory_close(&pipes[1][1]);
+        memory_close(&pipes[2][1]);
+    }
+    return error == 0 ? pid : -1;
+}
+
+static void fake_detach(void *(*main)(void *), void *user)
+{
+    pthread_t thread;
+    assert_always(pthread_create(&thread, NULL, main, user) == 0);
+    (void)pthread_detach(thread);
+}
+
+static void fake_command(struct fake *f, struct node_ask *ask)
+{
+    char *argv[64] = {NULL};
+    const char *const files[][6] = {
+        [NODE_FILE_READ] = {"tar", "-C", "/", "-cf", "-", NULL},
+        [NODE_FILE_WRITE] = {"tar", "-xf", "-", "-C", NULL},
+        [NODE_FILE_READ_PLAIN] = {"cat", NULL},
+        [NODE_FILE_WRITE_PLAIN] = {"dd", "status=none", NULL},
+    };
+    char path[4200];
+    size_t count = 0;
+    if (ask->file_verb != NODE_FILE_NONE) {
+        while (files[ask->file_verb][count] != NULL) {
+            argv[count] = (char *)(uintptr_t)files[ask->file_verb][count];
+            count++;
+        }
+        bool tar = ask->file_verb == NODE_FILE_READ;
+        (void)text_format(path, sizeof(path), "%s%s",
+                          ask->file_verb == NODE_FILE_WRITE_PLAIN ? "of=" : "",
+                          ask->path + (tar ? 1 : 0));
+        argv[count] = path;
+    } else {
+        for (; count < ask->spec->command.count && count < 63; count++)
+            argv[count] = ask->spec->command.items[count];
+    }
+    struct fake_child *c = calloc(1, sizeof(*c));
+    c->fake = f;
+    c->ask = ask;
+    c->pid = fake_spawn(ask, argv);
+    if (c->pid < 0) {
+        free(c);
+        for (size_t i = 0; i < 3; i++)
+            memory_close(&ask->descriptors[i]);
+        fake_refuse(ask, PROBLEM_START_FAILED, "no such command");
+        return;
+    }
+    ask->control = c;
+    if (ask->kind == NODE_ASK_RUN)
+        (void)fake_instance(f, "", NULL, &ask->id);
+    fake_answer(ask);
+    fake_detach(fake_child_main, c);
+}
+
+static void *fake_import_main(void *user)
+{
+    struct fake_child *c = user;
+    struct node_ask *ask = c->ask;
+    char data[65536];
+    bool bad = false;
+    uint64_t bytes = 0;
+    ssize_t got;
+    while (!bad && (got = read(c->fd, data, sizeof(data))) > 0) {
+        bad = bytes == 0 && data[0] == 'X';
+        bytes += (uint64_t)got;
+        (void)pthread_mutex_lock(&c->fake->lock);
+        c->fake->imported_bytes = bytes;
+        (void)pthread_mutex_unlock(&c->fake->lock);
+        if (c->fake->import_slow && bytes % (1024 * 1024) < sizeof(data))
+            fake_pause();
+    }
+    (void)close(c->fd);
+    if (bad) {
+        ask->end.problem = PROBLEM_IMAGE_INVALID;
+        (void)text_copy(ask->end.detail, sizeof(ask->end.detail), "not an archive");
+    }
+    (void)text_copy(ask->end.digest, sizeof(ask->end.digest), FAKE_DIGEST);
+    ask->end.bytes = bytes;
+    ask->end.files = 3;
+    free(c);
+    fake_end(ask);
+    return NULL;
+}
+
+static void fake_import(struct fake *f, struct node_ask *ask)
+{
+    int pipe[2];
+    fake_pipe(pipe);
+    struct fake_child *c = calloc(1, sizeof(*c));
+    c->fake = f;
+    c->ask = ask;
+    c->fd = pipe[0];
+    ask->descriptors[0] = pipe[1];
+    fake_answer(ask);
+    fake_detach(fake_import_main, c);
+}
+
+static void fake_about(struct fake *f, struct node_ask *ask)
+{
+    struct fake_child *c = ask->target->control;
+    if (ask->kind == NODE_ASK_CANCEL)
+        f->canceled++;
+    if (ask->kind == NODE_ASK_SIGNAL)
+        f->signaled = ask->signal;
+    if (ask->kind == NODE_ASK_RESIZE) {
+        f->resized_rows = ask->rows;
+        f->resized_columns = ask->columns;
+    }
+    if (c != NULL && ask->target->kind != NODE_ASK_IMPORT && ask->kind != NODE_ASK_RESIZE)
+        (void)kill(c->pid, ask->kind == NODE_ASK_CANCEL ? SIGKILL : (int)ask->signal);
+    fake_answer(ask);
+}
+
+/* --- questions ---------------------------------------------------------------------------------- */
+
+static void fake_start(struct fake *f, struct node_ask *ask)
+{
+    enum problem problem = fake_instance(f, ask->workload, ask->key, &ask->id);
+    if (problem == PROBLEM_NONE)
+        fake_answer(ask);
+    else
+        fake_refuse(ask, problem, "it did not start");
+}
+
+static void fake_ask_locked(struct fake *f, struct node_ask *ask)
+{
+    switch (ask->kind) {
+    case NODE_ASK_PROPOSE:
+        fake_apply(f, ask->command, &ask->result);
+        if (ask->result.problem != PROBLEM_NONE)
+            fake_refuse(ask, ask->result.problem, ask->result.detail);
+        else
+            fake_answer(ask);
+        break;
+    case NODE_ASK_START:
+        fake_start(f, ask);
+        break;
+    case NODE_ASK_RUN:
+    case NODE_ASK_EXEC:
+        fake_command(f, ask);
+        break;
+    case NODE_ASK_STOP:
+        (void)fake_end_instance(f, ask->instance, END_KILLED);
+        fake_answer(ask);
+        break;
+    case NODE_ASK_EXTEND:
+        f->extended_ms = ask->duration_ms;
+        fake_answer(ask);
+        break;
+    case NODE_ASK_SIGNAL:
+    case NODE_ASK_RESIZE:
+    case NODE_ASK_CANCEL:
+        fake_about(f, ask);
+        break;
+    case NODE_ASK_IMPORT:
+        fake_import(f, ask);
+        break;
+    case NODE_ASK_STATS:
+        ask->usage.memory_bytes = 12345;
+        ask->usage.cpu_us = 500000;
+        fake_answer(ask);
+        break;
+    case NODE_ASK_STATUS:
+        ask->json = json_pack("{s:s, s:b, s:[{s:s, s:s}]}", "cluster", "demo", "healthy", 1,
+                              "nodes", "id", "1", "name", "node1");
+        fake_answer(ask);
+        break;
+    case NODE_ASK_EXPLAIN:
+        if (strcmp(ask->instance, "nothing") == 0) {
+            fake_refuse(ask, PROBLEM_NOT_FOUND, "nothing is known of it");
+            break;
+        }
+        ask->json = json_pack("{s:s, s:s}", "subject", ask->instance, "kind", "workload");
+        fake_answer(ask);
+        break;
+    case NODE_ASK_IMAGE_GC:
+        ask->end.bytes = 4096;
+        fake_answer(ask);
+        break;
+    }
+}
+
+static bool fake_ask(void *user, struct node_ask *ask)
+{
+    struct fake *f = user;
+    ask->problem = PROBLEM_NONE;
+    memset(&ask->end, 0, sizeof(ask->end));
+    (void)pthread_mutex_lock(&f->lock);
+    bool taken = !f->refuse_asks;
+    if (taken)
+        fake_ask_locked(f, ask);
+    (void)pthread_mutex_unlock(&f->lock);
+    return taken;
+}
+
+static struct registry_root *fake_root(void *user)
+{
+    struct fake *f = user;
+    (void)pthread_mutex_lock(&f->lock);
+    struct registry_root *root = state_root(f->state);
+    (void)pthread_mutex_unlock(&f->lock);
+    return root;
+}
+
+static void fake_root_return(void *user, struct registry_root *root)
+{
+    struct fake *f = user;
+    (void)pthread_mutex_lock(&f->lock);
+    registry_root_release(root);
+    (void)pthread_mutex_unlock(&f->lock);
+}
+
+static enum problem fake_authorize(void *user, const struct registry_root *root, const char *token,
+                                   size_t length, enum token_role need, const char *workload,
+                                   const char *instance, uint64_t wall_ms)
+{
+    (void)user;
+    return node_authorize(root, token, length, need, workload, instance, wall_ms);
+}
+
+static bool fake_ready(void *user, char *why, size_t size)
+{
+    struct fake *f = user;
+    (void)pthread_mutex_lock(&f->lock);
+    bool ready = !f->not_ready;
+    (void)pthread_mutex_unlock(&f->lock);
+    if (!ready)
+        (void)text_copy(why, size, "no leader");
+    return ready;
+}
+
+static bool fake_load(void *user, const struct instance_id *id, uint32_t *joiners,
+                      uint32_t *max_joiners)
+{
+    (void)user;
+    (void)id;
+    *joiners = 2;
+    *max_joiners = 7;
+    return true;
+}
+
+static size_t fake_events(void *user, uint64_t after, struct node_event *out, size_t out_max)
+{
+    struct fake *f = user;
+    size_t count = 0;
+    (void)pthread_mutex_lock(&f->lock);
+    for (size_t i = 0; i < f->event_count && count < out_max; i++)
+        if (f->events[i].sequence > after)
+            out[count++] = f->events[i];
+    (void)pthread_mutex_unlock(&f->lock);
+    return count;
+}
+
+static void fake_events_watch(void *user, void (*post)(void *user), void *post_user)
+{
+    struct fake *f = user;
+    (void)pthread_mutex_lock(&f->lock);
+    f->post = post;
+    f->post_user = post_user;
+    (void)pthread_mutex_unlock(&f->lock);
+}
+
+static void fake_event(struct fake *f, const char *kind)
+{
+    (void)pthread_mutex_lock(&f->lock);
+    struct node_event *e = &f->events[f->event_count++];
+    e->sequence = f->event_count;
+    e->wall_ms = clock_wall_ms();
+    (void)text_copy(e->kind, sizeof(e->kind), kind);
+    (void)text_copy(e->text, sizeof(e->text), "it \"happened\"");
+    if (f->post != NULL)
+        f->post(f->post_user);
+    (void)pthread_mutex_unlock(&f->lock);
+}
+
+static void fake_logs_directory(void *user, char *out, size_t size)
+{
+    struct fake *f = user;
+    (void)text_copy(out, size, f->directory);
+}
+
+static void fake_metrics(void *user, struct node_metrics *out)
+{
+    (void)user;
+    *out = (struct node_metrics){.starts_total = 5, .runner_connected = true};
+    out->start_seconds[0].buckets[3] = 2;
+    out->start_seconds[0].buckets[GATEWAY_BUCKETS] = 1;
+    out->start_seconds[0].count = 3;
+    out->start_seconds[0].sum_seconds = 31.25;
+}
+
+static void fake_counters(void *user, struct gateway_counters *out, unsigned *connections)
+{
+    (void)user;
+    *out = (struct gateway_counters){.requests = {1, 0, 20, 3, 4, 5}};
+    *connections = 9;
+}
+
+/* --- life --------------------------------------------------------------------------------------- */
+
+static void fake_admin_token(struct fake *f)
+{
+    struct err e = {0};
+    struct registry_token token = {.role = TOKEN_ROLE_ADMIN, .created_wall_ms = clock_wall_ms()};
+    assert_int_equal(node_token_make(&token, f->admin, &e), 0);
+    fake_propose(f, &(struct registry_command){.kind = REGISTRY_TOKEN_PUT,
+                                               .wall_ms = token.created_wall_ms,
+                                               .token = &token});
+}
+
+/* `change` may alter the options; NULL: none. */
+static void fake_open(struct fake *f, void (*change)(struct api_options *o))
+{
+    struct err e = {0};
+    static const char *const listen[] = {"127.0.0.1:0"};
+    static const char *const hosts[] = {"api.example"};
+    *f = (struct fake){0};
+    (void)pthread_mutex_init(&f->lock, NULL);
+    assert_true(sodium_init() >= 0);
+    (void)text_copy(f->directory, sizeof(f->directory), "/tmp/skerry-api-XXXXXX");
+    assert_non_null(mkdtemp(f->directory));
+    assert_int_equal(chmod(f->directory, 0755), 0);
+    (void)text_format(f->socket_path, sizeof(f->socket_path), "%s/api.sock", f->directory);
+    assert_int_equal(state_new(&f->state, &e), 0);
+    fake_propose(f, &(struct registry_command){.kind = REGISTRY_CLUSTER_INIT,
+                                               .wall_ms = clock_wall_ms(),
+                                               .cluster_id = "0011223344556677"});
+    struct registry_node node = {.id = 0, .name = "node1"};
+    fake_propose(f, &(struct registry_command){
+                        .kind = REGISTRY_NODE_PUT, .wall_ms = clock_wall_ms(), .node = &node});
+    fake_admin_token(f);
+    struct api_options options = {.listen = listen,
+                                  .listen_count = 1,
+                                  .socket_path = f->socket_path,
+                                  .socket_group = (gid_t)-1,
+                                  .node_name = "node1",
+                                  .hosts = hosts,
+                                  .host_count = 1,
+                                  .calls = {.user = f,
+                                            .ask = fake_ask,
+                                            .root = fake_root,
+                                            .root_return = fake_root_return,
+                                            .authorize = fake_authorize,
+                                            .ready = fake_ready,
+                                            .instance_load = fake_load,
+                                            .events = fake_events,
+                                            .events_watch = fake_events_watch,
+                                            .logs_directory = fake_logs_directory,
+                                            .metrics = fake_metrics,
+                                            .gateway_counters = fake_counters}};
+    if (change != NULL)
+        change(&options);
+    if (api_open(&f->api, &options, &e) != 0)
+        fail_msg("%s", e.msg);
+    f->port = api_port(f->api, 0);
+}
+
+static void fake_pump(void *user)
+{
+    (void)user;
+    fake_pause();
+}
+
+static void fake_close(struct fake *f)
+{
+    api_close(f->api, fake_pump, NULL);
+    assert_int_equal(access(f->socket_path, F_OK), -1);
+    state_free(f->state);
+    char command[128];
+    (void)text_format(command, sizeof(command), "%s", f->directory);
+    char *argv[] = {(char *)(uintptr_t) "rm", (char *)(uintptr_t) "-rf", command, NULL};
+    pid_t pid;
+    assert_int_equal(posix_spawnp(&pid, "rm", NULL, NULL, argv, environ), 0);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    (void)pthread_mutex_destroy(&f->lock);
+}
+
+/* --- a client ----------------------------------------------------------------------------------- */
+
+struct answer {
+    long status;
+    char *body;
+    size_t length;
+    char headers[8192]; /* and trailers */
+    CURLcode code;
+};
+
+struct request {
+    const char *method; /* NULL: GET */
+    const char *path;
+    const char *token; /* NULL: none; ADMIN: the fake's */
+    const char *headers[6];
+    const char *body;
+    size_t body_length;
+    bool tcp; /* else the unix socket */
+    long timeout_ms;
+};
+#define ADMIN ((const char *)1)
+
+static size_t client_body_cb(char *data, size_t size, size_t count, void *user)
+{
+    struct answer *a = user;
+    char *more = realloc(a->body, a->length + size * count + 1);
+    if (more == NULL)
+        return 0;
+    a->body = more;
+    memcpy(a->body + a->length, data, size * count);
+    a->length += size * count;
+    a->body[a->length] = '\0';
+    return size * count;
+}
+
+static size_t client_header_cb(char *data, size_t size, size_t count, void *user)
+{
+    struct answer *a = user;
+    size_t used = strlen(a->headers);
+    if (used + size * count < sizeof(a->headers)) {
+        memcpy(a->headers + used, data, size * count);
+        a->headers[used + size * count] = '\0';
+    }
+    return size * count;
+}
+
+static struct answer client(struct fake *f, const struct request *q)
+{
+    struct answer a = {.body = calloc(1, 1)};
+    CURL *curl = curl_easy_init();
+    char url[32768];
+    char token[128];
+    struct curl_slist *headers = curl_slist_append(NULL, "Expect:");
+    (void)text_format(url, sizeof(url), "http://127.0.0.1:%u%s", f->port, q->path);
+    (void)curl_easy_setopt(curl, CURLOPT_URL, url);
+    (void)curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
+    (void)curl_easy_setopt(curl, CURLOPT_PATH_AS_IS, 1L);
+    (void)curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, q->timeout_ms != 0 ? q->timeout_ms : 20000L);
+    if (!q->tcp)
+        (void)curl_easy_setopt(curl, CURLOPT_UNIX_SOCKET_PATH, f->socket_path);
+    if (q->token != NULL) {
+        (void)text_format(token, sizeof(token), "Skerry-Token: %s",
+                          q->token == ADMIN ? f->admin : q->token);
+        headers = curl_slist_append(headers, token);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(q->headers) && q->headers[i] != NULL; i++)
+        headers = curl_slist_append(headers, q->headers[i]);
+    (void)curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
+    if (q->body != NULL) {
+        (void)curl_easy_setopt(
+            curl, CURLOPT_POSTFIELDSIZE_LARGE,
+            (curl_off_t)(q->body_length != 0 ? q->body_length : strlen(q->body)));
+        (void)curl_easy_setopt(curl, CURLOPT_POSTFIELDS, q->body);
+    }
+    if (q->method != NULL && strcmp(q->method, "HEAD") == 0)
+        (void)curl_easy_setopt(curl, CURLOPT_NOBODY, 1L);
+    else if (q->method != NULL)
+        (void)curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, q->method);
+    (void)curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, client_body_cb);
+    (void)curl_easy_setopt(curl, CURLOPT_WRITEDATA, &a);
+    (void)curl_easy_setopt(curl, CURLOPT_HEADERFUNCTION, client_header_cb);
+    (void)curl_easy_setopt(curl, CURLOPT_HEADERDATA, &a);
+    a.code = curl_easy_perform(curl);
+    (void)curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &a.status);
+    curl_slist_free_all(headers);
+    curl_easy_cleanup(curl);
+    return a;
+}
+
+static void answer_free(struct answer *a)
+{
+    free(a->body);
+    a->body = NULL;
+}
+
+/* One request, its status checked; the answer's body as JSON, NULL if it is none. */
+static json_t *client_json(struct fake *f, const struct request *q, long status)
+{
+    struct answer a = client(f, q);
+    if (a.status != status)
+        fail_msg("%s %s: %ld, not %ld: %s (%s)", q->method != NULL ? q->method : "GET", q->path,
+                 a.status, status, a.body, curl_easy_strerror(a.code));
+    json_t *json = json_loadb(a.body, a.length, JSON_DECODE_ANY, NULL);
+    answer_free(&a);
+    return json;
+}
+
+/* The request is refused with this code, everywhere where it is said. */
+static void client_refused(struct fake *f, const struct request *q, enum problem problem)
+{
+    const struct problem_word *word = problem_word(problem);
+    struct answer a = client(f, q);
+    char header[64];
+    if (a.status != word->status)
+        fail_msg("%s: %ld, not %d: %s", q->path, a.status, word->status, a.body);
+    (void)text_format(header, sizeof(header), "Skerry-Error: %s\r\n", word->code);
+    if (q->method == NULL || strcmp(q->method, "HEAD") != 0) {
+        json_t *json = json_loadb(a.body, a.length, 0, NULL);
+        assert_non_null(json);
+        assert_string_equal(json_string_value(json_object_get(json, "code")), word->code);
+        assert_int_equal(json_integer_value(json_object_get(json, "status")), word->status);
+        assert_non_null(json_object_get(json, "ran"));
+        assert_non_null(json_object_get(json, "request_id"));
+        json_decref(json);
+        assert_non_null(strstr(a.headers, "application/problem+json"));
+    }
+    assert_non_null(strstr(a.headers, header));
+    answer_free(&a);
+}
+
+/* --- a client of bytes -------------------------------------------------------------------------- */
+
+static int raw_connect(struct fake *f, bool tcp)
+{
+    int fd;
+    if (tcp) {
+        struct sockaddr_in address = {.sin_family = AF_INET,
+                                      .sin_port = htons((uint16_t)f->port),
+                                      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    } else {
+        struct sockaddr_un address = {.sun_family = AF_UNIX};
+        (void)text_copy(address.sun_path, sizeof(address.sun_path), f->socket_path);
+        fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        assert_int_equal(connect(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    }
+    struct timeval wait = {.tv_sec = FAKE_WAIT_MS / 1000};
+    (void)setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait));
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof(wait));
+    return fd;
+}
+
+static void raw_send(int fd, const void *data, size_t size)
+{
+    const char *at = data;
+    while (size > 0) {
+        ssize_t count = send(fd, at, size, MSG_NOSIGNAL);
+        if (count <= 0)
+            fail_msg("send: %s", strerror(errno));
+        at += count;
+        size -= (size_t)count;
+    }
+}
+
+static bool raw_read(int fd, void *out, size_t size)
+{
+    char *at = out;
+    while (size > 0) {
+        ssize_t count = recv(fd, at, size, 0);
+        if (count <= 0)
+            return false;
+        at += count;
+        size -= (size_t)count;
+    }
+    return true;
+}
+
+/* Reads up to the blank line. */
+static inline void raw_head(int fd, char *out, size_t size)
+{
+    size_t used = 0;
+    while (used + 1 < size && raw_read(fd, out + used, 1)) {
+        out[++used] = '\0';
+        if (used >= 4 && memcmp(out + used - 4, "\r\n\r\n", 4) == 0)
+            return;
+    }
+    out[used] = '\0';
+}
+
+#endif
