@@ -1,0 +1,497 @@
+/* node_run: opens the parts in the order of their needs, turns ready when the registry leads and the
+ * runner was reconciled, and closes them the other way round.
+ *
+ *   registry, runner client, scheduler -> reconcile -> gateway, API -> ready
+ *   SIGTERM: not ready -> gateway drains -> joins finish, at most NODE_DRAIN_MS -> close
+ *
+ * Instances are not ended by that: the runner keeps them, and the next start adopts them. */
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <signal.h>
+#include <sodium.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "node/api.h"
+#include "node/config.h"
+#include "node/control.h"
+
+#define NODE_DRAIN_MS 30000u
+#define NODE_INBOX_MAX 100000u
+#define NODE_LAG_INTERVAL_MS 20u
+
+/* --- for other threads ------------------------------------------------------------------------------ */
+
+const struct config *node_config(const struct node *n)
+{
+    return n->config;
+}
+
+struct gateway *node_gateway(const struct node *n)
+{
+    return n->gateway;
+}
+
+bool node_ready(const struct node *n, char *why, size_t size)
+{
+    if (atomic_load(&((struct node *)(uintptr_t)n)->draining)) {
+        text_copy(why, size, "draining: the node is stopping");
+        return false;
+    }
+    if (!atomic_load(&((struct node *)(uintptr_t)n)->ready)) {
+        text_copy(why, size, "starting: the registry or the runner is not there yet");
+        return false;
+    }
+    return true;
+}
+
+static bool ready_call(void *user, char *why, size_t size)
+{
+    return node_ready(user, why, size);
+}
+
+/* --- opening ------------------------------------------------------------------------------------------ */
+
+static void registry_changed(void *user)
+{
+    struct node *n = user;
+    struct registry_root *root = registry_root(n->registry);
+    uint64_t index = registry_root_index(root);
+    registry_root_release(root);
+    if (index != n->workloads_index && n->reconciled)
+        steps_sync_workloads(n);
+    n->workloads_index = index;
+    routes_dirty(n);
+}
+
+static void registered_cb(void *user, const struct err *error, const struct registry_result *result)
+{
+    struct node *n = user;
+    if (error != NULL || result->problem != PROBLEM_NONE) {
+        log_error("registry", "the node could not be registered: %s",
+                  error != NULL ? error->msg : result->detail);
+        return;
+    }
+    n->registered = true;
+    node_progress(n);
+}
+
+static void initialised_cb(void *user, const struct err *error,
+                           const struct registry_result *result)
+{
+    (void)user;
+    if (error != NULL)
+        log_error("registry", "the cluster could not be made: %s", error->msg);
+    else if (result->problem != PROBLEM_NONE)
+        log_debug("registry", "%s", result->detail);
+}
+
+/* The first commands of a new cluster: its id, and this node under its name. */
+static void register_self(struct node *n)
+{
+    struct err e = {0};
+    struct registry_root *root = registry_root(n->registry);
+    bool initialised = registry_root_cluster_id(root)[0] != '\0';
+    const struct registry_node *self = registry_root_node(root, n->id);
+    bool known = self != NULL && strcmp(self->name, n->config->name) == 0;
+    registry_root_release(root);
+    if (!initialised) {
+        uint8_t random[8];
+        char id[17];
+        randombytes_buf(random, sizeof random);
+        sodium_bin2hex(id, sizeof id, random, sizeof random);
+        struct registry_command command = {
+            .kind = REGISTRY_CLUSTER_INIT, .wall_ms = clock_wall_ms(), .cluster_id = id};
+        if (registry_propose(n->registry, &command, initialised_cb, n, &e) != 0)
+            log_error("registry", "%s", e.msg);
+    }
+    if (known) {
+        n->registered = true;
+        return;
+    }
+    struct registry_node record = {.id = initialised && self != NULL ? n->id : 0};
+    text_copy(record.name, sizeof record.name, n->config->name);
+    struct registry_command command = {
+        .kind = REGISTRY_NODE_PUT, .wall_ms = clock_wall_ms(), .node = &record};
+    if (registry_propose(n->registry, &command, registered_cb, n, &e) != 0)
+        log_error("registry", "%s", e.msg);
+}
+
+static void leader_changed(void *user, bool leader)
+{
+    struct node *n = user;
+    n->leader = leader;
+    log_info("registry", leader ? "this node leads" : "this node does not lead");
+    if (leader)
+        register_self(n);
+    node_progress(n);
+}
+
+static void stop_now(struct node *n, int exit_code);
+
+static void registry_failed(void *user, const struct err *error)
+{
+    struct node *n = user;
+    log_error("registry",
+              "the disk failed: %s. The node ends; its instances live on in the "
+              "runner. Mend %s and start it again",
+              error->msg, n->config->data);
+    _exit(1);
+}
+
+static void runner_event(void *user, const Skerry__Runner__Event *event)
+{
+    instance_event(user, event);
+}
+
+static int open_registry(struct node *n, struct err *e)
+{
+    CLEANUP_FREE char *directory = text_new("%s/raft", n->config->data);
+    if (directory == NULL)
+        return err_set(e, ERR_NO_MEMORY, "open the registry");
+    struct registry_options o = {
+        .directory = directory,
+        .id = n->id,
+        .bootstrap = n->config->bootstrap,
+        .boot = n->boot,
+        .user = n,
+        .changed = registry_changed,
+        .leader_changed = leader_changed,
+        .failed = registry_failed,
+    };
+    return registry_open(&n->registry, &n->loop, &o, e);
+}
+
+static int open_runner(struct node *n, struct err *e)
+{
+    struct sandbox_options o = {
+        .socket_path = n->config->runner_socket,
+        .node_boot = n->boot,
+        .calls = {.user = n,
+                  .connected = adopt_connected,
+                  .disconnected = adopt_disconnected,
+                  .event = runner_event},
+    };
+    return sandbox_open(&n->sandbox, &n->loop, &o, e);
+}
+
+static int open_gateway(struct node *n, struct err *e)
+{
+    const struct config *c = n->config;
+    struct gateway_options o = {
+        .listen = (const char *const *)c->http.items,
+        .listen_count = c->http.count,
+        .threads = (unsigned)c->gateway.threads,
+        .domain = c->domain,
+        .node_name = c->name,
+        .trust_forwarded = c->gateway.forwarded,
+        .header_bytes_max = (size_t)c->gateway.header_bytes_max,
+        .body_bytes_max = c->gateway.body_bytes_max,
+        .header_timeout_ms = (unsigned)c->gateway.header_timeout_ms,
+        .body_timeout_ms = (unsigned)c->gateway.body_timeout_ms,
+        .keepalive_timeout_ms = (unsigned)c->gateway.keepalive_timeout_ms,
+        .connections_max = (unsigned)c->gateway.connections_max,
+        .calls = {.user = n,
+                  .workload = routes_workload,
+                  .instance = routes_find_instance,
+                  .authorize = routes_authorize,
+                  .ask = joins_ask,
+                  .cancel = joins_cancel,
+                  .sockets = joins_sockets,
+                  .slot_left = joins_slot_left,
+                  .release = routes_release,
+                  .ready = ready_call},
+    };
+    return gateway_open(&n->gateway, &o, e);
+}
+
+static int open_api(struct node *n, struct err *e)
+{
+    const struct config *c = n->config;
+    bool tcp = strcmp(c->api, "none") != 0;
+    const char *listen[1] = {c->api};
+    struct api_options o = {
+        .listen = listen,
+        .listen_count = tcp ? 1 : 0,
+        .socket_path = c->api_socket,
+        .socket_group = getegid(),
+        .node_name = c->name,
+        .hosts = (const char *const[]){c->domain},
+        .host_count = 1,
+        .calls = api_calls_of(n),
+    };
+    return api_open(&n->api, &o, e);
+}
+
+static void open_front(struct node *n)
+{
+    struct err e = {0};
+    n->gateway_opened = true;
+    if (open_gateway(n, &e) != 0) {
+        log_error("gateway", "%s", e.msg);
+        stop_now(n, 1);
+        return;
+    }
+    routes_publish(n);
+    atomic_store(&n->ready, true);
+    log_info("node", "%s is ready: gateway at %s, API at %s", n->config->name,
+             n->config->http.count > 0 ? n->config->http.items[0] : "none", n->config->api);
+}
+
+void node_progress(struct node *n)
+{
+    if (n->stopping || !n->leader || !n->registered)
+        return;
+    if (n->runner_seen && !n->reconciled) {
+        steps_sync_workloads(n);
+        adopt_reconcile(n);
+        return;
+    }
+    if (n->reconciled && !n->gateway_opened)
+        open_front(n);
+}
+
+/* --- timers -------------------------------------------------------------------------------------------- */
+
+static void sweep_cb(void *user, const struct err *error, const struct registry_result *result)
+{
+    (void)user;
+    (void)result;
+    if (error != NULL)
+        log_warn("registry", "sweep: %s", error->msg);
+}
+
+static void sweep_timer_cb(uv_timer_t *timer)
+{
+    struct node *n = container_of(timer, struct node, sweep_timer);
+    if (!n->leader)
+        return;
+    struct registry_command command = {.kind = REGISTRY_SWEEP, .wall_ms = clock_wall_ms()};
+    struct err e = {0};
+    if (registry_propose(n->registry, &command, sweep_cb, n, &e) != 0)
+        log_warn("registry", "sweep: %s", e.msg);
+}
+
+static void lag_timer_cb(uv_timer_t *timer)
+{
+    struct node *n = container_of(timer, struct node, lag_timer);
+    uint64_t now_us = clock_monotonic_us();
+    double late = n->lag_expected_us != 0 && now_us > n->lag_expected_us
+                      ? (double)(now_us - n->lag_expected_us) / 1e6
+                      : 0.0;
+    n->lag_expected_us = now_us + NODE_LAG_INTERVAL_MS * 1000u;
+    struct registry_status r;
+    registry_status(n->registry, &r);
+    pthread_mutex_lock(&n->facts_mutex);
+    histogram_add(&n->metrics.loop_lag_seconds, late);
+    n->metrics.registry = r;
+    pthread_mutex_unlock(&n->facts_mutex);
+    uv_timer_start(timer, lag_timer_cb, NODE_LAG_INTERVAL_MS, 0);
+}
+
+/* --- stopping -------------------------------------------------------------------------------------------- */
+
+static void pump(void *user)
+{
+    struct node *n = user;
+    uv_run(&n->loop, UV_RUN_NOWAIT);
+    usleep(1000);
+}
+
+static void registry_closed(void *user)
+{
+    (void)user;
+}
+
+static void sandbox_closed(void *user)
+{
+    (void)user;
+}
+
+static void close_signals(struct node *n)
+{
+    for (size_t k = 0; k < ARRAY_SIZE(n->signals); k++)
+        uv_close((uv_handle_t *)&n->signals[k], NULL);
+    uv_close((uv_handle_t *)&n->sweep_timer, NULL);
+    uv_close((uv_handle_t *)&n->lag_timer, NULL);
+    uv_close((uv_handle_t *)&n->drain_timer, NULL);
+    uv_close((uv_handle_t *)&n->autopsy_timer, NULL);
+}
+
+static void stop_now(struct node *n, int exit_code)
+{
+    n->exit_code = exit_code;
+    n->stopping = true;
+    uv_stop(&n->loop);
+}
+
+static void drain_timer_cb(uv_timer_t *timer)
+{
+    struct node *n = container_of(timer, struct node, drain_timer);
+    if (n->gateway == NULL || gateway_connections(n->gateway) == 0 ||
+        uv_now(&n->loop) >= n->drain_until_ms)
+        stop_now(n, 0);
+}
+
+static void signal_cb(uv_signal_t *handle, int number)
+{
+    struct node *n = handle->data;
+    if (n->stopping) {
+        stop_now(n, 128 + number);
+        return;
+    }
+    n->stopping = true;
+    atomic_store(&n->draining, true);
+    log_info("node", "stopping: joins may finish within %u s; instances live on",
+             NODE_DRAIN_MS / 1000);
+    steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_SHUTDOWN});
+    if (n->gateway != NULL)
+        gateway_drain(n->gateway);
+    n->drain_until_ms = uv_now(&n->loop) + NODE_DRAIN_MS;
+    uv_timer_start(&n->drain_timer, drain_timer_cb, 0, 20);
+}
+
+static void free_instances(struct node *n)
+{
+    struct instance *i, *next;
+    HASH_ITER(by_id, n->instances_by_id, i, next)
+    instance_abandon(i);
+}
+
+static void close_all(struct node *n)
+{
+    n->stopping = true;
+    if (n->gateway != NULL)
+        gateway_close(n->gateway, pump, n);
+    n->gateway = NULL;
+    if (n->api != NULL)
+        api_close(n->api, pump, n);
+    if (n->sandbox != NULL)
+        sandbox_close(n->sandbox, sandbox_closed, n);
+    if (n->registry != NULL)
+        registry_close(n->registry, registry_closed, n);
+    if (n->inbox != NULL)
+        inbox_close(n->inbox, NULL);
+    close_signals(n);
+    uv_run(&n->loop, UV_RUN_DEFAULT);
+}
+
+static void dispose(struct node *n)
+{
+    free_instances(n);
+    steps_close(n);
+    routes_close(n);
+    uv_run(&n->loop, UV_RUN_DEFAULT);
+    map_release(&n->known_workloads);
+    explain_close(n);
+    if (n->scheduler != NULL)
+        scheduler_free(n->scheduler);
+    if (n->slots != NULL)
+        slot_table_free(n->slots);
+    if (n->hello != NULL)
+        skerry__runner__hello_reply__free_unpacked(n->hello, NULL);
+    free(n->events);
+    pthread_mutex_destroy(&n->facts_mutex);
+    int rc = uv_loop_close(&n->loop);
+    if (rc != 0)
+        log_error("node", "handles were left open: %s", uv_strerror(rc));
+}
+
+/* --- run -------------------------------------------------------------------------------------------------- */
+
+/* One `serve` a data folder, whatever its name is today. */
+static int lock_data(const struct config *c, int *out_fd, struct err *e)
+{
+    if (mkdir(c->data, 0750) != 0 && errno != EEXIST)
+        return err_sys(e, ERR_IO, errno, "make the data folder %s", c->data);
+    CLEANUP_FREE char *path = text_new("%s/lock", c->data);
+    if (path == NULL)
+        return err_set(e, ERR_NO_MEMORY, "lock %s", c->data);
+    CLEANUP_FD int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return err_sys(e, ERR_IO, errno, "open %s; it must belong to uid %u", path,
+                       (unsigned)geteuid());
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0)
+        return err_sys(e, ERR_CONFLICT, errno, "another skerry serve uses %s", c->data);
+    *out_fd = steal_fd(&fd);
+    return 0;
+}
+
+static void open_signals(struct node *n)
+{
+    const int numbers[] = {SIGTERM, SIGINT, SIGHUP};
+    for (size_t k = 0; k < ARRAY_SIZE(numbers); k++) {
+        uv_signal_init(&n->loop, &n->signals[k]);
+        n->signals[k].data = n;
+        if (numbers[k] != SIGHUP)
+            uv_signal_start(&n->signals[k], signal_cb, numbers[k]);
+    }
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGHUP, SIG_IGN);
+    uv_timer_init(&n->loop, &n->sweep_timer);
+    uv_timer_init(&n->loop, &n->lag_timer);
+    uv_timer_init(&n->loop, &n->drain_timer);
+    uv_timer_init(&n->loop, &n->autopsy_timer);
+    uv_timer_start(&n->sweep_timer, sweep_timer_cb, CONTROL_SWEEP_INTERVAL_MS,
+                   CONTROL_SWEEP_INTERVAL_MS);
+    uv_timer_start(&n->lag_timer, lag_timer_cb, NODE_LAG_INTERVAL_MS, 0);
+}
+
+static int open_all(struct node *n, struct err *e)
+{
+    n->events = calloc(NODE_EVENTS_KEPT, sizeof *n->events);
+    if (n->events == NULL)
+        return err_set(e, ERR_NO_MEMORY, "start the node");
+    if (inbox_open(&n->inbox, &n->loop, n, NODE_INBOX_MAX, e) != 0 ||
+        slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
+        open_registry(n, e) != 0 || open_runner(n, e) != 0)
+        return -(int)(e->code);
+    routes_publish(n);
+    return open_api(n, e);
+}
+
+int node_run(const struct config *config)
+{
+    struct err e = {0};
+    CLEANUP_FD int lock = -1;
+    log_setup((enum log_level)config->log.level, (enum log_format)config->log.format);
+    if (geteuid() == 0)
+        log_warn("node", "skerry serve runs as root; give it a user of its own");
+    if (sodium_init() < 0) {
+        log_error("node", "libsodium cannot be used on this machine");
+        return 1;
+    }
+    if (lock_data(config, &lock, &e) != 0) {
+        log_error("node", "%s", e.msg);
+        return 1;
+    }
+    struct node *n = calloc(1, sizeof *n);
+    assert_always(n != NULL);
+    n->config = config;
+    n->id = 1;
+    n->adopted_next = SCHEDULER_ADOPTED_FIRST;
+    n->started_wall_ms = clock_wall_ms();
+    randombytes_buf(&n->boot, sizeof n->boot);
+    pthread_mutex_init(&n->facts_mutex, NULL);
+    uv_loop_init(&n->loop);
+    open_signals(n);
+    if (routes_open(n, &e) != 0 || steps_open(n, &e) != 0 || open_all(n, &e) != 0) {
+        log_error("node", "%s", e.msg);
+        n->exit_code = 1;
+    } else {
+        uv_run(&n->loop, UV_RUN_DEFAULT);
+    }
+    int exit_code = n->exit_code;
+    close_all(n);
+    dispose(n);
+    free(n);
+    log_info("node", "stopped");
+    return exit_code;
+}
