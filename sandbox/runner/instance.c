@@ -19,6 +19,8 @@
 
 /* A listing of so many fits a datagram: at most 1 KiB each. */
 #define LIST_PER_ANSWER 200
+#define OOM_LOOK_MS_MIN 1
+#define OOM_LOOK_MS_MAX 1024
 
 struct instances {
     struct runner *runner;
@@ -93,6 +95,7 @@ static void release(struct instance *i)
     struct loop *loop = i->runner->loop;
     loop_timer_stop(loop, &i->watchdog);
     loop_timer_stop(loop, &i->deadline);
+    loop_timer_stop(loop, &i->oom_look);
     loop_watch_stop(loop, &i->channel_watch);
     loop_watch_stop(loop, &i->oom_watch);
     loop_child_stop(loop, &i->process);
@@ -274,6 +277,26 @@ static void process_ended_cb(struct loop_child *child, int status)
     ended(i);
 }
 
+/* v1 signals that the group is out of memory before it has chosen whom to kill, and then no more:
+ * so the count of kills is looked at again for a while. */
+static void oom_look_cb(struct loop_timer *timer)
+{
+    struct instance *i = container_of(timer, struct instance, oom_look);
+    struct err e;
+    if (cgroup_oom_happened(&i->place->cgroup)) {
+        i->oom = true;
+        loop_watch_stop(i->runner->loop, &i->oom_watch);
+        instance_kill(i, END_OOM);
+        return;
+    }
+    i->oom_look_ms *= 2;
+    if (i->oom_look_ms > OOM_LOOK_MS_MAX)
+        return;
+    if (loop_timer_start(i->runner->loop, timer, clock_boot_ms() + i->oom_look_ms, oom_look_cb,
+                         &e) < 0)
+        log_error("runner", "%s: %s", i->id, e.msg);
+}
+
 static void oom_cb(struct loop_watch *watch, uint32_t events)
 {
     (void)events;
@@ -281,11 +304,8 @@ static void oom_cb(struct loop_watch *watch, uint32_t events)
     uint64_t drained[32];
     while (read(i->oom_fd, drained, sizeof drained) > 0)
         ;
-    if (!cgroup_oom_happened(&i->place->cgroup))
-        return;
-    i->oom = true;
-    loop_watch_stop(i->runner->loop, &i->oom_watch);
-    instance_kill(i, END_OOM);
+    i->oom_look_ms = OOM_LOOK_MS_MIN;
+    oom_look_cb(&i->oom_look);
 }
 
 int instance_watch(struct instance *i, int pidfd, bool ours, struct err *e)

@@ -78,6 +78,8 @@ struct instance {
     int network_fd;
     int oom_fd;
     struct loop_watch oom_watch;
+    struct loop_timer oom_look;
+    unsigned oom_look_ms;
     struct loop_timer watchdog; /* of the preparation, then of a stop */
     struct loop_timer deadline; /* of its lease */
     uint64_t deadline_boot_ms;

@@ -26,8 +26,8 @@
 #define MFD_EXEC 0x10u /* from Linux 6.3 */
 #endif
 
-/* A watchdog and a deadline for each instance, and a few of our own. */
-#define TIMERS_MAX (2 * RUNNER_INSTANCES_MAX + 64)
+/* Three for each instance, and a few of our own. */
+#define TIMERS_MAX (3 * RUNNER_INSTANCES_MAX + 64)
 
 /* --- pieces ------------------------------------------------------------------------------------ */
 

@@ -80,10 +80,244 @@ static void input_comes_out_and_the_exit_code_is_told(void **state)
     assert_int_equal(r.reason, END_EXITED);
 }
 
+/* Runs a shell script as the test's user. */
+static void script(struct runner_fixture *f, const char *text, struct fixture_result *r)
+{
+    char id[32];
+    Skerry__Runner__Prepare p;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("sh", "-c", (char *)(uintptr_t)text));
+    expect(f, &p, NULL, r);
+}
+
+static void host_image_runs_python(void **state)
+{
+    char id[32];
+    Skerry__Runner__Prepare p;
+    static struct fixture_result r;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("/usr/bin/python3", "-"));
+    expect(*state, &p, "import ssl, os, getpass\nprint(6*7, getpass.getuser(), os.getuid())\n", &r);
+    assert_string_equal(r.err, "");
+    assert_string_equal(r.out, "42 app 1000\n");
+    assert_int_equal(r.exit_code, 0);
+}
+
+static void signal_of_the_main_command_is_told(void **state)
+{
+    static struct fixture_result r;
+    script(*state, "kill -9 $$", &r);
+    assert_int_equal(r.signal, 9);
+    assert_int_equal(r.reason, END_EXITED);
+    assert_false(r.oom);
+}
+
+static void missing_command_is_127_with_its_name(void **state)
+{
+    char id[32];
+    Skerry__Runner__Prepare p;
+    static struct fixture_result r;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("no-such-program"));
+    expect(*state, &p, NULL, &r);
+    assert_int_equal(r.exit_code, 127);
+    assert_non_null(strstr(r.message, "no-such-program"));
+}
+
+static void host_image_shows_what_it_should_and_no_more(void **state)
+{
+    static struct fixture_result r;
+    script(
+        *state,
+        "ls / | tr '\n' ' '; echo; ls /dev | tr '\n' ' '; echo; ls /etc | tr '\n' ' '; echo;"
+        "ls /usr/local /usr/src | grep -v : ; id -u; hostname; cat /etc/hostname; pwd; echo $HOME"
+        " $PATH; cat /proc/kcore | wc -c; ls -d /proc/1 2>&1 | wc -l; ls -A /proc/acpi 2>&1",
+        &r);
+    assert_non_null(strstr(r.out, "\nfd full null ptmx pts random shm stderr stdin stdout tty "
+                                  "urandom zero \n"));
+    assert_null(strstr(r.out, "shadow"));
+    assert_null(strstr(r.out, "sys "));
+    assert_non_null(strstr(r.out, "\n1000\ntest\ntest\n/\n/tmp /usr/bin:/usr/sbin:/bin:/sbin\n"));
+}
+
+/* Each line is a thing that must not be possible, with a way to see that the line itself works. */
+static void code_inside_cannot_get_out(void **state)
+{
+    static struct fixture_result r;
+    script(*state,
+           "touch /usr/x 2>/dev/null && echo wrote-usr;"
+           "touch /etc/alternatives/x 2>/dev/null && echo wrote-alternatives;"
+           "mount -t tmpfs t /tmp 2>/dev/null && echo mounted;"
+           "umount /usr 2>/dev/null && echo unmounted;"
+           "unshare -U true 2>/dev/null && echo unshared;"
+           "kill -9 1 2>/dev/null && echo killed-agent;"
+           "echo x > /proc/sys/kernel/hostname 2>/dev/null && echo wrote-sysctl;"
+           "cat /proc/1/environ 2>/dev/null && echo read-agent;"
+           "ls /proc/1/root/ 2>/dev/null && echo saw-agents-root;"
+           "mknod /tmp/n c 1 3 2>/dev/null && echo made-device;"
+           "grep -q '^CapEff:.0000000000000000' /proc/self/status || echo has-capabilities;"
+           "grep -q '^NoNewPrivs:.1' /proc/self/status || echo may-gain-privileges;"
+           "grep -q '^Seccomp:.2' /proc/self/status || echo no-filter;"
+           "touch /tmp/works && echo works",
+           &r);
+    assert_string_equal(r.out, "works\n");
+}
+
+static void root_inside_is_nobody_outside(void **state)
+{
+    char id[32];
+    Skerry__Runner__Prepare p;
+    static struct fixture_result r;
+    fixture_id(id);
+    fixture_prepare_init(&p, id,
+                         WORDS("sh", "-c",
+                               "id -u; touch /root/mine /etc/mine && echo own; "
+                               "mount -o remount,rw /usr 2>/dev/null && echo remounted; "
+                               "cat /proc/self/uid_map | tr -s ' '; chroot / true 2>/dev/null && "
+                               "echo chrooted; kill -9 1 2>/dev/null && echo killed"));
+    p.uid = p.gid = 0;
+    expect(*state, &p, NULL, &r);
+    assert_non_null(strstr(r.out, "0\nown\n"));
+    assert_null(strstr(r.out, "remounted"));
+    assert_null(strstr(r.out, "chrooted"));
+    assert_null(strstr(r.out, "killed"));
+    assert_non_null(strstr(r.out, " 0 0 65536\n"));
+}
+
+static void read_only_root_leaves_tmp_writable(void **state)
+{
+    char id[32];
+    Skerry__Runner__Prepare p;
+    static struct fixture_result r;
+    fixture_id(id);
+    fixture_prepare_init(
+        &p, id,
+        WORDS("sh", "-c",
+              "touch /x 2>/dev/null && echo root; touch /tmp/x && touch /dev/shm/x && "
+              "echo tmp"));
+    p.uid = p.gid = 0;
+    p.read_only = true;
+    expect(*state, &p, NULL, &r);
+    assert_string_equal(r.out, "tmp\n");
+}
+
+static void memory_above_the_limit_ends_the_instance_as_oom(void **state)
+{
+    static struct fixture_result r;
+    script(*state,
+           "python3 -c 'import time; x = bytearray(512 << 20); time.sleep(60)' & sleep 60; echo on",
+           &r);
+    assert_int_equal(r.reason, END_OOM);
+    assert_true(r.oom);
+    assert_null(strstr(r.out, "on"));
+}
+
+static void disk_above_the_limit_is_no_space(void **state)
+{
+    static struct fixture_result r;
+    script(*state,
+           "dd if=/dev/zero of=/tmp/big bs=1M count=64 2>&1 | grep -o 'No space left on device';"
+           "python3 -c '\n"
+           "import os\n"
+           "try:\n"
+           "  for i in range(100000): open(\"/tmp/f%d\" % i, \"w\").close()\n"
+           "except OSError as e: print(e.strerror)'",
+           &r);
+    assert_string_equal(r.out, "No space left on device\nNo space left on device\n");
+    assert_int_equal(r.reason, END_EXITED);
+    assert_int_equal(r.exit_code, 0);
+}
+
+static void processes_above_the_limit_cannot_be_made(void **state)
+{
+    static struct fixture_result r;
+    script(*state,
+           "python3 -c '\n"
+           "import os, time\n"
+           "n = 0\n"
+           "try:\n"
+           "  while n < 100:\n"
+           "    if os.fork() == 0: time.sleep(30)\n"
+           "    n += 1\n"
+           "except OSError as e: print(e.strerror)\n"
+           "print(n < 32)'",
+           &r);
+    assert_string_equal(r.out, "Resource temporarily unavailable\nTrue\n");
+}
+
+static void cpu_limit_holds(void **state)
+{
+    char id[32];
+    Skerry__Runner__Prepare p;
+    static struct fixture_result r;
+    fixture_id(id);
+    fixture_prepare_init(&p, id,
+                         WORDS("python3", "-c",
+                               "import time\nw = time.time(); c = time.process_time()\n"
+                               "while time.time() - w < 1: pass\n"
+                               "print((time.process_time() - c) < 0.5)"));
+    p.cpu_thousandths = 250;
+    expect(*state, &p, NULL, &r);
+    assert_string_equal(r.out, "True\n");
+}
+
+static void standard_output_can_be_opened_again(void **state)
+{
+    static struct fixture_result r;
+    script(*state, "echo again > /dev/stdout; echo err > /dev/stderr", &r);
+    assert_string_equal(r.out, "again\n");
+    assert_string_equal(r.err, "err\n");
+}
+
+static void seccomp_refuses_with_the_right_errors(void **state)
+{
+    static struct fixture_result r;
+    script(*state,
+           "python3 -c '\n"
+           "import ctypes, errno, socket, fcntl, os\n"
+           "libc = ctypes.CDLL(None, use_errno=True)\n"
+           "def call(*a):\n"
+           "  r = libc.syscall(*a)\n"
+           "  return \"ok\" if r >= 0 else errno.errorcode[ctypes.get_errno()]\n"
+           "def family(f, t):\n"
+           "  try: socket.socket(f, t).close(); return \"ok\"\n"
+           "  except OSError as e: return errno.errorcode[e.errno]\n"
+           "def ioctl(n):\n"
+           "  try: fcntl.ioctl(0, n, b\"x\" * 64); return \"ok\"\n"
+           "  except OSError as e: return errno.errorcode[e.errno]\n"
+           "print(call(435, 0, 0), call(165, 0, 0, 0, 0, 0), call(9999), call(425, 1, 0))\n"
+           "print(call(56, 0x10000000, 0, 0, 0, 0), call(272, 0x10000000), call(321, 0))\n"
+           "print(family(2, 1), family(10, 2), family(1, 1), family(16, 3), family(40, 1), "
+           "family(38, 5), family(17, 3))\n"
+           "print(ioctl(0x5412), ioctl(0x541c), ioctl(0x5412 | 1 << 33), ioctl(0x5410), "
+           "ioctl(0x5413), ioctl(0x5401))'",
+           &r);
+    assert_string_equal(r.err, "");
+    /* clone3, mount, an unknown call, io_uring; clone and unshare of a user namespace, bpf; inet,
+     * inet6, unix, netlink route, vsock, alg, packet; TIOCSTI, TIOCLINUX, TIOCSTI with high bits,
+     * and three that exist. */
+    assert_string_equal(r.out, "ENOSYS EPERM ENOSYS EPERM\nENOSYS EPERM EPERM\n"
+                               "ok ok ok ok ENOSYS ENOSYS ENOSYS\n"
+                               "EPERM EPERM EPERM ENOTTY ENOTTY ENOTTY\n");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(input_comes_out_and_the_exit_code_is_told),
+        cmocka_unit_test(host_image_runs_python),
+        cmocka_unit_test(signal_of_the_main_command_is_told),
+        cmocka_unit_test(missing_command_is_127_with_its_name),
+        cmocka_unit_test(host_image_shows_what_it_should_and_no_more),
+        cmocka_unit_test(code_inside_cannot_get_out),
+        cmocka_unit_test(root_inside_is_nobody_outside),
+        cmocka_unit_test(read_only_root_leaves_tmp_writable),
+        cmocka_unit_test(memory_above_the_limit_ends_the_instance_as_oom),
+        cmocka_unit_test(disk_above_the_limit_is_no_space),
+        cmocka_unit_test(processes_above_the_limit_cannot_be_made),
+        cmocka_unit_test(cpu_limit_holds),
+        cmocka_unit_test(standard_output_can_be_opened_again),
+        cmocka_unit_test(seccomp_refuses_with_the_right_errors),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
