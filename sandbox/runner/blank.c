@@ -314,5 +314,11 @@ int blank_make(struct blank *out, const struct blank_options *o, struct err *e)
 int blank_bind(const struct blank *blank, const struct bind_plan *plan, const int *descriptors,
                size_t descriptor_count, struct err *e)
 {
-    return struct_send(blank->channel, plan, sizeof *plan, descriptors, descriptor_count, e);
+    int rc = struct_send(blank->channel, plan, sizeof *plan, descriptors, descriptor_count, e);
+    struct blank_message last;
+    ssize_t n = rc < 0 ? recv(blank->channel, &last, sizeof last, MSG_DONTWAIT) : -1;
+    /* It ended before it was told anything, and said why. */
+    if (n > 0 && blank_failure(&last, (size_t)n, e))
+        return -(int)e->code;
+    return rc;
 }
