@@ -254,6 +254,11 @@ static int run_command(struct cli *c, int argc, char **argv)
         NULL,
     };
     struct err e = {0};
+    if ((command->flags & CLI_RAW) != 0) {
+        c->args.words = (const char **)argv;
+        c->args.word_count = (size_t)argc;
+        return command->run(c);
+    }
     if (cli_args_parse(&c->args, tables, argc, argv, (command->flags & CLI_WORDS_LAST) != 0, &e) !=
         0)
         return cli_usage(c, "%s", e.msg);

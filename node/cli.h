@@ -53,6 +53,7 @@ enum cli_flags {
     CLI_API = 1,        /* talks to a node: --addr, --token-file */
     CLI_JSON = 2,       /* --json */
     CLI_WORDS_LAST = 4, /* flags end at the first word: what follows is another's */
+    CLI_RAW = 8,        /* all arguments are another program's, --help too */
 };
 
 struct cli;

@@ -137,8 +137,7 @@ const struct cli_command cli_runner_command = {
             "node\n"
             "on this machine. What it allows at most comes from a root-owned file, by default\n"
             "/etc/skerry/runner.yaml; docs/configuration.md has its keys.",
-    .flags = CLI_WORDS_LAST,
-    .words_max = SIZE_MAX,
+    .flags = CLI_RAW,
     .run = runner,
 };
 
