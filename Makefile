@@ -116,11 +116,12 @@ $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
 $(B)/tests/runner_test_%: $(B)/obj/tests/unit/runner_test_%.o $(B)/librunner.a $(B)/obj/embedded_agent.o
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
-# What the node packs, the store must take: this one test has both sides.
-$(B)/tests/runner_test_image: $(call obj,node/pack.c node/pack_walk.c)
+# What the node packs, the store must take: these have both sides.
+$(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call obj,node/pack.c node/pack_walk.c)
 
 # A real runner and a plain client of it.
-$(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart: \
+$(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart \
+$(B)/tests/runner_test_probe: \
 	$(call obj,tests/lib/runner_fixture.c)
 
 # Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.
@@ -132,6 +133,7 @@ $(B)/probe/%: tests/sandbox/%.c
 $(B)/probe/probe: $(wildcard tests/sandbox/probe/*.c) tests/sandbox/probe/probe.h
 	@mkdir -p $(dir $@)
 	@$(CC) $(PROBE_CFLAGS) -o $@ $(filter %.c,$^)
+$(B)/tests/runner_test_probe: | $(PROBES)
 
 .PHONY: unit check
 unit: deps-quick $(UNIT) $(UNIT_RUNNER) $(B)/skerry

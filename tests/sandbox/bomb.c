@@ -4,7 +4,8 @@
  *     fork       processes           memory     pages that are written
  *     disk       bytes in /tmp       inode      empty files in /tmp
  *     tcp        bytes in the buffers of loopback connections that nobody reads
- *     files      open descriptors    cpu        one busy loop, for ever */
+ *     files      open descriptors    cpu        one busy loop, for ever
+ *     shm        System V shared memory that is written */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,6 +23,7 @@
 #define BYTES_MAX (4ul << 30)
 #define FILES_MAX 2000000ul
 #define CONNECTIONS_MAX 4000
+#define TCP_BYTES_MAX (1ul << 30)
 #define BLOCK (1ul << 20)
 
 static int told(const char *what, unsigned long count, int sys)
@@ -53,6 +56,19 @@ static int bomb_memory(void)
         memset(block, 'x', BLOCK);
     }
     return told("memory", BYTES_MAX, 0);
+}
+
+static int bomb_shm(void)
+{
+    int id = shmget(IPC_PRIVATE, BYTES_MAX, IPC_CREAT | 0600);
+    char *at = id >= 0 ? shmat(id, NULL, 0) : (char *)-1;
+    if (id >= 0)
+        shmctl(id, IPC_RMID, NULL);
+    if (at == (char *)-1)
+        return told("shm", 0, errno);
+    for (unsigned long bytes = 0; bytes < BYTES_MAX; bytes += 4096)
+        at[bytes] = 'x';
+    return told("shm", BYTES_MAX, 0);
 }
 
 static int bomb_disk(void)
@@ -90,6 +106,18 @@ static int bomb_files(void)
     return told("files", FILES_MAX, 0);
 }
 
+/* What all TCP sockets of the machine hold, in pages. */
+static void tell_tcp_pages(void)
+{
+    char line[256];
+    FILE *file = fopen("/proc/net/sockstat", "re");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (strncmp(line, "TCP:", 4) == 0)
+            fputs(line, stderr);
+    if (file != NULL)
+        fclose(file);
+}
+
 /* Each connection takes what its buffers hold, then the next is made. */
 static int bomb_tcp(void)
 {
@@ -109,10 +137,13 @@ static int bomb_tcp(void)
             return told("tcp", bytes, errno);
         fcntl(sender, F_SETFL, O_NONBLOCK);
         ssize_t n;
-        while ((n = send(sender, block, sizeof block, MSG_NOSIGNAL)) > 0)
+        while (bytes < TCP_BYTES_MAX && (n = send(sender, block, sizeof block, MSG_NOSIGNAL)) > 0)
             bytes += (unsigned long)n;
+        if (bytes >= TCP_BYTES_MAX)
+            return told("tcp", bytes, 0);
     }
-    return told("tcp", bytes, 0);
+    tell_tcp_pages();
+    return told("tcp", bytes, ENOBUFS);
 }
 
 static int bomb_cpu(void)
@@ -129,12 +160,12 @@ int main(int argc, char **argv)
         const char *name;
         int (*run)(void);
     } modes[] = {
-        {"fork", bomb_fork},   {"memory", bomb_memory}, {"disk", bomb_disk}, {"inode", bomb_inode},
-        {"files", bomb_files}, {"tcp", bomb_tcp},       {"cpu", bomb_cpu},
+        {"fork", bomb_fork},   {"memory", bomb_memory}, {"shm", bomb_shm}, {"disk", bomb_disk},
+        {"inode", bomb_inode}, {"files", bomb_files},   {"tcp", bomb_tcp}, {"cpu", bomb_cpu},
     };
     for (size_t i = 0; argc == 2 && i < sizeof modes / sizeof modes[0]; i++)
         if (strcmp(argv[1], modes[i].name) == 0)
             return modes[i].run();
-    fprintf(stderr, "usage: bomb fork|memory|disk|inode|files|tcp|cpu\n");
+    fprintf(stderr, "usage: bomb fork|memory|shm|disk|inode|files|tcp|cpu\n");
     return 2;
 }

@@ -113,7 +113,6 @@ struct number {
 
 static const struct number unknown[] = {
     {"a number that no kernel has", 9999},
-    {"a negative number", -2},
     {"a number far above all", 0x3fffffff},
     {"clone3, so that libc falls back to clone", SYS_clone3},
 };
@@ -132,6 +131,14 @@ static bool x32_call(const void *with, struct probe_text *what)
 {
     (void)with;
     long rc = syscall(0x40000000 | SYS_getpid);
+    return probe_fail(what, "it came back: %ld", rc);
+}
+
+/* Its bit for x32 is set. */
+static bool negative_call(const void *with, struct probe_text *what)
+{
+    (void)with;
+    long rc = syscall(-2);
     return probe_fail(what, "it came back: %ld", rc);
 }
 
@@ -254,6 +261,7 @@ void probe_add_calls(struct probe_list *list)
     probe_add(list, "numbers", "other ioctls work", other_requests_work, NULL, false);
 #if defined(__x86_64__)
     probe_add(list, "numbers", "an x32 call kills", x32_call, NULL, true);
+    probe_add(list, "numbers", "a negative number kills", negative_call, NULL, true);
     probe_add(list, "numbers", "an i386 call kills", i386_call, NULL, true);
     probe_add(list, "numbers", "a wide number is the same call", wide_number, NULL, false);
 #endif

@@ -9,7 +9,6 @@
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
-#include <sys/shm.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,7 +16,6 @@
 
 #define CHILDREN 1500
 #define DISK_BYTES (320ul << 20)
-#define SYSV_BYTES (8ul << 30)
 
 static bool no_core_dumps(const void *with, struct probe_text *what)
 {
@@ -92,15 +90,6 @@ static bool tmp_is_bounded(const void *with, struct probe_text *what)
     return disk_is_bounded(with, what);
 }
 
-static bool shared_memory_is_bounded(const void *with, struct probe_text *what)
-{
-    (void)with;
-    int id = shmget(IPC_PRIVATE, SYSV_BYTES, IPC_CREAT | 0600);
-    if (id >= 0)
-        shmctl(id, IPC_RMID, NULL);
-    return id < 0 || probe_fail(what, "%lu bytes", SYSV_BYTES);
-}
-
 static bool oom_score_cannot_be_lowered(const void *with, struct probe_text *what)
 {
     (void)with;
@@ -127,7 +116,6 @@ void probe_add_limits(struct probe_list *list)
     probe_add(list, "limits", "processes are bounded", processes_are_bounded, NULL, false);
     for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++)
         probe_add(list, "limits", names[i], tmp_is_bounded, folders[i], false);
-    probe_add(list, "limits", "shared memory is bounded", shared_memory_is_bounded, NULL, false);
     probe_add(list, "limits", "the oom score cannot be lowered", oom_score_cannot_be_lowered, NULL,
               false);
     probe_add(list, "limits", "inotify works", inotify_works, NULL, false);

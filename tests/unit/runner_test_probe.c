@@ -1,0 +1,355 @@
+/* A whole runner, and in its sandboxes the probe and the bombs of tests/sandbox; and the probe without
+ * a sandbox, where it must complain. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/buffer.h"
+#include "base/clock.h"
+#include "base/memory.h"
+#include "node/pack.h"
+#include "sandbox/runner/image.h"
+#include "sandbox/runner/runner.h"
+#include "tests/lib/runner_fixture.h"
+
+#define IMPORT_MS 60000
+#define CONTROL_FAILURES_MIN 100
+#define CHECKS_MIN 200
+
+extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
+
+struct host {
+    struct runner_fixture fixture;
+    char source[IMAGE_DIGEST_SIZE];
+    char image[IMAGE_DIGEST_SIZE];
+};
+
+struct inside {
+    const char *image; /* NULL: the host */
+    const char *program;
+    const char *argument; /* or NULL */
+    unsigned uid;
+    bool read_only;
+};
+
+/* --- a runner with the probes in its store ------------------------------------------------------ */
+
+/* Ids and groups are not those of another runner on this machine. */
+static int run(const char *directory, const char *socket, int ready_fd)
+{
+    char limits[96];
+    struct err e;
+    (void)text_format(limits, sizeof limits, "%s/runner.yaml", directory);
+    FILE *file = fopen(limits, "we");
+    if (file == NULL)
+        return 1;
+    fprintf(file, "uid_base: %u\nmax: {instances: 50}\ncgroup: skerry-probe-%d\nblanks: 0\n",
+            RUNNER_UID_BASE + 3900u * RUNNER_UIDS_PER_INSTANCE, (int)getpid());
+    fclose(file);
+    const struct runner_options options = {
+        .config_path = limits,
+        .directory = directory,
+        .socket = socket,
+        .node_uid = 0,
+        .node_gid = 0,
+        .blanks = 0,
+        .ready_fd = ready_fd,
+        .agent = embedded_agent_begin,
+        .agent_size = (size_t)(embedded_agent_end - embedded_agent_begin),
+    };
+    if (runner_run(&options, &e) == 0)
+        return 0;
+    fprintf(stderr, "runner: %s\n", e.msg);
+    return 1;
+}
+
+static const char *probe_folder(void)
+{
+    static char path[256];
+    const char *build = getenv("B");
+    (void)text_format(path, sizeof path, "%s/probe", build != NULL ? build : "build");
+    return path;
+}
+
+static int send_cb(void *user, const void *data, size_t length,
+                   const struct pack_progress *progress, struct err *e)
+{
+    const int *fd = user;
+    const char *at = data;
+    (void)progress;
+    while (length > 0) {
+        ssize_t n = write(*fd, at, length);
+        if (n <= 0)
+            return err_sys(e, ERR_IO, errno, "send the source");
+        at += n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+static void import_folder(struct host *h, const char *folder, enum pack_kind kind,
+                          char digest[IMAGE_DIGEST_SIZE])
+{
+    struct fixture_answer answer;
+    struct err e;
+    Skerry__Runner__Import import = SKERRY__RUNNER__IMPORT__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    import.kind = kind == PACK_IMAGE ? SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE
+                                     : SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMPORT_STREAM;
+    request.import_stream = &import;
+    fixture_ask(&h->fixture, &request, &answer);
+    assert_non_null(answer.reply);
+    assert_int_equal(answer.reply->error, 0);
+    assert_int_equal(answer.count, 1);
+    struct pack_options options = pack_options_default(kind);
+    if (pack_stream(folder, &options, send_cb, &answer.descriptors[0], &e) != 0)
+        fail_msg("%s", e.msg);
+    fixture_answer_free(&answer);
+    const Skerry__Runner__Event *event =
+        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_IMPORT_ENDED, NULL, IMPORT_MS);
+    assert_non_null(event);
+    if (event->import_ended->error != 0)
+        fail_msg("%s", event->import_ended->message);
+    assert_true(text_copy(digest, IMAGE_DIGEST_SIZE, event->import_ended->digest));
+}
+
+/* The smallest image: the probe and a folder for what it writes. */
+static void import_image(struct host *h)
+{
+    char path[128];
+    char from[300];
+    struct stat st;
+    (void)text_format(path, sizeof path, "%s/image", h->fixture.directory);
+    (void)text_format(from, sizeof from, "%s/probe", probe_folder());
+    assert_int_equal(mkdir(path, 0755), 0);
+    CLEANUP_FD int root = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    CLEANUP_FD int in = open(from, O_RDONLY | O_CLOEXEC);
+    assert_int_equal(fstat(in, &st), 0);
+    assert_int_equal(mkdirat(root, "bin", 0755), 0);
+    assert_int_equal(mkdirat(root, "tmp", 0755), 0);
+    assert_int_equal(fchmodat(root, "tmp", 01777, 0), 0);
+    CLEANUP_FD int out = openat(root, "bin/probe", O_WRONLY | O_CREAT | O_CLOEXEC, 0755);
+    for (off_t left = st.st_size; left > 0;) {
+        ssize_t n = sendfile(out, in, NULL, (size_t)left);
+        assert_true(n > 0);
+        left -= n;
+    }
+    memory_close(&out);
+    import_folder(h, path, PACK_IMAGE, h->image);
+}
+
+static int setup(void **state)
+{
+    struct host *h = calloc(1, sizeof *h);
+    signal(SIGPIPE, SIG_IGN);
+    fixture_open(&h->fixture, run);
+    *state = h;
+    import_image(h);
+    fixture_stop(&h->fixture, SIGTERM);
+    fixture_start(&h->fixture); /* the image is there after a restart of the runner */
+    import_folder(h, probe_folder(), PACK_SOURCE, h->source);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    struct host *h = *state;
+    fixture_close(&h->fixture);
+    free(h);
+    return 0;
+}
+
+static void run_inside(struct host *h, const struct inside *what, struct fixture_result *out)
+{
+    char id[32];
+    char program[64];
+    char variable[64];
+    char *environment[] = {variable};
+    char *command[] = {program, (char *)(uintptr_t)what->argument};
+    Skerry__Runner__Prepare prepare;
+    fixture_id(id);
+    (void)text_format(program, sizeof program, "%s/%s", what->image != NULL ? "/bin" : "/app",
+                      what->program);
+    (void)text_format(variable, sizeof variable, "SKERRY_INSTANCE=%s", id);
+    fixture_prepare_init(&prepare, id, command, what->argument != NULL ? 2 : 1);
+    prepare.source = h->source;
+    if (what->image != NULL)
+        prepare.image = (char *)(uintptr_t)what->image;
+    prepare.n_environment = 1;
+    prepare.environment = environment;
+    prepare.uid = what->uid;
+    prepare.gid = what->uid;
+    prepare.read_only = what->read_only;
+    fixture_run_command(&h->fixture, &prepare, NULL, out);
+    if (out->prepare_error != 0 || out->commit_error != 0)
+        fail_msg("%s: %s", what->program, out->message);
+}
+
+/* --- the probe -------------------------------------------------------------------------------- */
+static void count_checks(const char *text, int *passed, int *failed)
+{
+    const char *last = strstr(text, " passed, ");
+    *passed = 0;
+    *failed = 0;
+    while (last != NULL && last > text && last[-1] != '\n')
+        last--;
+    if (last == NULL || sscanf(last, "%d passed, %d failed", passed, failed) != 2)
+        fail_msg("the probe did not count: %s", text);
+}
+
+static void print_failures(const char *text)
+{
+    for (const char *line = text; *line != '\0';) {
+        size_t length = strcspn(line, "\n");
+        if (strncmp(line, "FAIL", 4) == 0)
+            print_message("%.*s\n", (int)length, line);
+        line += length + (line[length] == '\n');
+    }
+}
+
+static void assert_probe_passes(struct host *h, const struct inside *inside)
+{
+    static struct fixture_result result;
+    int passed, failed;
+    run_inside(h, inside, &result);
+    count_checks(result.out, &passed, &failed);
+    if (failed > 0 || result.exit_code != 0 || result.signal != 0) {
+        print_failures(result.out);
+        fail_msg("%d of %d checks failed", failed, passed + failed);
+    }
+    assert_true(passed >= CHECKS_MIN);
+}
+
+static void probe_passes_as_a_user(void **state)
+{
+    assert_probe_passes(*state, &(struct inside){.program = "probe", .uid = 1000});
+}
+
+static void probe_passes_as_root_inside(void **state)
+{
+    assert_probe_passes(*state, &(struct inside){.program = "probe", .uid = 0});
+}
+
+static void probe_passes_with_a_read_only_root(void **state)
+{
+    assert_probe_passes(*state,
+                        &(struct inside){.program = "probe", .uid = 1000, .read_only = true});
+}
+
+static void probe_passes_in_an_image(void **state)
+{
+    struct host *h = *state;
+    assert_probe_passes(h, &(struct inside){.image = h->image, .program = "probe", .uid = 1000});
+}
+
+static void probe_passes_as_root_of_an_image(void **state)
+{
+    struct host *h = *state;
+    assert_probe_passes(h, &(struct inside){.image = h->image, .program = "probe", .uid = 0});
+}
+
+/* Without a sandbox most checks must fail, or they assert nothing. */
+static void probe_complains_without_a_sandbox(void **state)
+{
+    (void)state;
+    static char text[65536];
+    size_t length = 0;
+    int ends[2];
+    int passed, failed;
+    char path[300];
+    (void)text_format(path, sizeof path, "%s/probe", probe_folder());
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        (void)setsid();
+        (void)dup2(ends[1], STDOUT_FILENO);
+        (void)execlp("bwrap", "bwrap", "--bind", "/", "/", "--dev-bind", "/dev", "/dev", path,
+                     (char *)NULL);
+        _exit(127);
+    }
+    memory_close(&ends[1]);
+    ssize_t n;
+    while ((n = read(ends[0], text + length, sizeof text - 1 - length)) > 0)
+        length += (size_t)n;
+    memory_close(&ends[0]);
+    waitpid(pid, NULL, 0);
+    count_checks(text, &passed, &failed);
+    print_message("without a sandbox: %d passed, %d failed\n", passed, failed);
+    assert_true(failed >= CONTROL_FAILURES_MIN && failed > passed);
+}
+
+/* --- bombs ------------------------------------------------------------------------------------ */
+
+struct bomb {
+    const char *mode;
+    const char *told; /* what it says where it met its limit; NULL: it may be ended instead */
+};
+
+/* Each meets a limit and says so, or is ended; it never comes to its own end unbounded, and then the
+ * runner starts the next instance as if nothing had been. */
+static void bombs_harm_nobody(void **state)
+{
+    struct host *h = *state;
+    static struct fixture_result result;
+    static const struct bomb bombs[] = {
+        {"fork", "Resource temporarily unavailable"},
+        {"memory", NULL},
+        {"shm", NULL},
+        {"disk", "No space left on device"},
+        {"inode", "No space left on device"},
+        {"files", "Too many open files"},
+        {"tcp", NULL},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(bombs); i++) {
+        uint64_t begin = clock_monotonic_ms();
+        run_inside(h, &(struct inside){.program = "bomb", .argument = bombs[i].mode, .uid = 1000},
+                   &result);
+        print_message("bomb %s: exit %u, signal %u%s after %llu ms, peak %llu MiB: %s",
+                      bombs[i].mode, result.exit_code, result.signal,
+                      result.oom ? ", out of memory" : "",
+                      (unsigned long long)(clock_monotonic_ms() - begin),
+                      (unsigned long long)(result.memory_peak_bytes >> 20),
+                      result.out[0] != '\0' ? result.out : "\n");
+        assert_null(strstr(result.out, "no limit was met"));
+        if (bombs[i].told != NULL)
+            assert_non_null(strstr(result.out, bombs[i].told));
+        run_inside(h, &(struct inside){.program = "true", .uid = 1000}, &result);
+        assert_int_equal(result.exit_code, 0);
+        assert_int_equal(result.signal, 0);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], IMAGE_IMPORT_ARGUMENT) == 0)
+        return image_import_main();
+    if (geteuid() != 0) {
+        printf("skipped: a sandbox needs root\n");
+        return 0;
+    }
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(probe_passes_as_a_user),
+        cmocka_unit_test(probe_passes_as_root_inside),
+        cmocka_unit_test(probe_passes_with_a_read_only_root),
+        cmocka_unit_test(probe_passes_in_an_image),
+        cmocka_unit_test(probe_passes_as_root_of_an_image),
+        cmocka_unit_test(probe_complains_without_a_sandbox),
+        cmocka_unit_test(bombs_harm_nobody),
+    };
+    return cmocka_run_group_tests_name("probe", tests, setup, teardown);
+}
