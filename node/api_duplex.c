@@ -282,10 +282,10 @@ static void socket_cb(uv_poll_t *poll, int status, int events)
 {
     struct api_connection *c = poll->data;
     struct api_duplex *d = c->duplex;
-    (void)events;
     if (d == NULL)
         return;
-    if (status < 0)
+    /* A client that closes leaves, whatever it sent before and was not taken. */
+    if (status < 0 || (events & UV_DISCONNECT) != 0)
         d->gone = true;
     else
         receive(d);
@@ -308,7 +308,6 @@ static void wait_for(struct api_duplex *d)
         events |= UV_READABLE;
     if (d->out.length > 0)
         events |= UV_WRITABLE;
-    /* A half-closed client is level-triggered: having read its end, `gone` is set. */
     (void)uv_poll_start(&d->connection->poll, events, socket_cb);
 }
 

@@ -477,6 +477,12 @@ static void status_nodes_explain_and_version_answer(void **state)
     assert_true(json_array_size(json_object_get(json, "instances")) > 0);
     json_decref(json);
     client_refused(f, &(struct request){.path = "/v1/explain/nothing"}, PROBLEM_NOT_FOUND);
+    struct answer a = client(f, &(struct request){.path = "/metrics"});
+    assert_int_equal(a.status, 200);
+    assert_non_null(strstr(a.headers, "Content-Type: text/plain; version=0.0.4"));
+    assert_non_null(strstr(a.body, "\nskerry_gateway_connections 9\n"));
+    assert_non_null(strstr(a.body, "\nskerry_instances{state=\"ready\"} "));
+    answer_free(&a);
     json = client_json(f, &(struct request){.path = "/v1/version"}, 200);
     assert_string_equal(text_of(json, "version"), SKERRY_VERSION);
     assert_string_equal(text_of(json, "cluster"), "0011223344556677");
