@@ -269,11 +269,9 @@ static bool origin_check(struct api_request *r)
         return true;
     const char *host = api_header(r, "Host");
     if (!host_allowed(r->api, host)) {
-        api_problem(
-            r, PROBLEM_FORBIDDEN,
-            "Host %.100s is not one of this API's; use its IP address or localhost, or list "
-            "the name in api_hosts",
-            host == NULL ? "(none)" : host);
+        api_problem(r, PROBLEM_FORBIDDEN,
+                    "Host %.100s is not one of this API's; use its IP address or localhost",
+                    host == NULL ? "(none)" : host);
         return false;
     }
     const char *origin = api_header(r, "Origin");
