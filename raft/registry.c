@@ -238,8 +238,9 @@ static int parts_open(struct registry *r, struct err *e)
                                             .after = wake,
                                             .failed = failed};
     rc = replica_open(&r->replica, r->loop, &replica, e);
-    if (rc < 0 && r->failed && e != NULL)
-        *e = r->failure;
+    /* The state machine knows better why than libraft. */
+    if (rc < 0 && r->failed)
+        return err_set(e, r->failure.code, "%s", r->failure.msg);
     return rc;
 }
 

@@ -5,8 +5,16 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
@@ -195,10 +203,506 @@ static void what_was_acknowledged_is_there_after_a_restart(void **state)
     help_directory_remove(directory);
 }
 
-int main(void)
+/* --- the registry in use ---------------------------------------------------------------------------- */
+
+static bool instance_there(struct node *n, uint64_t i)
 {
+    struct registry_root *root = registry_root(n->registry);
+    struct instance_id id = help_instance_id(1, i);
+    bool there = registry_root_instance(root, id.text, strlen(id.text)) != NULL;
+    registry_root_release(root);
+    return there;
+}
+
+/* Asks for the next as soon as one is answered, so many at a time. */
+struct flood {
+    struct node *n;
+    unsigned in_flight, in_flight_max;
+    uint64_t next, last; /* instances */
+    uint64_t answered, refused, failed;
+    bool done;
+    void (*each)(struct flood *f, const struct registry_result *r, uint64_t i);
+    int report;
+};
+
+struct flood_ask {
+    struct flood *flood;
+    uint64_t i;
+};
+
+static void flood_fill(struct flood *f);
+
+static void flood_answered(void *user, const struct err *error, const struct registry_result *r)
+{
+    struct flood_ask *ask = user;
+    struct flood *f = ask->flood;
+    f->in_flight--;
+    if (error != NULL)
+        f->failed++;
+    else if (r->problem != PROBLEM_NONE)
+        f->refused++;
+    else
+        f->answered++;
+    if (error == NULL && f->each != NULL)
+        f->each(f, r, ask->i);
+    free(ask);
+    flood_fill(f);
+    f->done = f->in_flight == 0 && f->next > f->last;
+}
+
+static void flood_fill(struct flood *f)
+{
+    while (f->in_flight < f->in_flight_max && f->next <= f->last) {
+        struct flood_ask *ask = malloc(sizeof *ask);
+        *ask = (struct flood_ask){.flood = f, .i = f->next++};
+        struct registry_instance instance = {
+            .id = help_instance_id(1, ask->i), .owner = 1, .version = 1, .workload = "hello"};
+        struct registry_command c = {.kind = REGISTRY_INSTANCE_RESERVE, .instance = &instance};
+        struct err e;
+        if (registry_propose(f->n->registry, &c, flood_answered, ask, &e) < 0)
+            fail_msg("%s", e.msg);
+        f->in_flight++;
+    }
+}
+
+static void flood(struct node *n, unsigned in_flight, uint64_t first, uint64_t last)
+{
+    struct flood f = {.n = n, .in_flight_max = in_flight, .next = first, .last = last};
+    flood_fill(&f);
+    run_until(n, &f.done);
+    assert_int_equal(f.answered, last - first + 1);
+}
+
+static void a_snapshot_replaces_the_log(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    node_loop(&n);
+    struct registry_options options = options_of(&n, directory);
+    options.snapshot_threshold = 100;
+    options.snapshot_trailing = 10;
+    node_start_with(&n, &options);
+    deploy(&n, "hello", "scale: {max: 100000}\n");
+    flood(&n, 8, 1, 1000);
+    struct registry_status status;
+    registry_status(n.registry, &status);
+    assert_true(status.snapshot_index > 500);
+    assert_true(status.batches_total < status.proposals_total);
+    node_stop(&n);
+
+    node_start(&n, directory);
+    for (uint64_t i = 1; i <= 1000; i++)
+        assert_true(instance_there(&n, i));
+    /* The epochs go on where they were. */
+    struct registry_result r = reserve(&n, "hello", 5000);
+    assert_int_equal(r.epoch & 0xffffffffff, 1001);
+    node_stop(&n);
+    help_directory_remove(directory);
+}
+
+static void what_waits_at_the_end_is_told(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    struct answer a[5] = {0};
+    struct err e;
+    node_start(&n, directory);
+    const struct registry_command c = {.kind = REGISTRY_SWEEP};
+    for (unsigned i = 0; i < 5; i++)
+        assert_int_equal(registry_propose(n.registry, &c, answered, &a[i], &e), 0);
+    registry_close(n.registry, closed, &n);
+    assert_int_equal(registry_propose(n.registry, &c, answered, &a[0], &e), -ERR_CANCELED);
+    run_until(&n, &n.closed);
+    for (unsigned i = 0; i < 5; i++) {
+        assert_true(a[i].done);
+        assert_int_equal(a[i].err.code, ERR_CANCELED);
+    }
+    node_loop_end(&n);
+    help_directory_remove(directory);
+}
+
+static void close_from_an_answer(void *user, const struct err *error,
+                                 const struct registry_result *result)
+{
+    struct node *n = user;
+    (void)error;
+    (void)result;
+    registry_close(n->registry, closed, n);
+}
+
+static void an_answer_may_close_the_registry(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    struct err e;
+    struct answer a = {0};
+    node_start(&n, directory);
+    const struct registry_command c = {.kind = REGISTRY_SWEEP};
+    assert_int_equal(registry_propose(n.registry, &c, close_from_an_answer, &n, &e), 0);
+    assert_int_equal(registry_propose(n.registry, &c, answered, &a, &e), 0);
+    run_until(&n, &n.closed);
+    assert_true(a.done);
+    node_loop_end(&n);
+    help_directory_remove(directory);
+}
+
+static void a_command_out_of_bounds_is_refused_at_once(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    struct err e = {0};
+    struct answer a = {0};
+    node_start(&n, directory);
+    const struct registry_command c = {.kind = REGISTRY_WORKLOAD_REMOVE, .name = "NO"};
+    assert_int_equal(registry_propose(n.registry, &c, answered, &a, &e), -ERR_INVALID);
+    assert_non_null(strstr(e.msg, "name of a workload"));
+    node_stop(&n);
+    assert_false(a.done);
+    help_directory_remove(directory);
+}
+
+/* --- a folder that is not as it should be ----------------------------------------------------------- */
+
+static void refused(const char *directory, bool bootstrap, enum err_code code, const char *why)
+{
+    struct node n;
+    struct err e = {0};
+    node_loop(&n);
+    struct registry_options options = options_of(&n, directory);
+    options.bootstrap = bootstrap;
+    int rc = registry_open(&n.registry, &n.loop, &options, &e);
+    if (rc != -(int)code || strstr(e.msg, why) == NULL)
+        fail_msg("%d: %s", rc, e.msg);
+    node_loop_end(&n);
+}
+
+static void a_folder_belongs_to_one_process(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    node_start(&n, directory);
+    refused(directory, true, ERR_CONFLICT, "in use");
+    node_stop(&n);
+    node_start(&n, directory);
+    node_stop(&n);
+    help_directory_remove(directory);
+}
+
+static void a_folder_that_cannot_be_made_is_an_error(void **state)
+{
+    (void)state;
+    refused("/proc/skerry-registry", true, ERR_IO, "/proc/skerry-registry");
+}
+
+/* The whole path of the file in a folder whose name matches best: the last by name. */
+static char *file_of(const char *directory, const char *prefix, const char *suffix)
+{
+    char found[NAME_MAX + 1] = "";
+    DIR *d = opendir(directory);
+    assert_non_null(d);
+    for (struct dirent *i = readdir(d); i != NULL; i = readdir(d)) {
+        size_t length = strlen(i->d_name), end = strlen(suffix);
+        if (strncmp(i->d_name, prefix, strlen(prefix)) == 0 && length >= end &&
+            strcmp(i->d_name + length - end, suffix) == 0 && strcmp(i->d_name, found) > 0)
+            text_copy(found, sizeof found, i->d_name);
+    }
+    closedir(d);
+    if (found[0] == '\0')
+        fail_msg("no %s*%s in %s", prefix, suffix, directory);
+    return text_new("%s/%s", directory, found);
+}
+
+/* Offset of the last byte that is not zero; -1: all are. */
+static off_t last_byte(int fd)
+{
+    struct stat st;
+    assert_int_equal(fstat(fd, &st), 0);
+    char *whole = malloc((size_t)st.st_size + 1);
+    assert_non_null(whole);
+    assert_int_equal(pread(fd, whole, (size_t)st.st_size, 0), st.st_size);
+    off_t at = st.st_size - 1;
+    while (at >= 0 && whole[at] == 0)
+        at--;
+    free(whole);
+    return at;
+}
+
+/* False if it is empty: a segment prepared ahead. */
+static bool damage(const char *path, off_t back_from_end)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    off_t at = last_byte(fd) - back_from_end;
+    if (at >= 0) {
+        char byte;
+        assert_int_equal(pread(fd, &byte, 1, at), 1);
+        byte = (char)(byte ^ 0x55);
+        assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+    }
+    close(fd);
+    return at >= 0;
+}
+
+static void a_damaged_log_is_refused_and_left_as_it_is(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    node_start(&n, directory);
+    deploy(&n, "hello", "scale: {max: 1000}\n");
+    flood(&n, 1, 1, 100);
+    node_stop(&n);
+    char *segment = file_of(directory, "00000000", "");
+    assert_true(damage(segment, 2000));
+    refused(directory, true, ERR_IO, "read the log");
+    assert_true(damage(segment, 2000)); /* back */
+    node_start(&n, directory);
+    assert_true(instance_there(&n, 100));
+    node_stop(&n);
+    free(segment);
+    help_directory_remove(directory);
+}
+
+static void a_damaged_snapshot_is_refused(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    node_loop(&n);
+    struct registry_options options = options_of(&n, directory);
+    options.snapshot_threshold = 50;
+    options.snapshot_trailing = 10;
+    node_start_with(&n, &options);
+    deploy(&n, "hello", "scale: {max: 1000}\n");
+    flood(&n, 4, 1, 300);
+    node_stop(&n);
+    char *meta = file_of(directory, "snapshot-", ".meta");
+    char *snapshot = text_new("%.*s", (int)(strlen(meta) - strlen(".meta")), meta);
+    assert_true(damage(snapshot, 100));
+    refused(directory, true, ERR_PROTOCOL, "snapshot is damaged");
+    free(meta);
+    free(snapshot);
+    help_directory_remove(directory);
+}
+
+/* --- crashes ---------------------------------------------------------------------------------------- */
+
+enum { CRASH_ROUNDS = 20, CRASH_EACH = 1000000 };
+
+static void report(struct flood *f, const struct registry_result *r, uint64_t i)
+{
+    (void)r;
+    assert_int_equal(write(f->report, &i, sizeof i), sizeof i);
+}
+
+/* The process that is killed: proposes and writes to `report` what was acknowledged. */
+static int crash_child(const char *directory, unsigned in_flight, uint64_t first, int out)
+{
+    struct node n;
+    node_loop(&n);
+    struct registry_options options = options_of(&n, directory);
+    options.snapshot_threshold = 64;
+    options.snapshot_trailing = 16;
+    node_start_with(&n, &options);
+    deploy(&n, "hello", "scale: {max: 100000}\n");
+    struct flood f = {.n = &n,
+                      .in_flight_max = in_flight,
+                      .next = first,
+                      .last = first + CRASH_EACH - 1,
+                      .each = report,
+                      .report = out};
+    flood_fill(&f);
+    while (!f.done)
+        uv_run(&n.loop, UV_RUN_ONCE);
+    return 1; /* it should have been killed */
+}
+
+static pid_t crash_start(const char *directory, unsigned in_flight, uint64_t first, int *from)
+{
+    int ends[2];
+    assert_int_equal(pipe(ends), 0);
+    char *text_in_flight = text_new("%u", in_flight);
+    char *text_first = text_new("%llu", (unsigned long long)first);
+    char *text_out = text_new("%d", ends[1]);
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        execl("/proc/self/exe", "test_registry", "crash", directory, text_in_flight, text_first,
+              text_out, (char *)NULL);
+        _exit(127);
+    }
+    close(ends[1]);
+    free(text_in_flight);
+    free(text_first);
+    free(text_out);
+    *from = ends[0];
+    return pid;
+}
+
+/* Lets it acknowledge `enough`, kills it, and gives the last that it acknowledged. */
+static uint64_t crash(const char *directory, unsigned in_flight, uint64_t first, unsigned enough)
+{
+    int from;
+    uint64_t last = 0;
+    pid_t pid = crash_start(directory, in_flight, first, &from);
+    for (unsigned i = 0; i < enough; i++)
+        if (read(from, &last, sizeof last) != (ssize_t)sizeof last)
+            fail_msg("the child ended by itself");
+    kill(pid, SIGKILL);
+    while (read(from, &last, sizeof last) == (ssize_t)sizeof last)
+        ;
+    close(from);
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    return last;
+}
+
+static void what_was_acknowledged_survives_kill_9(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    unsigned seed = 7;
+    uint64_t first[CRASH_ROUNDS + 1], last[CRASH_ROUNDS + 1];
+    for (unsigned round = 0; round < CRASH_ROUNDS; round++) {
+        unsigned in_flight = round % 2 == 0 ? 1 : 32;
+        first[round] = 1 + (uint64_t)round * CRASH_EACH;
+        last[round] = crash(directory, in_flight, first[round], 1 + (unsigned)rand_r(&seed) % 300);
+        struct node n;
+        node_start(&n, directory);
+        /* Of this round and of those before, with answers in order: up to the last one. */
+        for (unsigned r = 0; r <= round; r++)
+            for (uint64_t i = first[r]; i <= last[r]; i++)
+                if (!instance_there(&n, i))
+                    fail_msg("round %u: instance %llu of round %u was acknowledged and is lost",
+                             round, (unsigned long long)i, r);
+        node_stop(&n);
+    }
+    help_directory_remove(directory);
+}
+
+static void damage_newest_open(const char *directory)
+{
+    for (unsigned n = 20; n > 0; n--) {
+        char *segment = text_new("%s/open-%u", directory, n);
+        bool damaged = access(segment, F_OK) == 0 && damage(segment, 8);
+        free(segment);
+        if (damaged)
+            return;
+    }
+    fail_msg("no open segment was written to");
+}
+
+static void a_write_that_was_torn_is_not_there_and_all_before_is(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    uint64_t first = 1;
+    for (unsigned round = 0; round < 5; round++) {
+        uint64_t last = crash(directory, 1, first, 20 + round);
+        /* The newest may be prepared ahead and empty; the one before it then has the last write. */
+        damage_newest_open(directory);
+        struct node n;
+        node_start(&n, directory);
+        for (uint64_t i = first; i < last; i++)
+            assert_true(instance_there(&n, i));
+        first = last + 1000;
+        reserve(&n, "hello", first++);
+        node_stop(&n);
+    }
+    help_directory_remove(directory);
+}
+
+/* --- a disk that is full ---------------------------------------------------------------------------- */
+
+static void a_disk_that_fails_is_told(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    node_start(&n, directory);
+    deploy(&n, "hello", "scale: {max: 100000}\n");
+    /* No file may grow: the next segment cannot be made. */
+    struct rlimit before, none;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &before), 0);
+    none = before;
+    none.rlim_cur = 1;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
+    struct flood f = {.n = &n, .in_flight_max = 256, .next = 1, .last = UINT64_MAX - 1};
+    flood_fill(&f);
+    uv_timer_start(&n.alarm, late, DEADLINE_MS, 0);
+    while (!n.failed && !n.late)
+        uv_run(&n.loop, UV_RUN_ONCE);
+    f.last = 0;
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_true(n.failed);
+    assert_non_null(strstr(n.failure.msg, "raft:"));
+    const struct registry_command c = {.kind = REGISTRY_SWEEP};
+    struct answer a = {0};
+    struct err e;
+    assert_int_equal(registry_propose(n.registry, &c, answered, &a, &e), -ERR_UNAVAILABLE);
+    uint64_t known = f.answered;
+    node_stop(&n);
+    assert_true(f.failed > 0);
+    /* All that was answered before is there. */
+    node_start(&n, directory);
+    for (uint64_t i = 1; i <= known; i++)
+        assert_true(instance_there(&n, i));
+    node_stop(&n);
+    help_directory_remove(directory);
+}
+
+/* --- how fast --------------------------------------------------------------------------------------- */
+
+static void how_fast_it_writes(void **state)
+{
+    (void)state;
+    static const unsigned in_flight[] = {1, 32, 256};
+    char *directory = help_directory();
+    struct node n;
+    node_start(&n, directory);
+    deploy(&n, "hello", "scale: {max: 100000}\n");
+    uint64_t first = 1;
+    for (size_t i = 0; i < ARRAY_SIZE(in_flight); i++) {
+        uint64_t count = 500 * in_flight[i] / (i + 1);
+        uint64_t begin = clock_monotonic_us();
+        flood(&n, in_flight[i], first, first + count - 1);
+        uint64_t took = clock_monotonic_us() - begin;
+        first += count;
+        printf("durable writes, %u in flight: %.0f/s\n", in_flight[i],
+               (double)count * 1e6 / (double)took);
+    }
+    node_stop(&n);
+    help_directory_remove(directory);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 6 && strcmp(argv[1], "crash") == 0)
+        return crash_child(argv[2], (unsigned)strtoul(argv[3], NULL, 10),
+                           strtoull(argv[4], NULL, 10), (int)strtol(argv[5], NULL, 10));
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_was_acknowledged_is_there_after_a_restart),
+        cmocka_unit_test(a_snapshot_replaces_the_log),
+        cmocka_unit_test(what_waits_at_the_end_is_told),
+        cmocka_unit_test(an_answer_may_close_the_registry),
+        cmocka_unit_test(a_command_out_of_bounds_is_refused_at_once),
+        cmocka_unit_test(a_folder_belongs_to_one_process),
+        cmocka_unit_test(a_folder_that_cannot_be_made_is_an_error),
+        cmocka_unit_test(a_damaged_log_is_refused_and_left_as_it_is),
+        cmocka_unit_test(a_damaged_snapshot_is_refused),
+        cmocka_unit_test(what_was_acknowledged_survives_kill_9),
+        cmocka_unit_test(a_write_that_was_torn_is_not_there_and_all_before_is),
+        cmocka_unit_test(a_disk_that_fails_is_told),
+        cmocka_unit_test(how_fast_it_writes),
     };
     return cmocka_run_group_tests_name("registry", tests, NULL, NULL);
 }
