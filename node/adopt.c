@@ -155,7 +155,8 @@ static void adopt_held(struct node *n, const struct registry_root *root,
     const struct registry_instance *record =
         registry_root_instance(root, held->id, strlen(held->id));
     if (record == NULL || record->owner != n->id || record->state == INSTANCE_STATE_ENDED ||
-        record->epoch != held->epoch) {
+        /* Prepared while the reservation was under way, it was not told its epoch. */
+        (held->epoch != 0 && record->epoch != held->epoch)) {
         kill_held(n, held->id);
         return;
     }

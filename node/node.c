@@ -380,6 +380,8 @@ static void close_all(struct node *n)
     if (n->inbox != NULL)
         inbox_close(n->inbox, NULL);
     close_signals(n);
+    /* The next deadline of some instance is nothing to wait for. */
+    uv_unref((uv_handle_t *)&n->step_timer);
     uv_run(&n->loop, UV_RUN_DEFAULT);
 }
 
