@@ -12,7 +12,9 @@ static char lower(char c)
 /* The host without port and last dot. "[::1]:8080" gives "[::1]". */
 static struct http_text host_of(struct http_text authority)
 {
-    if (authority.length > 0 && authority.data[0] == '[') {
+    if (authority.length == 0)
+        return authority;
+    if (authority.data[0] == '[') {
         const char *close = memchr(authority.data, ']', authority.length);
         if (close != NULL)
             authority.length = (size_t)(close + 1 - authority.data);
@@ -22,7 +24,7 @@ static struct http_text host_of(struct http_text authority)
     if (colon != NULL)
         authority.length = (size_t)(colon - authority.data);
     if (authority.length > 0 && authority.data[authority.length - 1] == '.')
-        authority.length--;
+        authority.length--; /* "localhost." */
     return authority;
 }
 
