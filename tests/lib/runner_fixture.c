@@ -1,7 +1,11 @@
 #include "tests/lib/runner_fixture.h"
 
+#include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -206,6 +210,138 @@ const Skerry__Runner__Event *fixture_event(struct runner_fixture *f,
             return NULL;
         check(m->message_case == SKERRY__RUNNER__TO_NODE__MESSAGE_EVENT, "an answer unasked");
         event_keep(f, m);
+    }
+}
+
+bool fixture_http_get(int fd, uint16_t port)
+{
+    struct sockaddr_in address = {
+        .sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    static const char request[] = "GET / HTTP/1.0\r\n\r\n";
+    char text[64] = "";
+    struct pollfd wait = {.fd = fd, .events = POLLOUT};
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
+        return false;
+    if (poll(&wait, 1, FIXTURE_WAIT_MS) != 1 ||
+        write(fd, request, sizeof request - 1) != (ssize_t)sizeof request - 1)
+        return false;
+    wait.events = POLLIN;
+    if (poll(&wait, 1, FIXTURE_WAIT_MS) != 1 || read(fd, text, sizeof text - 1) <= 0)
+        return false;
+    return strstr(text, " 200 ") != NULL;
+}
+
+/* --- traces ------------------------------------------------------------------------------------ */
+
+static size_t entries_count(const char *path)
+{
+    DIR *folder = opendir(path);
+    size_t count = 0;
+    for (struct dirent *e = folder == NULL ? NULL : readdir(folder); e != NULL; e = readdir(folder))
+        count += e->d_name[0] != '.';
+    if (folder != NULL)
+        closedir(folder);
+    return count;
+}
+
+static size_t lines_count(const char *path)
+{
+    FILE *file = fopen(path, "r");
+    size_t count = 0;
+    for (int c = file == NULL ? EOF : getc(file); c != EOF; c = getc(file))
+        count += c == '\n';
+    if (file != NULL)
+        fclose(file);
+    return count;
+}
+
+/* Groups of this runner: "iN-PID" in any hierarchy. */
+static char group_suffix[32];
+static size_t group_count, group_processes;
+static int count_group(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+    (void)st;
+    (void)ftw;
+    size_t length = strlen(path), suffix = strlen(group_suffix);
+    if (type != FTW_D || length <= suffix || strcmp(path + length - suffix, group_suffix) != 0)
+        return 0;
+    char processes[600];
+    text_format(processes, sizeof processes, "%s/cgroup.procs", path);
+    group_count++;
+    group_processes += lines_count(processes);
+    return 0;
+}
+
+static void groups_count(pid_t runner)
+{
+    text_format(group_suffix, sizeof group_suffix, "-%d", (int)runner);
+    group_count = group_processes = 0;
+    (void)nftw("/sys/fs/cgroup", count_group, 32, FTW_PHYS);
+}
+
+static size_t children_count(pid_t runner)
+{
+    size_t count = 0;
+    DIR *proc = opendir("/proc");
+    for (struct dirent *e = readdir(proc); e != NULL; e = readdir(proc)) {
+        char path[300], text[512] = "";
+        text_format(path, sizeof path, "/proc/%s/stat", e->d_name);
+        FILE *file = atoi(e->d_name) <= 0 ? NULL : fopen(path, "r");
+        if (file == NULL)
+            continue;
+        size_t n = fread(text, 1, sizeof text - 1, file);
+        fclose(file);
+        char *end = n == 0 ? NULL : strrchr(text, ')');
+        count += end != NULL && atoi(end + 4) == runner;
+    }
+    closedir(proc);
+    return count;
+}
+
+void fixture_traces_read(const struct runner_fixture *f, struct fixture_traces *out)
+{
+    char path[160];
+    text_format(path, sizeof path, "/proc/%d/fd", (int)f->pid);
+    out->descriptors = entries_count(path);
+    text_format(path, sizeof path, "/proc/%d/mountinfo", (int)f->pid);
+    out->mounts = lines_count(path);
+    text_format(path, sizeof path, "%s/instances", f->directory);
+    out->folders = entries_count(path);
+    groups_count(f->pid);
+    out->groups = group_count;
+    out->children = children_count(f->pid);
+}
+
+static bool wait_a_moment(uint64_t until)
+{
+    (void)poll(NULL, 0, 30);
+    return clock_monotonic_ms() < until;
+}
+
+bool fixture_settle(const struct runner_fixture *f, struct fixture_traces *out, unsigned wait_ms)
+{
+    uint64_t until = clock_monotonic_ms() + wait_ms;
+    struct fixture_traces last = {0};
+    for (int equal = 0; equal < 3;) {
+        memset(out, 0, sizeof *out);
+        fixture_traces_read(f, out);
+        equal = memcmp(out, &last, sizeof last) == 0 && out->folders == 0 ? equal + 1 : 0;
+        last = *out;
+        if (!wait_a_moment(until))
+            return false;
+    }
+    return true;
+}
+
+bool fixture_processes_gone(pid_t runner, unsigned wait_ms)
+{
+    uint64_t until = clock_monotonic_ms() + wait_ms;
+    for (;;) {
+        groups_count(runner);
+        if (group_processes == 0)
+            return true;
+        if (!wait_a_moment(until))
+            return false;
     }
 }
 

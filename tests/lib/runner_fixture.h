@@ -56,6 +56,23 @@ const Skerry__Runner__Event *fixture_event(struct runner_fixture *f,
                                            Skerry__Runner__Event__EventCase which, const char *id,
                                            unsigned wait_ms);
 
+/* Connects an unconnected socket of an instance's network to 127.0.0.1; true when HTTP answers 200. */
+bool fixture_http_get(int socket, uint16_t port);
+
+/* What instances could leave behind. */
+struct fixture_traces {
+    size_t descriptors; /* of the runner; a network namespace is one */
+    size_t mounts;      /* in its mount namespace */
+    size_t children;    /* its processes */
+    size_t groups;      /* below its folders in the hierarchies of control groups */
+    size_t folders;     /* below instances/ */
+};
+void fixture_traces_read(const struct runner_fixture *f, struct fixture_traces *out);
+/* Waits until three looks in a row, 30 ms apart, are equal and no folder of an instance is there. */
+bool fixture_settle(const struct runner_fixture *f, struct fixture_traces *out, unsigned wait_ms);
+/* Waits until no process is left in the groups of a runner. */
+bool fixture_processes_gone(pid_t runner, unsigned wait_ms);
+
 /* A new instance id. */
 void fixture_id(char out[32]);
 /* A Prepare of the host image with small limits; the caller changes what it wants. */

@@ -14,35 +14,14 @@
 
 #include "base/memory.h"
 #include "base/words.h"
-#include "sandbox/runner/runner.h"
 #include "tests/lib/runner_fixture.h"
-
-extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
-
-static int run(const char *directory, const char *socket, int ready_fd)
-{
-    const struct runner_options options = {
-        .directory = directory,
-        .socket = socket,
-        .node_uid = 0,
-        .node_gid = 0,
-        .blanks = 0,
-        .ready_fd = ready_fd,
-        .agent = embedded_agent_begin,
-        .agent_size = (size_t)(embedded_agent_end - embedded_agent_begin),
-    };
-    struct err e;
-    if (runner_run(&options, &e) == 0)
-        return 0;
-    fprintf(stderr, "runner: %s\n", e.msg);
-    return 1;
-}
+#include "tests/lib/runner_in_process.h"
 
 static struct runner_fixture fixture;
 
 static int setup(void **state)
 {
-    fixture_open(&fixture, run);
+    fixture_open(&fixture, runner_in_process);
     *state = &fixture;
     return 0;
 }

@@ -1,0 +1,43 @@
+/* tests/lib/runner_in_process.h - what a runner_fixture runs: the real runner with the agent that
+ * was built with it. For tests that link librunner and the agent. */
+#ifndef SKERRY_TESTS_RUNNER_IN_PROCESS_H
+#define SKERRY_TESTS_RUNNER_IN_PROCESS_H
+
+#include <stdio.h>
+
+#include "sandbox/runner/runner.h"
+
+extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
+
+static inline int runner_in_process_blanks(const char *directory, const char *socket, int ready_fd,
+                                           int blanks)
+{
+    const struct runner_options options = {
+        .directory = directory,
+        .socket = socket,
+        .node_uid = 0,
+        .node_gid = 0,
+        .blanks = blanks,
+        .ready_fd = ready_fd,
+        .agent = embedded_agent_begin,
+        .agent_size = (size_t)(embedded_agent_end - embedded_agent_begin),
+    };
+    struct err e;
+    if (runner_run(&options, &e) == 0)
+        return 0;
+    fprintf(stderr, "runner: %s\n", e.msg);
+    return 1;
+}
+
+static inline int runner_in_process(const char *directory, const char *socket, int ready_fd)
+{
+    return runner_in_process_blanks(directory, socket, ready_fd, 0);
+}
+
+static inline int runner_in_process_with_blanks(const char *directory, const char *socket,
+                                                int ready_fd)
+{
+    return runner_in_process_blanks(directory, socket, ready_fd, 2);
+}
+
+#endif

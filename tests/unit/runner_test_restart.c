@@ -1,0 +1,333 @@
+/* Runners that end, are killed and come back; and that nothing is left behind. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "base/words.h"
+#include "tests/lib/runner_fixture.h"
+#include "tests/lib/runner_in_process.h"
+
+#define WORDS(...)                                                                                 \
+    (char *[]){__VA_ARGS__}, sizeof((const char *[]){__VA_ARGS__}) / sizeof(const char *)
+
+static struct runner_fixture *setup_with(fixture_run run)
+{
+    struct runner_fixture *f = calloc(1, sizeof *f);
+    assert_non_null(f);
+    fixture_open(f, run);
+    return f;
+}
+
+static int setup(void **state)
+{
+    *state = setup_with(runner_in_process);
+    return 0;
+}
+
+static int setup_blanks(void **state)
+{
+    *state = setup_with(runner_in_process_with_blanks);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    fixture_close(*state);
+    free(*state);
+    return 0;
+}
+
+/* A server on a port, whose output goes to its log. */
+static void server_start(struct runner_fixture *f, const char *id)
+{
+    Skerry__Runner__Prepare p;
+    struct fixture_answer answer;
+    fixture_prepare_init(
+        &p, id, WORDS("python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "8080"));
+    p.main_pipes = false;
+    p.port = 8080;
+    p.ready = SKERRY__RUNNER__READY__READY_LISTEN;
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    fixture_answer_free(&answer);
+    assert_int_equal(fixture_commit(f, id), 0);
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_READY, id, FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    assert_int_equal(event->ready->address->port, 8080);
+}
+
+static void list(struct runner_fixture *f, struct fixture_answer *answer)
+{
+    Skerry__Runner__Empty empty = SKERRY__RUNNER__EMPTY__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_LIST;
+    request.list = &empty;
+    fixture_ask(f, &request, answer);
+    assert_non_null(answer->reply);
+    assert_int_equal(answer->reply->error, 0);
+}
+
+/* Its state in the listing, or -1. */
+static int held_state(struct runner_fixture *f, const char *id, uint32_t *reason)
+{
+    struct fixture_answer answer;
+    list(f, &answer);
+    int state = -1;
+    const Skerry__Runner__List *l = answer.reply->list;
+    for (size_t n = 0; n < l->n_held; n++)
+        if (strcmp(l->held[n]->id, id) == 0) {
+            state = (int)l->held[n]->state;
+            if (reason != NULL && l->held[n]->ended != NULL)
+                *reason = l->held[n]->ended->reason;
+        }
+    fixture_answer_free(&answer);
+    return state;
+}
+
+static bool answers_http(struct runner_fixture *f, const char *id)
+{
+    Skerry__Runner__Sockets sockets = SKERRY__RUNNER__SOCKETS__INIT;
+    sockets.id = (char *)(uintptr_t)id;
+    sockets.count = 3;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_SOCKETS;
+    request.sockets = &sockets;
+    struct fixture_answer answer;
+    fixture_ask(f, &request, &answer);
+    assert_int_equal(answer.reply->error, 0);
+    assert_int_equal(answer.count, 3);
+    bool good = fixture_http_get(answer.descriptors[1], 8080);
+    fixture_answer_free(&answer);
+    return good;
+}
+
+static uint32_t exec_true(struct runner_fixture *f, const char *id, uint32_t exec_id)
+{
+    Skerry__Runner__Exec exec = SKERRY__RUNNER__EXEC__INIT;
+    char *command[] = {(char *)(uintptr_t) "sh", (char *)(uintptr_t) "-c",
+                       (char *)(uintptr_t) "echo from-exec; exit 5"};
+    exec.id = (char *)(uintptr_t)id;
+    exec.exec_id = exec_id;
+    exec.command = command;
+    exec.n_command = 3;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_EXEC;
+    request.exec = &exec;
+    struct fixture_answer answer;
+    fixture_ask(f, &request, &answer);
+    assert_int_equal(answer.reply->error, 0);
+    assert_int_equal(answer.count, 3);
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_EXEC_ENDED, id, FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    char text[64] = "";
+    assert_true(read(answer.descriptors[1], text, sizeof text - 1) > 0);
+    assert_string_equal(text, "from-exec\n");
+    fixture_answer_free(&answer);
+    return event->exec_ended->exit_code;
+}
+
+static void killed_runner_finds_its_instances_again(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32];
+    fixture_id(id);
+    server_start(f, id);
+    assert_true(answers_http(f, id));
+    for (int round = 0; round < 2; round++) {
+        fixture_stop(f, round == 0 ? SIGKILL : SIGTERM);
+        fixture_start(f);
+        assert_int_equal(held_state(f, id, NULL), SKERRY__RUNNER__HELD_STATE__HELD_READY);
+        assert_true(answers_http(f, id));
+        assert_int_equal(exec_true(f, id, 1), 5);
+    }
+    assert_int_equal(fixture_stop_instance(f, id, 2000), 0);
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    assert_int_equal(event->ended->reason, END_KILLED);
+    assert_int_equal(fixture_forget(f, id), 0);
+    assert_int_equal(held_state(f, id, NULL), -1);
+}
+
+static void end_while_the_runner_was_away_is_told(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32];
+    Skerry__Runner__Prepare p;
+    struct fixture_answer answer;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("cat"));
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    assert_int_equal(fixture_commit(f, id), 0);
+    pid_t runner = f->pid;
+    fixture_stop(f, SIGKILL);
+    /* Its input ends, so it does, with nobody to tell. */
+    memory_close(&answer.descriptors[0]);
+    char byte;
+    assert_int_equal(read(answer.descriptors[1], &byte, 1) <= 0, 1);
+    fixture_answer_free(&answer);
+    assert_true(fixture_processes_gone(runner, FIXTURE_WAIT_MS));
+    fixture_start(f);
+    uint32_t reason = 0;
+    assert_int_equal(held_state(f, id, &reason), SKERRY__RUNNER__HELD_STATE__HELD_ENDED);
+    assert_int_equal(reason, END_AGENT_LOST);
+    assert_int_equal(fixture_forget(f, id), 0);
+}
+
+static void prepared_instance_does_not_outlive_its_runner(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32];
+    Skerry__Runner__Prepare p;
+    struct fixture_answer answer;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("true"));
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    fixture_answer_free(&answer);
+    fixture_stop(f, SIGKILL);
+    fixture_start(f);
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, 1000);
+    uint32_t reason = 0;
+    if (event == NULL)
+        assert_int_equal(held_state(f, id, &reason), SKERRY__RUNNER__HELD_STATE__HELD_ENDED);
+    assert_int_equal(event != NULL ? event->ended->reason : reason, END_START_LOST);
+}
+
+static void deadline_is_kept_by_the_runner_also_after_a_restart(void **state)
+{
+    struct runner_fixture *f = *state;
+    char ids[2][32];
+    for (int n = 0; n < 2; n++) {
+        fixture_id(ids[n]);
+        server_start(f, ids[n]);
+        Skerry__Runner__Deadline deadline = SKERRY__RUNNER__DEADLINE__INIT;
+        deadline.id = ids[n];
+        deadline.boot_ms = clock_boot_ms() + (n == 0 ? 100 : 1500);
+        Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+        request.verb_case = SKERRY__RUNNER__REQUEST__VERB_DEADLINE;
+        request.deadline = &deadline;
+        assert_int_equal(fixture_code(f, &request), 0);
+    }
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, ids[0], FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    assert_int_equal(event->ended->reason, END_LEASE_LOST);
+    fixture_stop(f, SIGKILL);
+    fixture_start(f);
+    event = fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, ids[1], FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    assert_int_equal(event->ended->reason, END_LEASE_LOST);
+}
+
+static void folders_of_nobody_are_swept(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32], path[160];
+    fixture_id(id);
+    fixture_stop(f, SIGKILL);
+    text_format(path, sizeof path, "%s/instances/%s", f->directory, id);
+    assert_int_equal(mkdir(path, 0700), 0);
+    fixture_start(f);
+    uint64_t until = clock_monotonic_ms() + FIXTURE_WAIT_MS;
+    while (access(path, F_OK) == 0 && clock_monotonic_ms() < until)
+        usleep(1000);
+    assert_int_not_equal(access(path, F_OK), 0);
+}
+
+static void main_output_goes_to_the_log(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32], path[160], text[512] = "";
+    Skerry__Runner__Prepare p;
+    struct fixture_answer answer;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("sh", "-c", "echo to-the-log; echo last-words >&2; exit 3"));
+    p.main_pipes = false;
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    assert_int_equal(answer.count, 0);
+    fixture_answer_free(&answer);
+    assert_int_equal(fixture_commit(f, id), 0);
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    assert_string_equal(event->ended->stderr_tail, "last-words");
+    assert_int_equal(event->ended->exit_code, 3);
+    text_format(path, sizeof path, "%s/logs/%s.log", f->directory, id);
+    FILE *log = fopen(path, "r");
+    assert_non_null(log);
+    size_t n = fread(text, 1, sizeof text - 1, log);
+    fclose(log);
+    assert_non_null(memmem(text, n, "to-the-log", 10));
+}
+
+/* --- leaks ------------------------------------------------------------------------------------- */
+
+static void starts(struct runner_fixture *f, int count)
+{
+    static struct fixture_result r;
+    for (int n = 0; n < count; n++) {
+        char id[32];
+        Skerry__Runner__Prepare p;
+        fixture_id(id);
+        fixture_prepare_init(&p, id, WORDS("sh", "-c", "sleep 100 & echo x > /tmp/f"));
+        if (n % 10 == 9) {
+            struct fixture_answer answer;
+            assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+            fixture_answer_free(&answer);
+            assert_int_equal(fixture_discard(f, id), 0);
+            continue;
+        }
+        /* The sleeper in the background holds the pipes; it dies with the instance. */
+        fixture_run_command(f, &p, NULL, &r);
+        assert_int_equal(r.prepare_error, 0);
+        assert_int_equal(r.exit_code, 0);
+    }
+}
+
+static void hundred_starts_leave_nothing_behind(void **state)
+{
+    struct runner_fixture *f = *state;
+    starts(f, 5);
+    struct fixture_traces before, after;
+    assert_true(fixture_settle(f, &before, FIXTURE_WAIT_MS));
+    starts(f, 100);
+    assert_true(fixture_settle(f, &after, FIXTURE_WAIT_MS));
+    assert_int_equal(after.descriptors, before.descriptors);
+    assert_int_equal(after.mounts, before.mounts);
+    assert_int_equal(after.children, before.children);
+    assert_int_equal(after.groups, before.groups);
+    assert_int_equal(after.folders, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(killed_runner_finds_its_instances_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(end_while_the_runner_was_away_is_told, setup, teardown),
+        cmocka_unit_test_setup_teardown(prepared_instance_does_not_outlive_its_runner, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(deadline_is_kept_by_the_runner_also_after_a_restart, setup,
+                                        teardown),
+        cmocka_unit_test_setup_teardown(folders_of_nobody_are_swept, setup, teardown),
+        cmocka_unit_test_setup_teardown(main_output_goes_to_the_log, setup, teardown),
+        cmocka_unit_test_setup_teardown(hundred_starts_leave_nothing_behind, setup, teardown),
+        cmocka_unit_test_setup_teardown(hundred_starts_leave_nothing_behind, setup_blanks,
+                                        teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
