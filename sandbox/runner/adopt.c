@@ -224,31 +224,67 @@ static bool group_in_use(struct runner *r, const char *path)
     return false;
 }
 
+/* A place whose groups are found one hierarchy after the other. */
+struct lost {
+    struct lost *next;
+    struct place *place;
+    char name[64];
+};
+
+/* The name begins with the number of its place: its ids stay taken until the groups are empty. */
+static struct lost *lost_find(struct runner *r, struct lost **all, const char *name)
+{
+    for (struct lost *lost = *all; lost != NULL; lost = lost->next)
+        if (strcmp(lost->name, name) == 0)
+            return lost;
+    struct lost *lost = calloc(1, sizeof *lost);
+    struct err e;
+    uint32_t slot = (uint32_t)strtoul(name + 1, NULL, 10);
+    uint32_t uid = (uint32_t)r->config.uid_base + slot * RUNNER_UIDS_PER_INSTANCE;
+    if (lost == NULL || !text_copy(lost->name, sizeof lost->name, name) ||
+        (blanks_place_claim(r->blanks, uid, &lost->place, &e) < 0 &&
+         (lost->place = calloc(1, sizeof *lost->place)) == NULL)) {
+        free(lost);
+        return NULL;
+    }
+    lost->next = *all;
+    *all = lost;
+    return lost;
+}
+
+static void tree_sweep(struct runner *r, const struct cgroup_tree *tree, struct lost **all)
+{
+    DIR *folder = opendir(tree->parent);
+    for (struct dirent *entry = folder == NULL ? NULL : readdir(folder); entry != NULL;
+         entry = readdir(folder)) {
+        char path[CGROUP_PATH_SIZE];
+        if (entry->d_type != DT_DIR || entry->d_name[0] != 'i' ||
+            !text_format(path, sizeof path, "%s/%s", tree->parent, entry->d_name) ||
+            group_in_use(r, path))
+            continue;
+        struct lost *lost = lost_find(r, all, entry->d_name);
+        if (lost == NULL || lost->place->cgroup.group_count == CGROUP_TREES_MAX)
+            continue;
+        struct cgroup *cgroup = &lost->place->cgroup;
+        struct cgroup_group *group = &cgroup->groups[cgroup->group_count++];
+        group->backend = tree->backend;
+        group->controllers = tree->controllers;
+        text_copy(group->path, sizeof group->path, path);
+    }
+    if (folder != NULL)
+        closedir(folder);
+}
+
 static void groups_sweep(struct runner *r)
 {
-    for (size_t n = 0; n < r->cgroups.tree_count; n++) {
-        const struct cgroup_tree *tree = &r->cgroups.trees[n];
-        DIR *folder = opendir(tree->parent);
-        for (struct dirent *entry = folder == NULL ? NULL : readdir(folder); entry != NULL;
-             entry = readdir(folder)) {
-            struct place *place = NULL;
-            if (entry->d_type == DT_DIR && entry->d_name[0] == 'i')
-                place = calloc(1, sizeof *place);
-            if (place == NULL)
-                continue;
-            struct cgroup_group *group = &place->cgroup.groups[0];
-            group->backend = tree->backend;
-            group->controllers = tree->controllers;
-            place->cgroup.group_count = 1;
-            bool fits =
-                text_format(group->path, sizeof group->path, "%s/%s", tree->parent, entry->d_name);
-            if (!fits || group_in_use(r, group->path))
-                free(place);
-            else
-                reaper_add(r->reaper, place, "");
-        }
-        if (folder != NULL)
-            closedir(folder);
+    struct lost *all = NULL;
+    for (size_t n = 0; n < r->cgroups.tree_count; n++)
+        tree_sweep(r, &r->cgroups.trees[n], &all);
+    while (all != NULL) {
+        struct lost *lost = all;
+        all = lost->next;
+        reaper_add(r->reaper, lost->place, "");
+        free(lost);
     }
 }
 

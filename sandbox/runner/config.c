@@ -187,17 +187,22 @@ static void find_node_user(struct runner_config *c)
     c->node_gid = user == NULL ? 0 : user->pw_gid;
 }
 
+bool runner_config_range_valid(const struct runner_config *c)
+{
+    return c->uid_base >= RUNNER_UID_BASE && c->uid_base < RUNNER_UID_END &&
+           c->max.instances >= 1 &&
+           c->max.instances <= (RUNNER_UID_END - c->uid_base) / RUNNER_UIDS_PER_INSTANCE;
+}
+
 static int check(const struct runner_config *c, const struct document *d, struct err *e)
 {
-    uint64_t last = c->uid_base + c->max.instances * RUNNER_UIDS_PER_INSTANCE;
-    uint64_t end = RUNNER_UID_BASE + (uint64_t)RUNNER_INSTANCES_MAX * RUNNER_UIDS_PER_INSTANCE;
-    if (last > end)
+    if (!runner_config_range_valid(c))
         return err_set(e, ERR_INVALID,
-                       "%s:%d: uid_base: %llu instances from %llu end above %llu; lower "
+                       "%s:%d: uid_base: %llu instances from %llu end above %u; lower "
                        "max.instances or uid_base",
                        document_name(d), fields_line(d, "uid_base"),
                        (unsigned long long)c->max.instances, (unsigned long long)c->uid_base,
-                       (unsigned long long)end);
+                       RUNNER_UID_END);
     if (strchr(c->cgroup, '/') != NULL || c->cgroup[0] == '.')
         return err_set(e, ERR_INVALID, "%s:%d: cgroup: a name without slashes and leading dots",
                        document_name(d), fields_line(d, "cgroup"));

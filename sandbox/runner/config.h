@@ -16,7 +16,8 @@
 /* The ranges of instances: 65,536 ids each, from 0x70000000, and below IMAGE_UID_BASE. */
 #define RUNNER_UID_BASE 0x70000000u
 #define RUNNER_UIDS_PER_INSTANCE 65536u
-#define RUNNER_INSTANCES_MAX 4080u /* (0x7ff00000 - 0x70000000) / 65,536 */
+#define RUNNER_UID_END 0x7ff00000u /* IMAGE_UID_BASE of image.h */
+#define RUNNER_INSTANCES_MAX 4080u /* (RUNNER_UID_END - RUNNER_UID_BASE) / 65,536 */
 
 struct runner_config {
     char *directory;
@@ -41,6 +42,8 @@ struct runner_config {
 
 /* `path` NULL: RUNNER_CONFIG_PATH, which may be missing. */
 int runner_config_load(struct runner_config *c, const char *path, struct err *e) ERR_CHECKED;
+/* Whether the ids of all instances lie where they may. */
+bool runner_config_range_valid(const struct runner_config *c);
 void runner_config_free(struct runner_config *c);
 /* For docs. */
 const struct field_table *runner_config_fields(void);

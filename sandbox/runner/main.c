@@ -16,6 +16,7 @@ extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
 static const char usage[] =
     "usage: skerry runner [--config FILE] [--directory DIR] [--socket PATH]\n"
     "                     [--node-uid UID] [--node-gid GID] [--blanks N] [--log-json]\n"
+    "                     [--uid-base UID] [--instances-max N] [--ready-fd FD]\n"
     "\n"
     "Makes and holds sandboxes. Must be root. What it allows at most comes from FILE\n"
     "(default " RUNNER_CONFIG_PATH "), which root alone may write.\n";
@@ -34,7 +35,19 @@ static bool number_parse(const char *text, int64_t *out)
 /* 0: run; 1: done; 2: usage. */
 static int options_parse(int argc, char **argv, struct runner_options *o, enum log_format *format)
 {
-    enum { CONFIG = 1, DIRECTORY, SOCKET, NODE_UID, NODE_GID, BLANKS, READY_FD, LOG_JSON, HELP };
+    enum {
+        CONFIG = 1,
+        DIRECTORY,
+        SOCKET,
+        NODE_UID,
+        NODE_GID,
+        BLANKS,
+        UID_BASE,
+        INSTANCES,
+        READY_FD,
+        LOG_JSON,
+        HELP
+    };
     static const struct option options[] = {
         {"config", required_argument, NULL, CONFIG},
         {"directory", required_argument, NULL, DIRECTORY},
@@ -42,6 +55,8 @@ static int options_parse(int argc, char **argv, struct runner_options *o, enum l
         {"node-uid", required_argument, NULL, NODE_UID},
         {"node-gid", required_argument, NULL, NODE_GID},
         {"blanks", required_argument, NULL, BLANKS},
+        {"uid-base", required_argument, NULL, UID_BASE},
+        {"instances-max", required_argument, NULL, INSTANCES},
         {"ready-fd", required_argument, NULL, READY_FD},
         {"log-json", no_argument, NULL, LOG_JSON},
         {"help", no_argument, NULL, HELP},
@@ -68,6 +83,12 @@ static int options_parse(int argc, char **argv, struct runner_options *o, enum l
             break;
         case BLANKS:
             good = number_parse(optarg, &o->blanks) && o->blanks <= 64;
+            break;
+        case UID_BASE:
+            good = number_parse(optarg, &o->uid_base);
+            break;
+        case INSTANCES:
+            good = number_parse(optarg, &o->instances_max);
             break;
         case READY_FD:
             good = number_parse(optarg, &number);
@@ -100,6 +121,8 @@ int main(int argc, char **argv)
     struct runner_options options = {.node_uid = -1,
                                      .node_gid = -1,
                                      .blanks = -1,
+                                     .uid_base = -1,
+                                     .instances_max = -1,
                                      .ready_fd = -1,
                                      .agent = embedded_agent_begin,
                                      .agent_size =

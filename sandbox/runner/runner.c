@@ -59,6 +59,15 @@ static int configure(struct runner *r, const struct runner_options *o, struct er
         c->node_gid = (gid_t)o->node_gid;
     if (o->blanks >= 0)
         c->blanks = (uint64_t)o->blanks;
+    if (o->uid_base >= 0)
+        c->uid_base = (uint64_t)o->uid_base;
+    if (o->instances_max >= 0)
+        c->max.instances = (uint64_t)o->instances_max;
+    if (!runner_config_range_valid(c))
+        return err_set(e, ERR_INVALID,
+                       "%llu instances from uid %llu on: the ids must lie in %u..%u",
+                       (unsigned long long)c->max.instances, (unsigned long long)c->uid_base,
+                       RUNNER_UID_BASE, RUNNER_UID_END - 1);
     r->bounds = (struct request_bounds){.profiles = (const char *const *)c->profiles.items,
                                         .profile_count = c->profiles.count,
                                         .egress = c->egress,

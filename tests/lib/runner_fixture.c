@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -38,7 +39,7 @@ void fixture_open(struct runner_fixture *f, fixture_run run)
     f->run = run;
     f->node = -1;
     text_copy(f->directory, sizeof f->directory, "/tmp/skerry-runner-XXXXXX");
-    check(mkdtemp(f->directory) != NULL, "make folder");
+    check(mkdtemp(f->directory) != NULL && chmod(f->directory, 0711) == 0, "make folder");
     text_format(f->socket, sizeof f->socket, "%s/s", f->directory);
     fixture_start(f);
 }

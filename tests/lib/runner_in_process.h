@@ -4,6 +4,7 @@
 #define SKERRY_TESTS_RUNNER_IN_PROCESS_H
 
 #include <stdio.h>
+#include <unistd.h>
 
 #include "sandbox/runner/runner.h"
 
@@ -12,7 +13,10 @@ extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
 static inline int runner_in_process_blanks(const char *directory, const char *socket, int ready_fd,
                                            int blanks)
 {
+    /* Tests may run side by side: ids of their own for each, a hundred places. */
     const struct runner_options options = {
+        .uid_base = RUNNER_UID_BASE + (int64_t)(getpid() % 40) * 100 * RUNNER_UIDS_PER_INSTANCE,
+        .instances_max = 100,
         .directory = directory,
         .socket = socket,
         .node_uid = 0,
