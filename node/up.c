@@ -196,7 +196,8 @@ static void read_addresses(const struct up_node *n, char http[CONFIG_ADDRESS_SIZ
     config_free(&config);
 }
 
-static void tell(const struct up_node *n, bool started, bool linked, bool detach, const char *dir)
+static void tell(const struct up_node *n, bool started, bool fresh, bool linked, bool detach,
+                 const char *dir)
 {
     char http[CONFIG_ADDRESS_SIZE], api[CONFIG_ADDRESS_SIZE];
     read_addresses(n, http, api);
@@ -208,8 +209,10 @@ static void tell(const struct up_node *n, bool started, bool linked, bool detach
     printf("  data    %s\n\n", n->directory);
     printf("export SKERRY_ADDR=unix:%s/api/api.sock%s\n\n", n->directory,
            linked ? "   # not needed: " UP_LINK " is this node" : "");
-    printf("  skerry deploy deploy/examples/hello.yaml\n");
-    printf("  curl -si http://%s/w/hello/\n", http);
+    if (fresh)
+        printf("  skerry deploy deploy/examples/hello.yaml\n"
+               "  curl -si http://%s/w/hello/\n",
+               http);
     if (detach)
         printf("  skerry down%s%s\n", dir != NULL ? " --dir " : "", dir != NULL ? dir : "");
     else
@@ -292,7 +295,7 @@ static int up(struct cli *c)
         return CLI_FAILED;
     }
     bool linked = up_node_link(&n);
-    tell(&n, started, linked, cli_has(c, "detach"), cli_value(c, "dir"));
+    tell(&n, started, fresh, linked, cli_has(c, "detach"), cli_value(c, "dir"));
     return cli_has(c, "detach") ? CLI_DONE : stay(&n);
 }
 
