@@ -24,6 +24,7 @@
 
 #define RUNS_IN_A_ROW_MAX 200 /* of libmicrohttpd, before the loop gets its turn */
 #define SWEEP_MS 1000
+#define CLOSE_MS 15000u /* for questions to be answered when the API ends */
 #define INBOX_MESSAGES_MAX 65536
 #define PEER_GROUPS_MAX 256
 /* For one connection: the header block and what libmicrohttpd keeps beside it. */
@@ -520,10 +521,21 @@ unsigned api_port(const struct api *api, size_t listener)
 
 void api_close(struct api *api, void (*pump)(void *user), void *user)
 {
-    api->options.calls.events_watch(api->options.calls.user, NULL, NULL);
+    api->options.calls.events_watch(api->options.calls.user, NULL, api);
     (void)uv_async_send(&api->stop);
-    while (!atomic_load(&api->finished))
+    uint64_t deadline_ms = clock_monotonic_ms() + CLOSE_MS;
+    while (!atomic_load(&api->finished)) {
+        if (clock_monotonic_ms() >= deadline_ms) {
+            /* A runner that is away tells no ends. The thread keeps what such questions point to,
+             * and ends with the process. */
+            log_warn("api", "questions are left without an answer; not waiting for them");
+            if (api->socket_path[0] != '\0')
+                (void)unlink(api->socket_path);
+            (void)pthread_detach(api->thread);
+            return;
+        }
         pump(user);
+    }
     (void)pthread_join(api->thread, NULL);
     assert_always(uv_loop_close(&api->loop) == 0);
     api_free(api);

@@ -64,7 +64,8 @@ int api_open(struct api **out, const struct api_options *options, struct err *e)
 unsigned api_port(const struct api *api, size_t listener);
 /* Ends all streams and joins the thread. What was asked must be answered before that is done, so
  * `pump` is called again and again to let the control thread go on answering; it may wait a few
- * milliseconds. Removes the unix socket. */
+ * milliseconds. After 15 s without all answers the API is left to the end of the process. Removes
+ * the unix socket. */
 void api_close(struct api *api, void (*pump)(void *user), void *user);
 
 /* Every route, for the test that compares them with docs/openapi.yaml. */

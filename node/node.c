@@ -368,11 +368,12 @@ static void free_instances(struct node *n)
 static void close_all(struct node *n)
 {
     n->stopping = true;
+    /* The API first: it reads the gateway's counters. */
+    if (n->api != NULL)
+        api_close(n->api, pump, n);
     if (n->gateway != NULL)
         gateway_close(n->gateway, pump, n);
     n->gateway = NULL;
-    if (n->api != NULL)
-        api_close(n->api, pump, n);
     if (n->sandbox != NULL)
         sandbox_close(n->sandbox, sandbox_closed, n);
     if (n->registry != NULL)

@@ -156,7 +156,8 @@ struct node_event {
 #define NODE_EVENTS_KEPT 4096
 /* Copies events with a sequence above `after`, oldest first; returns how many. */
 size_t node_events(struct node *node, uint64_t after, struct node_event *out, size_t out_max);
-/* `post` is called (any thread) when there is a new one: wake your loop there. One per loop. */
+/* `post` is called (any thread) when there is a new one: wake your loop there. One per loop; `post`
+ * NULL ends the watch of `user`. */
 void node_events_watch(struct node *node, void (*post)(void *user), void *user);
 
 /* Where the runner keeps the logs of instances (ID.log, ID.log.1; sandbox/log_reader.h); "" until

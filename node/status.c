@@ -58,9 +58,17 @@ size_t node_events(struct node *n, uint64_t after, struct node_event *out, size_
 void node_events_watch(struct node *n, void (*post)(void *user), void *user)
 {
     pthread_mutex_lock(&n->facts_mutex);
-    assert_always(n->event_watcher_count < ARRAY_SIZE(n->event_watchers));
-    n->event_watchers[n->event_watcher_count].post = post;
-    n->event_watchers[n->event_watcher_count++].user = user;
+    if (post == NULL) {
+        size_t kept = 0;
+        for (size_t k = 0; k < n->event_watcher_count; k++)
+            if (n->event_watchers[k].user != user)
+                n->event_watchers[kept++] = n->event_watchers[k];
+        n->event_watcher_count = kept;
+    } else {
+        assert_always(n->event_watcher_count < ARRAY_SIZE(n->event_watchers));
+        n->event_watchers[n->event_watcher_count].post = post;
+        n->event_watchers[n->event_watcher_count++].user = user;
+    }
     pthread_mutex_unlock(&n->facts_mutex);
 }
 
