@@ -121,7 +121,7 @@ $(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call obj,node/pack.
 
 # A real runner and a plain client of it.
 $(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart \
-$(B)/tests/runner_test_probe: \
+$(B)/tests/runner_test_probe $(B)/tests/runner_test_layers: \
 	$(call obj,tests/lib/runner_fixture.c)
 
 # Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.

@@ -214,6 +214,16 @@ const Skerry__Runner__Event *fixture_event(struct runner_fixture *f,
     }
 }
 
+void fixture_event_forget(struct runner_fixture *f, const Skerry__Runner__Event *event)
+{
+    for (size_t i = 0; i < f->event_count; i++)
+        if (f->events[i]->event == event) {
+            skerry__runner__to_node__free_unpacked(f->events[i], NULL);
+            f->events[i] = f->events[--f->event_count];
+            return;
+        }
+}
+
 bool fixture_http_get(int fd, uint16_t port)
 {
     struct sockaddr_in address = {

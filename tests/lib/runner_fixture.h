@@ -56,6 +56,9 @@ const Skerry__Runner__Event *fixture_event(struct runner_fixture *f,
                                            Skerry__Runner__Event__EventCase which, const char *id,
                                            unsigned wait_ms);
 
+/* So that the next of its kind is found. Frees the event. */
+void fixture_event_forget(struct runner_fixture *f, const Skerry__Runner__Event *event);
+
 /* Connects an unconnected socket of an instance's network to 127.0.0.1; true when HTTP answers 200. */
 bool fixture_http_get(int socket, uint16_t port);
 

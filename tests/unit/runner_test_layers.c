@@ -1,0 +1,198 @@
+/* Images and sources through the runner: imported, bound to instances, held while in use. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+#include "base/words.h"
+#include "sandbox/runner/image.h"
+#include "tests/lib/runner_fixture.h"
+#include "tests/lib/runner_in_process.h"
+
+#define WORDS(...)                                                                                 \
+    (char *[]){__VA_ARGS__}, sizeof((const char *[]){__VA_ARGS__}) / sizeof(const char *)
+
+static struct runner_fixture fixture;
+
+static int setup(void **state)
+{
+    fixture_open(&fixture, runner_in_process);
+    *state = &fixture;
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    fixture_close(*state);
+    return 0;
+}
+
+/* Packs a folder and imports it. */
+static void import(struct runner_fixture *f, const char *folder, Skerry__Runner__ImportKind kind,
+                   char digest[IMAGE_DIGEST_SIZE])
+{
+    Skerry__Runner__Import import = SKERRY__RUNNER__IMPORT__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    struct fixture_answer answer;
+    import.kind = kind;
+    import.name = (char *)(uintptr_t) "test";
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMPORT_STREAM;
+    request.import_stream = &import;
+    fixture_ask(f, &request, &answer);
+    assert_int_equal(answer.reply->error, 0);
+    assert_int_equal(answer.count, 1);
+    pid_t pid = fork();
+    if (pid == 0) {
+        if (dup2(answer.descriptors[0], 1) < 0)
+            _exit(1);
+        execl("/bin/tar", "tar", "-C", folder, "-c", ".", (char *)NULL);
+        _exit(1);
+    }
+    fixture_answer_free(&answer);
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_IMPORT_ENDED, NULL, FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    assert_string_equal(event->import_ended->message, "");
+    assert_true(text_copy(digest, IMAGE_DIGEST_SIZE, event->import_ended->digest));
+    fixture_event_forget(f, event);
+}
+
+static uint32_t image_remove(struct runner_fixture *f, char *digest)
+{
+    Skerry__Runner__ImageRemove remove = SKERRY__RUNNER__IMAGE_REMOVE__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    remove.digest = digest;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMAGE_REMOVE;
+    request.image_remove = &remove;
+    return fixture_code(f, &request);
+}
+
+static void file_write(const char *folder, const char *name, const char *text, mode_t mode)
+{
+    char path[200];
+    text_format(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs(text, file);
+    assert_int_equal(fclose(file), 0);
+    assert_int_equal(chmod(path, mode), 0);
+}
+
+static void folder_make(char *out, size_t size, const char *below, const char *name)
+{
+    text_format(out, size, "%s/%s", below, name);
+    assert_int_equal(mkdir(out, 0755), 0);
+}
+
+static void source_is_read_only_at_app(void **state)
+{
+    struct runner_fixture *f = *state;
+    char folder[128], digest[IMAGE_DIGEST_SIZE], id[32];
+    static struct fixture_result r;
+    folder_make(folder, sizeof folder, f->directory, "source");
+    file_write(folder, "run.sh",
+               "#!/bin/sh\npwd\nls -ln run.sh | cut -d' ' -f1,3,4\n"
+               "touch new 2>/dev/null && echo wrote\necho done\n",
+               0755);
+    import(f, folder, SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE, digest);
+    Skerry__Runner__Prepare p;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("./run.sh"));
+    p.source = digest;
+    p.uid = p.gid = 0;
+    fixture_run_command(f, &p, NULL, &r);
+    assert_string_equal(r.message, "");
+    assert_string_equal(r.err, "");
+    assert_string_equal(r.out, "/app\n-rwxr-xr-x 0 0\ndone\n");
+    assert_int_equal(image_remove(f, digest), 0);
+}
+
+/* A program that needs nothing of its image: the shell of the machine and what it is linked to. */
+static void image_fill(const char *folder)
+{
+    char command[600];
+    text_format(
+        command, sizeof command,
+        "cd %s && mkdir -p bin etc data secret && cp /bin/dash bin/sh && cp /bin/ls /bin/cat "
+        "/bin/mkdir /bin/rm bin/ && for l in $(ldd /bin/dash /bin/ls /bin/cat /bin/mkdir "
+        "/bin/rm | grep -o '/[^ ]*\\.so[^ ]*' | sort -u); do mkdir -p .$(dirname $l) && cp "
+        "-L $l .$l; done && echo image > data/file && chown -R 0:0 . && chown -R 1000:1000 data "
+        "&& chmod 0700 secret && echo x > secret/x && ln -s /proc/mounts etc/resolv.conf",
+        folder);
+    pid_t pid = fork();
+    if (pid == 0) {
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
+}
+
+static void image_is_a_root_of_its_own(void **state)
+{
+    struct runner_fixture *f = *state;
+    char folder[128], digest[IMAGE_DIGEST_SIZE], ids[3][32];
+    static struct fixture_result r;
+    folder_make(folder, sizeof folder, f->directory, "image");
+    image_fill(folder);
+    import(f, folder, SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE, digest);
+    Skerry__Runner__Prepare p;
+    fixture_id(ids[0]);
+    fixture_prepare_init(
+        &p, ids[0],
+        WORDS("sh", "-c",
+              "ls -d /usr/bin /home 2>/dev/null; cat /data/file; echo mine > "
+              "/data/file; cat /data/file; mkdir /data/d; rm /data/file; ls /data; "
+              "cat /secret/x 2>/dev/null; cat /etc/resolv.conf; ls -ld /secret "
+              "/data | while read a b c d e; do echo $a $c; done"));
+    p.image = digest;
+    fixture_run_command(f, &p, NULL, &r);
+    assert_string_equal(r.message, "");
+    assert_string_equal(r.err, "");
+    assert_string_equal(r.out, "image\nmine\nd\n# This instance has no network.\ndrwxr-xr-x 1000\n"
+                               "drwx------ 0\n");
+    /* What one wrote, no other sees. */
+    fixture_id(ids[1]);
+    fixture_prepare_init(&p, ids[1], WORDS("cat", "/data/file"));
+    p.image = digest;
+    fixture_run_command(f, &p, NULL, &r);
+    assert_string_equal(r.out, "image\n");
+    /* In use, it cannot be removed. */
+    struct fixture_answer answer;
+    fixture_id(ids[2]);
+    fixture_prepare_init(&p, ids[2], WORDS("cat"));
+    p.image = digest;
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    assert_int_equal(image_remove(f, digest), ERR_CONFLICT);
+    assert_int_equal(fixture_discard(f, ids[2]), 0);
+    fixture_answer_free(&answer);
+    struct fixture_traces traces;
+    assert_true(fixture_settle(f, &traces, FIXTURE_WAIT_MS));
+    assert_int_equal(image_remove(f, digest), 0);
+    assert_int_equal(image_remove(f, digest), ERR_NOT_FOUND);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], IMAGE_IMPORT_ARGUMENT) == 0)
+        return image_import_main();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(source_is_read_only_at_app),
+        cmocka_unit_test(image_is_a_root_of_its_own),
+    };
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
