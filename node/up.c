@@ -67,7 +67,7 @@ static int end_runner(struct up_node *n, struct err *e)
 static void remove_leavings(const struct up_node *n)
 {
     static const char *const names[] = {"serve.pid", "runner.pid", "run/runner.sock",
-                                        "api/api.sock"};
+                                        "run/api.sock"};
     up_node_unlink(n);
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         char path[UP_PATH_SIZE];
@@ -205,9 +205,9 @@ static void tell(const struct up_node *n, bool started, bool fresh, bool linked,
     printf("%s  %s\n", strrchr(n->directory, '/') + 1, started ? "is up" : "was up already");
     printf("  joins   http://%s/w/WORKLOAD/   http://WORKLOAD.localhost%s/\n", http,
            port == NULL ? "" : port);
-    printf("  API     http://%s (with a token), unix:%s/api/api.sock (root)\n", api, n->directory);
+    printf("  API     http://%s (with a token), unix:%s/run/api.sock (root)\n", api, n->directory);
     printf("  data    %s\n\n", n->directory);
-    printf("export SKERRY_ADDR=unix:%s/api/api.sock%s\n\n", n->directory,
+    printf("export SKERRY_ADDR=unix:%s/run/api.sock%s\n\n", n->directory,
            linked ? "   # not needed: " UP_LINK " is this node" : "");
     if (fresh)
         printf("  skerry deploy deploy/examples/hello.yaml\n"

@@ -151,7 +151,7 @@ static int write_configuration(const struct up_node *n, struct err *e)
                  "data: %s/data\n"
                  "http: [\"%s\"]\n"
                  "api: \"%s\"\n"
-                 "api_socket: %s/api/api.sock\n"
+                 "api_socket: %s/run/api.sock\n"
                  "runner_socket: %s/run/runner.sock\n"
                  "limits: {instances_max: %d}\n",
                  strrchr(d, '/') + 1, d, n->http != NULL ? n->http : "127.0.0.1:8080",
@@ -180,11 +180,8 @@ int up_node_prepare(const struct up_node *n, struct err *e)
         const char *name;
         mode_t mode;
         bool of_serve;
-    } folders[] = {{"", 0755, false},
-                   {"run", 0755, false},
-                   {"runner", 0755, false},
-                   {"data", 0700, true},
-                   {"api", 0755, true}};
+    } folders[] = {
+        {"", 0755, false}, {"run", 0755, true}, {"runner", 0755, false}, {"data", 0700, true}};
     int rc = make_parents(n->directory, e);
     for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(folders); i++) {
         char path[UP_PATH_SIZE];
@@ -331,7 +328,7 @@ static bool answers_ready(const struct up_node *n, char *why, size_t size)
     struct client *client = NULL;
     struct client_answer answer = {0};
     struct err e = {0};
-    (void)text_format(address, sizeof address, "unix:%s/api/api.sock", n->directory);
+    (void)text_format(address, sizeof address, "unix:%s/run/api.sock", n->directory);
     struct client_options options = {.address = address};
     struct client_request request = {.path = "/readyz", .timeout_ms = 2000};
     int rc = client_open(&client, &options, &e);
@@ -410,14 +407,14 @@ static bool link_is_ours(const struct up_node *n)
     if (length < 0)
         return false;
     target[length] = '\0';
-    up_node_path(n, "api/api.sock", own);
+    up_node_path(n, "run/api.sock", own);
     return strcmp(target, own) == 0;
 }
 
 bool up_node_link(const struct up_node *n)
 {
     char own[UP_PATH_SIZE];
-    up_node_path(n, "api/api.sock", own);
+    up_node_path(n, "run/api.sock", own);
     if (link_is_ours(n))
         return true;
     if (somebody_listens(UP_LINK))

@@ -4,7 +4,7 @@
  *     DIR/node1/serve.log, runner.log      what the daemons say
  *     DIR/node1/serve.pid, runner.pid
  *     DIR/node1/data                       of serve, 0700: the registry
- *     DIR/node1/api/api.sock               of serve
+ *     DIR/node1/run/api.sock               of serve
  *     DIR/node1/run/runner.sock            of the runner
  *     DIR/node1/runner                     of the runner: images, instances, logs
  *
