@@ -111,6 +111,13 @@ static const char *command_fault(const struct registry_command *c)
     return "its kind is unknown";
 }
 
+uint32_t command_feature_level(enum registry_command_kind kind)
+{
+    /* Those of the first release. */
+    (void)kind;
+    return 1;
+}
+
 /* --- encoding ------------------------------------------------------------------------------------- */
 
 /* Room for any body, while it is packed. */

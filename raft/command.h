@@ -30,6 +30,10 @@ struct command_session {
     uint64_t sequence;
 };
 
+/* Which level of the registry a kind of command needs, so that nodes of two releases run together: a
+ * new kind gets the next level, and is not proposed before every node has it. */
+uint32_t command_feature_level(enum registry_command_kind kind);
+
 /* *out is malloc'ed, the caller's; *out_length a multiple of 8. */
 int command_encode(uint8_t **out, size_t *out_length, const struct command_session *session,
                    const struct registry_command *command, struct err *e) ERR_CHECKED;

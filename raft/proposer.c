@@ -495,6 +495,12 @@ size_t proposer_waiting(const struct proposer *p)
     return p->waiting.count + p->batch.count;
 }
 
+bool proposer_idle(const struct proposer *p)
+{
+    return proposer_waiting(p) == 0 && p->done.first == NULL && p->barriers_waiting.first == NULL &&
+           p->barriers_asked.first == NULL && p->barriers_done.first == NULL;
+}
+
 struct proposer_counts proposer_counts(const struct proposer *p)
 {
     return p->counts;

@@ -63,7 +63,8 @@ void proposer_ask(struct proposer *p, bool leads);
 /* Gives up what is past its deadline. */
 void proposer_expire(struct proposer *p, uint64_t now_ms);
 
-size_t proposer_waiting(const struct proposer *p);
+size_t proposer_waiting(const struct proposer *p); /* proposals not yet committed */
+bool proposer_idle(const struct proposer *p);      /* nobody waits for anything */
 struct proposer_counts {
     uint64_t proposals, batches, barriers, asked_again;
 };

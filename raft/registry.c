@@ -32,6 +32,7 @@ struct registry {
     uv_timer_t timer;
     unsigned handles; /* that are open */
     bool awake;       /* prepare and check run */
+    bool ticked;      /* deadlines are due to be looked at */
 
     struct state *state;
     struct proposer *proposer;
@@ -75,6 +76,7 @@ static void wake(void *user)
 static void timer_cb(uv_timer_t *timer)
 {
     struct registry *r = container_of(timer, struct registry, timer);
+    r->ticked = true;
     wake(r);
 }
 
@@ -124,7 +126,7 @@ static void tell(struct registry *r)
 /* Deadlines need a timer only while somebody waits. */
 static void timer_follow(struct registry *r)
 {
-    if (proposer_waiting(r->proposer) == 0)
+    if (proposer_idle(r->proposer))
         uv_timer_stop(&r->timer);
     else if (!uv_is_active((uv_handle_t *)&r->timer))
         uv_timer_start(&r->timer, timer_cb, DEADLINE_TICK_MS, DEADLINE_TICK_MS);
@@ -139,7 +141,9 @@ static void turn(struct registry *r)
     uv_check_stop(&r->check);
     tell(r);
     proposer_deliver(r->proposer);
-    proposer_expire(r->proposer, clock_monotonic_ms());
+    if (r->ticked)
+        proposer_expire(r->proposer, clock_monotonic_ms());
+    r->ticked = false;
     if (r->closing) {
         close_now(r);
         return;
@@ -296,6 +300,12 @@ int registry_propose(struct registry *r, const struct registry_command *command,
         return err_set(e, ERR_CANCELED, "the registry is closing");
     if (r->failed)
         return err_set(e, ERR_UNAVAILABLE, "%s", r->failure.msg);
+    uint32_t level = state_content(r->state)->feature_level;
+    if (command_feature_level(command->kind) > level)
+        return err_set(
+            e, ERR_UNSUPPORTED,
+            "registry command %d needs feature level %u, the cluster has %u: upgrade all nodes",
+            (int)command->kind, command_feature_level(command->kind), level);
     int rc = proposer_propose(r->proposer, command, clock_monotonic_ms(), cb, user, e);
     return rc < 0 ? err_wrap(e, "propose to the registry") : 0;
 }

@@ -14,6 +14,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -689,6 +690,59 @@ static void a_disk_that_fails_is_told(void **state)
     help_directory_remove(directory);
 }
 
+/* --- pauses ----------------------------------------------------------------------------------------- */
+
+struct pauses {
+    uv_timer_t timer;
+    uint64_t last_us, longest_us;
+};
+
+/* CPU time of this thread, so that what other processes take does not count. */
+static uint64_t cpu_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+static void pause_tick(uv_timer_t *timer)
+{
+    struct pauses *p = timer->data;
+    uint64_t now = cpu_us();
+    if (p->last_us != 0 && now - p->last_us > p->longest_us)
+        p->longest_us = now - p->last_us;
+    p->last_us = now;
+}
+
+/* Says for how long the loop did nothing else, and asserts nothing about time. */
+static void the_loop_goes_on_while_a_snapshot_is_taken(void **state)
+{
+    (void)state;
+    char *directory = help_directory();
+    struct node n;
+    struct pauses p = {0};
+    node_loop(&n);
+    struct registry_options options = options_of(&n, directory);
+    node_start_with(&n, &options);
+    uv_timer_init(&n.loop, &p.timer);
+    p.timer.data = &p;
+    deploy(&n, "hello", "scale: {max: 100000}\n");
+    flood(&n, 256, 1, 60000);
+    uv_timer_start(&p.timer, pause_tick, 1, 1);
+    flood(&n, 256, 60001, 100000);
+    uv_close((uv_handle_t *)&p.timer, NULL);
+    printf("longest pause of the loop with 100000 instances, 256 writes in flight, and snapshots: "
+           "%.1f ms\n",
+           (double)p.longest_us / 1e3);
+    node_stop(&n);
+    uint64_t begin = clock_monotonic_us();
+    node_start(&n, directory);
+    printf("restart with 100000 instances: %.0f ms\n",
+           (double)(clock_monotonic_us() - begin) / 1e3);
+    node_stop(&n);
+    help_directory_remove(directory);
+}
+
 /* --- how fast --------------------------------------------------------------------------------------- */
 
 static void how_fast_it_writes(void **state)
@@ -733,6 +787,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(what_was_acknowledged_survives_kill_9),
         cmocka_unit_test(a_write_that_was_torn_is_not_there_and_all_before_is),
         cmocka_unit_test(a_disk_that_fails_is_told),
+        cmocka_unit_test(the_loop_goes_on_while_a_snapshot_is_taken),
         cmocka_unit_test(how_fast_it_writes),
     };
     return cmocka_run_group_tests_name("registry", tests, NULL, NULL);
