@@ -59,9 +59,9 @@ static int configure(struct runner *r, const struct runner_options *o, struct er
         c->node_gid = (gid_t)o->node_gid;
     if (o->blanks >= 0)
         c->blanks = (uint64_t)o->blanks;
-    if (o->uid_base >= 0)
+    if (o->uid_base > 0)
         c->uid_base = (uint64_t)o->uid_base;
-    if (o->instances_max >= 0)
+    if (o->instances_max > 0)
         c->max.instances = (uint64_t)o->instances_max;
     if (!runner_config_range_valid(c))
         return err_set(e, ERR_INVALID,
