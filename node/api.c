@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,14 +22,20 @@
 #include "base/log.h"
 #include "node/api_internal.h"
 #include "node/api_worker.h"
+#include "node/config.h"
 
 #define RUNS_IN_A_ROW_MAX 200 /* of libmicrohttpd, before the loop gets its turn */
 #define SWEEP_MS 1000
 #define CLOSE_MS 15000u /* for questions to be answered when the API ends */
 #define INBOX_MESSAGES_MAX 65536
 #define PEER_GROUPS_MAX 256
-/* For one connection: the header block and what libmicrohttpd keeps beside it. */
-#define CONNECTION_BYTES 65536
+/* For one connection: the header block and what libmicrohttpd keeps beside it. Twice of what is
+ * allowed (api_request.c), so that what is too large is refused by us and not by its HTML. */
+#define CONNECTION_BYTES (128 * 1024)
+/* A peer that vanished is noticed within 60 + 4 * 15 s, also when nothing is to be sent. */
+#define KEEPALIVE_IDLE_S 60
+#define KEEPALIVE_INTERVAL_S 15
+#define KEEPALIVE_COUNT 4
 
 void api_dirty(struct api *api)
 {
@@ -79,6 +86,19 @@ static void name_peer(int fd, char *name, size_t size)
         (void)text_format(name, size, "%s port %s", host, port);
 }
 
+static void set_option(int fd, int level, int name, int value)
+{
+    (void)setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+static void watch_peer(int fd)
+{
+    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
+    set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_COUNT);
+}
+
 static void connection_freed_cb(uv_handle_t *handle)
 {
     free(handle->data);
@@ -116,10 +136,12 @@ static void connection_notify_cb(void *user, struct MHD_Connection *mhd, void **
     c->listener = l;
     c->fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
     c->deadline_ms = clock_monotonic_ms() + api->options.header_timeout_ms;
-    if (l->local)
+    if (l->local) {
         c->trusted = peer_trusted(api, c->fd, c->peer, sizeof(c->peer));
-    else
+    } else {
         name_peer(c->fd, c->peer, sizeof(c->peer));
+        watch_peer(c->fd);
+    }
     c->poll.data = c;
     c->polled = uv_poll_init(&api->loop, &c->poll, c->fd) == 0;
     c->next = api->connections;
@@ -327,6 +349,9 @@ static int tcp_listen(const char *address, unsigned *port, struct err *e)
         return err_sys(e, ERR_IO, sys, "listen for the API on %s:%s", host, colon + 1);
     *port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
                                               : ((struct sockaddr_in *)&bound)->sin_port);
+    if (!config_address_private(&bound))
+        log_warn("api", "%s:%s is a public address; the API is meant for private ones", host,
+                 colon + 1);
     return steal_fd(&fd);
 }
 

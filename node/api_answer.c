@@ -6,6 +6,8 @@
 #include "gateway/problem.h"
 #include "node/api_internal.h"
 
+#define STREAM_IDLE_S 3600u
+
 void api_header_add(struct api_request *r, const char *name, const char *value)
 {
     /* Refused are line ends only; none of ours hold any. */
@@ -49,7 +51,7 @@ void api_answer_empty(struct api_request *r, unsigned status)
 
 void api_answer_json(struct api_request *r, unsigned status, json_t *json)
 {
-    char *text = json == NULL ? NULL : json_dumps(json, JSON_COMPACT);
+    char *text = json == NULL ? NULL : json_dumps(json, API_JSON_FLAGS);
     json_decref(json);
     if (r->response != NULL) {
         free(text);
@@ -93,6 +95,8 @@ static ssize_t read_cb(void *user, uint64_t position, char *out, size_t size)
 
 void api_answer_stream(struct api_request *r, const char *type)
 {
+    /* A pager may keep a log waiting for long. */
+    (void)MHD_set_connection_option(r->mhd, MHD_CONNECTION_OPTION_TIMEOUT, STREAM_IDLE_S);
     answer_set(r, MHD_HTTP_OK,
                MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 65536, read_cb, r, NULL));
     if (r->response != NULL)

@@ -61,7 +61,8 @@ struct result_end api_command_end(const struct node_ask *ask)
                              .wall_us = ask->end.wall_us,
                              .cpu_us = ask->end.cpu_us,
                              .memory_peak_bytes = ask->end.memory_peak_bytes};
-    if (end.signal == 0 && end.exit_code < 0 && (end.timed_out || end.oom))
+    /* Ended from outside: there is no code of its own. */
+    if (end.signal == 0 && end.exit_code <= 0 && (end.timed_out || end.oom))
         end.signal = 9;
     if (end.signal != 0)
         end.exit_code = 128 + (int)end.signal;

@@ -8,6 +8,8 @@
  * command. The end: the command ended -> what its outputs still hold -> frame 6 -> `out` written ->
  * closed. The connection stays libmicrohttpd's, which is told to close it at the end. */
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,25 +17,12 @@
 
 #include "base/clock.h"
 #include "gateway/problem.h"
+#include "node/api_frame.h"
 #include "node/api_internal.h"
 
-#define FRAME_HEADER_BYTES 5u
-#define FRAME_BYTES_MAX 65536u
-#define IN_BYTES_MAX (FRAME_HEADER_BYTES + FRAME_BYTES_MAX)
+#define IN_BYTES_MAX (API_FRAME_HEADER_BYTES + API_FRAME_BYTES_MAX)
 #define STDIN_BYTES_MAX (256u * 1024u) /* that the command has not read; signals still pass */
-#define SIGNAL_MAX 64u
 #define LINGER_MS 2000u
-
-enum frame {
-    FRAME_STDIN,
-    FRAME_STDIN_END,
-    FRAME_STDOUT,
-    FRAME_STDERR,
-    FRAME_RESIZE,
-    FRAME_SIGNAL,
-    FRAME_EXIT,
-    FRAME_PROBLEM,
-};
 
 struct api_duplex {
     struct api *api;
@@ -55,20 +44,12 @@ static void duplex_step(struct api_duplex *d);
 
 /* --- frames out --------------------------------------------------------------------------------- */
 
-static void frame_header(char header[FRAME_HEADER_BYTES], enum frame type, size_t size)
+static bool frame_append(struct api_duplex *d, enum api_frame_type type, const char *data,
+                         size_t size)
 {
-    header[0] = (char)type;
-    header[1] = (char)(size >> 24);
-    header[2] = (char)(size >> 16);
-    header[3] = (char)(size >> 8);
-    header[4] = (char)size;
-}
-
-static bool frame_append(struct api_duplex *d, enum frame type, const char *data, size_t size)
-{
-    char header[FRAME_HEADER_BYTES];
-    frame_header(header, type, size);
-    return buffer_reserve(&d->out, FRAME_HEADER_BYTES + size) &&
+    char header[API_FRAME_HEADER_BYTES];
+    api_frame_header(header, type, size);
+    return buffer_reserve(&d->out, API_FRAME_HEADER_BYTES + size) &&
            buffer_append(&d->out, header, sizeof(header)) && buffer_append(&d->out, data, size);
 }
 
@@ -94,7 +75,7 @@ static void tell_end(struct api_duplex *d)
     d->told = true;
     if (known) {
         json_t *json = end_json(ask);
-        char *dump = json == NULL ? NULL : json_dumps(json, JSON_COMPACT);
+        char *dump = json == NULL ? NULL : json_dumps(json, API_JSON_FLAGS);
         if (dump == NULL || !buffer_append_text(&text, dump))
             d->gone = true;
         free(dump);
@@ -108,15 +89,16 @@ static void tell_end(struct api_duplex *d)
                                                    .reason = end_reason_name(ask->end.reason)})) {
         d->gone = true;
     }
-    if (!d->gone && !frame_append(d, known ? FRAME_EXIT : FRAME_PROBLEM, text.data, text.length))
+    if (!d->gone &&
+        !frame_append(d, known ? API_FRAME_EXIT : API_FRAME_PROBLEM, text.data, text.length))
         d->gone = true;
     buffer_free(&text);
 }
 
 /* Reads what the command wrote, as far as `out` has room. */
-static void take_output(struct api_duplex *d, struct api_fd **fd, enum frame type)
+static void take_output(struct api_duplex *d, struct api_fd **fd, enum api_frame_type type)
 {
-    char data[FRAME_BYTES_MAX / 2];
+    char data[API_FRAME_BYTES_MAX / 2];
     while (*fd != NULL && d->out.length < API_OUTPUT_BYTES_MAX) {
         ssize_t count = read((*fd)->fd, data, sizeof(data));
         if (count > 0) {
@@ -174,34 +156,25 @@ static void write_input(struct api_duplex *d)
         api_fd_close(&d->input);
 }
 
-static unsigned number16(const char *bytes)
-{
-    return (unsigned)(unsigned char)bytes[0] << 8 | (unsigned char)bytes[1];
-}
-
-/* False: it is no frame of a client's. */
-static bool take_frame(struct api_duplex *d, unsigned type, const char *data, size_t size)
+/* False: it has no place here. */
+static bool take_frame(struct api_duplex *d, const struct api_frame *f)
 {
     /* End of transmission, which a terminal takes as the end of what is typed. */
     static const char end_of_typing[] = {4};
-    switch (type) {
-    case FRAME_STDIN:
-        return !d->input_ended && buffer_append(&d->pending, data, size);
-    case FRAME_STDIN_END:
-        if (size != 0 || d->input_ended)
+    switch (f->type) {
+    case API_FRAME_STDIN:
+        return !d->input_ended && buffer_append(&d->pending, f->data, f->size);
+    case API_FRAME_STDIN_END:
+        if (d->input_ended)
             return false;
         d->input_ended = true;
         return !d->tty || buffer_append(&d->pending, end_of_typing, sizeof(end_of_typing));
-    case FRAME_RESIZE:
-        if (size != 4)
-            return false;
-        if (d->tty && number16(data) > 0 && number16(data + 2) > 0)
-            api_ask_about(d->ask, NODE_ASK_RESIZE, 0, number16(data), number16(data + 2));
+    case API_FRAME_RESIZE:
+        if (d->tty && f->rows > 0 && f->columns > 0)
+            api_ask_about(d->ask, NODE_ASK_RESIZE, 0, f->rows, f->columns);
         return true;
-    case FRAME_SIGNAL:
-        if (size != 1 || data[0] < 1 || (unsigned char)data[0] > SIGNAL_MAX)
-            return false;
-        api_ask_about(d->ask, NODE_ASK_SIGNAL, (unsigned char)data[0], 0, 0);
+    case API_FRAME_SIGNAL:
+        api_ask_about(d->ask, NODE_ASK_SIGNAL, f->signal, 0, 0);
         return true;
     default:
         return false;
@@ -211,22 +184,15 @@ static bool take_frame(struct api_duplex *d, unsigned type, const char *data, si
 /* Takes whole frames off `in` while there is room for what they carry. */
 static void take_frames(struct api_duplex *d)
 {
-    if (d->told)
-        return;
-    while (d->in.length >= FRAME_HEADER_BYTES && d->pending.length < STDIN_BYTES_MAX) {
-        const unsigned char *h = (const unsigned char *)d->in.data;
-        size_t size = (size_t)h[1] << 24 | (size_t)h[2] << 16 | (size_t)h[3] << 8 | h[4];
-        if (size > FRAME_BYTES_MAX) {
+    while (!d->told && !d->gone && d->pending.length < STDIN_BYTES_MAX) {
+        struct api_frame frame;
+        enum api_frame_read read = api_frame_read(&frame, d->in.data, d->in.length);
+        if (read == API_FRAME_MORE)
+            return;
+        if (read == API_FRAME_BAD || !take_frame(d, &frame))
             d->gone = true;
-            return;
-        }
-        if (d->in.length < FRAME_HEADER_BYTES + size)
-            return;
-        if (!take_frame(d, h[0], d->in.data + FRAME_HEADER_BYTES, size)) {
-            d->gone = true;
-            return;
-        }
-        buffer_consume(&d->in, FRAME_HEADER_BYTES + size);
+        else
+            buffer_consume(&d->in, API_FRAME_HEADER_BYTES + frame.size);
     }
 }
 
@@ -326,8 +292,8 @@ static void duplex_step(struct api_duplex *d)
     take_frames(d);
     write_input(d);
     take_frames(d);
-    take_output(d, &d->output, FRAME_STDOUT);
-    take_output(d, &d->errors, FRAME_STDERR);
+    take_output(d, &d->output, API_FRAME_STDOUT);
+    take_output(d, &d->errors, API_FRAME_STDERR);
     if (d->ended && !d->told && d->output == NULL && d->errors == NULL)
         tell_end(d);
     send_out(d);
@@ -398,9 +364,16 @@ static void upgraded_cb(void *user, struct MHD_Connection *mhd, void *request, c
     d->ask->ended = duplex_ended;
     r->ask = NULL;
     buffer_init(&d->in, IN_BYTES_MAX);
-    buffer_init(&d->pending, STDIN_BYTES_MAX + FRAME_BYTES_MAX);
-    buffer_init(&d->out, API_OUTPUT_BYTES_MAX + 2 * FRAME_BYTES_MAX);
+    buffer_init(&d->pending, STDIN_BYTES_MAX + API_FRAME_BYTES_MAX);
+    buffer_init(&d->out, API_OUTPUT_BYTES_MAX + 2 * API_FRAME_BYTES_MAX);
     d->tty = d->ask->ask.tty;
+    if (!d->connection->listener->local) {
+        /* Typed characters do not wait for more; libmicrohttpd may have corked the socket. */
+        int on = 1;
+        int off = 0;
+        (void)setsockopt(socket, IPPROTO_TCP, TCP_CORK, &off, sizeof(off));
+        (void)setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    }
     d->ended = !d->ask->in_flight;
     if (d->tty) {
         d->output = take_descriptor(d, 0);

@@ -32,7 +32,7 @@ static bool write_event(struct events *s, const struct node_event *event)
                   api_time(event->wall_ms), "kind", event->kind, "workload",
                   api_text_or_null(event->workload), "instance", api_text_or_null(event->instance),
                   "text", api_text_lossy(event->text, strlen(event->text)));
-    char *text = json == NULL ? NULL : json_dumps(json, JSON_COMPACT);
+    char *text = json == NULL ? NULL : json_dumps(json, API_JSON_FLAGS);
     json_decref(json);
     bool done = text != NULL;
     if (done && s->lines)

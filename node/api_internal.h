@@ -23,14 +23,15 @@
 #include "base/memory.h"
 #include "gateway/result.h"
 #include "node/api.h"
+#include "node/api_target.h"
 
 #define API_LISTENERS_MAX 5
 #define API_TARGET_LENGTH_MAX 16384u
 #define API_BODY_BYTES_MAX (1024u * 1024u)
-#define API_QUERY_MAX 1536u /* pairs in a query: 1,024 words of a command, 256 of its environment */
 #define API_DISCARD_BYTES_MAX (64u * 1024u * 1024u) /* of a body behind a refusal */
 #define API_OUTPUT_BYTES_MAX (256u * 1024u)         /* waiting for one client */
 #define API_TEXTS_MAX 8
+#define API_JSON_FLAGS (JSON_COMPACT | JSON_REAL_PRECISION(12)) /* 0.1, not 0.10000000000000001 */
 
 struct api_request;
 struct api_ask;
@@ -85,10 +86,6 @@ struct api {
     uint64_t random_counter;
     atomic_bool finished;
     uint64_t requests_total[6]; /* by status class; 0: broken */
-};
-
-struct api_query {
-    const char *name, *value;
 };
 
 enum api_accept { API_ACCEPT_ANY, API_ACCEPT_JSON, API_ACCEPT_EVENTS, API_ACCEPT_LINES };
@@ -187,13 +184,19 @@ void api_request_suspend(struct api_request *r);
 void api_resume(struct api_request *r);
 /* The client is away, or the API stops: breaks the request off. */
 void api_request_gone(struct api_request *r);
+
+/* --- api_authorize.c: false: a problem was answered --- */
+bool api_origin_check(struct api_request *r);
+bool api_authorize(struct api_request *r);
+/* Whether the token allows this on a workload that only the body names; else a problem is answered. */
+bool api_may(struct api_request *r, enum token_role need, const char *workload);
+
+/* --- api_parameters.c --- */
 const char *api_query(const struct api_request *r, const char *name); /* the first, or NULL */
 /* A parameter that is 0 or 1; false and a problem if it is something else. */
 bool api_query_flag(struct api_request *r, const char *name, bool *out);
 bool api_query_number(struct api_request *r, const char *name, uint64_t max, uint64_t *out);
 const char *api_header(const struct api_request *r, const char *name);
-/* Whether the token allows this on a workload that only the body names; else a problem is answered. */
-bool api_may(struct api_request *r, enum token_role need, const char *workload);
 /* The body as a JSON object with no member but those named (between spaces); NULL: a problem was
  * answered. */
 json_t *api_body_json(struct api_request *r, const char *members);

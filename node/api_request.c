@@ -15,173 +15,24 @@
 /* A refused request of up to this size is read to its end first: an answer before it would be lost
  * in the reset that closing a socket with unread bytes causes. */
 #define REFUSED_BODY_READ_MAX (1024u * 1024u)
-
-/* --- parameters --------------------------------------------------------------------------------- */
-
-const char *api_query(const struct api_request *r, const char *name)
-{
-    for (size_t i = 0; i < r->query_count; i++)
-        if (strcmp(r->query[i].name, name) == 0)
-            return r->query[i].value;
-    return NULL;
-}
-
-bool api_query_flag(struct api_request *r, const char *name, bool *out)
-{
-    const char *value = api_query(r, name);
-    if (value == NULL)
-        return true;
-    if (strcmp(value, "0") != 0 && strcmp(value, "1") != 0) {
-        api_problem(r, PROBLEM_BAD_REQUEST, "%s=%.40s: 0 or 1", name, value);
-        return false;
-    }
-    *out = value[0] == '1';
-    return true;
-}
-
-bool api_query_number(struct api_request *r, const char *name, uint64_t max, uint64_t *out)
-{
-    const char *value = api_query(r, name);
-    if (value == NULL)
-        return true;
-    char *end;
-    errno = 0;
-    unsigned long long number = strtoull(value, &end, 10);
-    if (!isdigit((unsigned char)value[0]) || *end != '\0' || errno != 0 || number > max) {
-        api_problem(r, PROBLEM_BAD_REQUEST, "%s=%.40s: a number up to %llu", name, value,
-                    (unsigned long long)max);
-        return false;
-    }
-    *out = number;
-    return true;
-}
-
-const char *api_header(const struct api_request *r, const char *name)
-{
-    return MHD_lookup_connection_value(r->mhd, MHD_HEADER_KIND, name);
-}
-
-/* Whether `word` stands between the spaces of `words`. */
-static bool word_among(const char *words, const char *word)
-{
-    size_t length = strlen(word);
-    for (const char *at = words; at != NULL && *at != '\0';) {
-        size_t step = strcspn(at, " ");
-        if (step == length && memcmp(at, word, length) == 0)
-            return true;
-        at += step;
-        at += strspn(at, " ");
-    }
-    return false;
-}
-
-json_t *api_body_json(struct api_request *r, const char *members)
-{
-    json_error_t error;
-    json_t *json = json_loadb(r->body.data == NULL ? "" : r->body.data, r->body.length,
-                              JSON_REJECT_DUPLICATES, &error);
-    if (json == NULL) {
-        api_problem(r, PROBLEM_BAD_REQUEST, "body: not JSON, line %d: %s", error.line, error.text);
-        return NULL;
-    }
-    const char *key = NULL;
-    json_t *value;
-    if (!json_is_object(json)) {
-        api_problem(r, PROBLEM_BAD_REQUEST, "body: must be a JSON object");
-        json_decref(json);
-        return NULL;
-    }
-    json_object_foreach(json, key, value) if (!word_among(members, key))
-    {
-        api_problem(r, PROBLEM_BAD_REQUEST, "body: unknown member \"%.60s\"; there are: %s", key,
-                    members);
-        json_decref(json);
-        return NULL;
-    }
-    return json;
-}
-
-bool api_json_text(struct api_request *r, const json_t *object, const char *name, const char **out)
-{
-    const json_t *value = json_object_get(object, name);
-    *out = NULL;
-    if (value == NULL || json_is_null(value))
-        return true;
-    if (!json_is_string(value) || strlen(json_string_value(value)) != json_string_length(value)) {
-        api_problem(r, PROBLEM_BAD_REQUEST, "body: %s must be a text", name);
-        return false;
-    }
-    *out = json_string_value(value);
-    return true;
-}
+#define HEADER_BYTES_MAX 65536u
 
 /* --- the target --------------------------------------------------------------------------------- */
 
-static int hex_value(char c)
-{
-    return c >= '0' && c <= '9'   ? c - '0'
-           : c >= 'a' && c <= 'f' ? c - 'a' + 10
-           : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                  : -1;
-}
-
-/* Decodes %XX in place (and + as a space in a query); false for what is not so, and for NUL. */
-static bool decode(char *text, bool plus)
-{
-    char *out = text;
-    for (const char *in = text; *in != '\0'; in++) {
-        char c = *in;
-        if (c == '%') {
-            int high = hex_value(in[1]);
-            int low = high < 0 ? -1 : hex_value(in[2]);
-            if (low < 0 || high * 16 + low == 0)
-                return false;
-            c = (char)(high * 16 + low);
-            in += 2;
-        } else if (c == '+' && plus) {
-            c = ' ';
-        }
-        *out++ = c;
-    }
-    *out = '\0';
-    return true;
-}
-
 static bool query_parse(struct api_request *r, char *query)
 {
-    if (query == NULL || *query == '\0')
+    struct err e = {0};
+    if (api_query_split(query, &r->query, &r->query_count, &e) == 0)
         return true;
-    size_t pairs = 1;
-    for (const char *c = query; *c != '\0'; c++)
-        pairs += *c == '&';
-    if (pairs > API_QUERY_MAX) {
-        api_problem(r, PROBLEM_BAD_REQUEST, "query: more than %u parameters", API_QUERY_MAX);
-        return false;
-    }
-    r->query = calloc(pairs, sizeof(*r->query));
-    if (r->query == NULL) {
-        api_problem(r, PROBLEM_INTERNAL, "out of memory");
-        return false;
-    }
-    char *rest = query;
-    char *pair;
-    while ((pair = strsep(&rest, "&")) != NULL) {
-        char *value = strchr(pair, '=');
-        if (value != NULL)
-            *value++ = '\0';
-        if (pair[0] == '\0' || !decode(pair, true) || (value != NULL && !decode(value, true))) {
-            api_problem(r, PROBLEM_BAD_REQUEST, "query: bad encoding");
-            return false;
-        }
-        r->query[r->query_count++] = (struct api_query){pair, value == NULL ? "" : value};
-    }
-    return true;
+    api_problem(r, e.code == ERR_NO_MEMORY ? PROBLEM_INTERNAL : PROBLEM_BAD_REQUEST, "query: %s",
+                e.msg);
+    return false;
 }
 
 static bool query_known(struct api_request *r)
 {
     for (size_t i = 0; i < r->query_count; i++) {
-        if (word_among(r->route->query, r->query[i].name))
+        if (api_word_among(r->route->query, r->query[i].name))
             continue;
         api_problem(r, PROBLEM_BAD_REQUEST, "query: unknown parameter \"%.60s\"%s%s",
                     r->query[i].name, r->route->query[0] != '\0' ? "; there are: " : "",
@@ -219,7 +70,7 @@ static bool target_parse(struct api_request *r)
     }
     if (parameter != NULL) {
         r->parameter = strndup(parameter, length);
-        if (r->parameter == NULL || !decode(r->parameter, false)) {
+        if (r->parameter == NULL || !api_text_decode(r->parameter, false)) {
             api_problem(r, PROBLEM_BAD_REQUEST, "path: bad encoding");
             return false;
         }
@@ -227,184 +78,20 @@ static bool target_parse(struct api_request *r)
     return query_parse(r, query) && query_known(r);
 }
 
-/* --- who asks ----------------------------------------------------------------------------------- */
-
-/* The name in "name", "name:port", "1.2.3.4:port" or "[::1]:port". */
-static bool host_name(const char *host, char *out, size_t size)
-{
-    size_t length = strcspn(host, ":");
-    if (host[0] == '[') {
-        const char *end = strchr(host, ']');
-        if (end == NULL)
-            return false;
-        host++;
-        length = (size_t)(end - host);
-    }
-    if (length == 0 || length >= size)
-        return false;
-    memcpy(out, host, length);
-    out[length] = '\0';
-    return true;
-}
-
-/* A page that resolves its own name to this address (DNS rebinding) sends that name. */
-static bool host_allowed(const struct api *api, const char *host)
-{
-    char name[256];
-    unsigned char address[16];
-    if (host == NULL || !host_name(host, name, sizeof(name)))
-        return false;
-    if (inet_pton(AF_INET, name, address) == 1 || inet_pton(AF_INET6, name, address) == 1 ||
-        strcasecmp(name, "localhost") == 0)
-        return true;
-    for (size_t i = 0; api->hosts[i] != NULL; i++)
-        if (strcasecmp(name, api->hosts[i]) == 0)
-            return true;
-    return false;
-}
-
-static bool origin_check(struct api_request *r)
-{
-    if (r->connection->listener->local)
-        return true;
-    const char *host = api_header(r, "Host");
-    if (!host_allowed(r->api, host)) {
-        api_problem(r, PROBLEM_FORBIDDEN,
-                    "Host %.100s is not one of this API's; use its IP address or localhost",
-                    host == NULL ? "(none)" : host);
-        return false;
-    }
-    const char *origin = api_header(r, "Origin");
-    char own[300];
-    if (origin == NULL)
-        return true;
-    (void)text_format(own, sizeof(own), "http://%s", host);
-    if (strcasecmp(origin, own) == 0)
-        return true;
-    api_problem(r, PROBLEM_FORBIDDEN, "requests of web pages elsewhere are refused");
-    return false;
-}
-
-/* Skerry-Token, else Authorization: Bearer skt_...; NULL: none. */
-static const char *token_of(const struct api_request *r)
-{
-    const char *token = api_header(r, "Skerry-Token");
-    if (token != NULL)
-        return token;
-    const char *authorization = api_header(r, "Authorization");
-    if (authorization == NULL || strncasecmp(authorization, "Bearer ", 7) != 0)
-        return NULL;
-    authorization += 7;
-    authorization += strspn(authorization, " ");
-    return authorization;
-}
-
-static void log_refused(const struct api_request *r, const char *token, enum problem problem)
-{
-    /* The part before the secret is public: 16 characters behind "skt_". */
-    char id[17] = "";
-    if (token != NULL && strncmp(token, "skt_", 4) == 0 && strlen(token) > 21)
-        for (size_t i = 0; i < 16 && isalnum((unsigned char)token[4 + i]); i++)
-            id[i] = token[4 + i];
-    log_warn("api", "%s: %s %.100s from %s, request %s, token %s", problem_word(problem)->code,
-             r->method, r->path, r->connection->peer, r->id,
-             token == NULL   ? "none"
-             : id[0] != '\0' ? id
-                             : "malformed");
-}
-
-/* The most that the token allows on what the request is about. `workload`: what its body names. */
-static enum problem role_of(struct api_request *r, const struct registry_root *root,
-                            const char *token, const char *workload)
-{
-    const struct api_calls *calls = &r->api->options.calls;
-    const char *instance = NULL;
-    if (r->route->scope == API_SCOPE_WORKLOAD)
-        workload = r->parameter;
-    if (r->route->scope == API_SCOPE_QUERY)
-        workload = api_query(r, "workload");
-    if (r->route->scope == API_SCOPE_INSTANCE) {
-        const struct registry_instance *i =
-            registry_root_instance(root, r->parameter, strlen(r->parameter));
-        instance = r->parameter;
-        workload = i == NULL ? NULL : i->workload;
-    }
-    enum problem problem = PROBLEM_UNAUTHORIZED;
-    for (int role = TOKEN_ROLE_ADMIN; role <= TOKEN_ROLE_INVOKE; role++) {
-        problem = calls->authorize(calls->user, root, token, token == NULL ? 0 : strlen(token),
-                                   (enum token_role)role, workload, instance, clock_wall_ms());
-        if (problem == PROBLEM_NONE) {
-            r->role = (enum token_role)role;
-            return PROBLEM_NONE;
-        }
-        if (problem == PROBLEM_UNAUTHORIZED)
-            break;
-    }
-    return problem;
-}
-
-/* `later`: it is known, and what it may is asked again with api_may. */
-static bool allowed(struct api_request *r, enum token_role need, const char *workload, bool later)
-{
-    const struct api_calls *calls = &r->api->options.calls;
-    const char *token = token_of(r);
-    r->role = TOKEN_ROLE_ADMIN;
-    if (token == NULL && r->connection->trusted)
-        return true;
-    struct registry_root *root = calls->root(calls->user);
-    enum problem problem = role_of(r, root, token, workload);
-    calls->root_return(calls->user, root);
-    if (problem == PROBLEM_NONE && r->role > need)
-        problem = PROBLEM_FORBIDDEN;
-    if (problem == PROBLEM_NONE || (later && problem == PROBLEM_FORBIDDEN))
-        return true;
-    log_refused(r, token, problem);
-    api_problem(r, problem, "%s",
-                problem == PROBLEM_FORBIDDEN ? "the token's role or scope does not allow this"
-                : token == NULL ? "no token: send Skerry-Token, or Authorization: Bearer"
-                                : "the token is not valid, or no longer");
-    return false;
-}
-
-static bool authorize(struct api_request *r)
-{
-    if (r->route->open)
-        return true;
-    return allowed(r, r->route->need, NULL, r->route->scope == API_SCOPE_BODY);
-}
-
-bool api_may(struct api_request *r, enum token_role need, const char *workload)
-{
-    return allowed(r, need, workload, false);
-}
-
 /* --- the body ----------------------------------------------------------------------------------- */
-
-static bool list_has(const char *list, const char *word)
-{
-    size_t length = strlen(word);
-    for (const char *at = list; at != NULL && *at != '\0';) {
-        at += strspn(at, " \t,");
-        size_t step = strcspn(at, " \t,;");
-        if (step == length && strncasecmp(at, word, length) == 0)
-            return true;
-        at += strcspn(at, ",");
-    }
-    return false;
-}
 
 static void read_headers(struct api_request *r)
 {
     const char *accept = api_header(r, "Accept");
-    if (list_has(accept, "text/event-stream"))
+    if (api_list_has(accept, "text/event-stream"))
         r->accept = API_ACCEPT_EVENTS;
-    else if (list_has(accept, "application/x-ndjson"))
+    else if (api_list_has(accept, "application/x-ndjson"))
         r->accept = API_ACCEPT_LINES;
-    else if (list_has(accept, "application/json"))
+    else if (api_list_has(accept, "application/json"))
         r->accept = API_ACCEPT_JSON;
-    r->json = list_has(api_header(r, "Content-Type"), "application/json");
-    r->upgrade = list_has(api_header(r, "Connection"), "upgrade") &&
-                 list_has(api_header(r, "Upgrade"), "skerry-exec/1");
+    r->json = api_list_has(api_header(r, "Content-Type"), "application/json");
+    r->upgrade = api_list_has(api_header(r, "Connection"), "upgrade") &&
+                 api_list_has(api_header(r, "Upgrade"), "skerry-exec/1");
 }
 
 /* UINT64_MAX: chunked; 0: none. */
@@ -426,6 +113,25 @@ static bool body_check(struct api_request *r, uint64_t length)
     if (length == UINT64_MAX || length <= max)
         return true;
     api_problem(r, PROBLEM_BODY_TOO_LARGE, "the body may have %llu bytes", (unsigned long long)max);
+    return false;
+}
+
+static enum MHD_Result sum_header(void *user, enum MHD_ValueKind kind, const char *name,
+                                  const char *value)
+{
+    (void)kind;
+    *(size_t *)user += strlen(name) + (value == NULL ? 0 : strlen(value)) + strlen(": \r\n");
+    return MHD_YES;
+}
+
+static bool header_check(struct api_request *r)
+{
+    size_t bytes = 0;
+    (void)MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, sum_header, &bytes);
+    if (bytes <= HEADER_BYTES_MAX)
+        return true;
+    api_problem(r, PROBLEM_HEADER_TOO_LARGE, "the header block may have %u bytes",
+                HEADER_BYTES_MAX);
     return false;
 }
 
@@ -451,8 +157,8 @@ static enum MHD_Result begin(struct api_request *r)
     r->has_body = length != 0;
     r->connection->deadline_ms = 0;
     read_headers(r);
-    if (target_parse(r) && origin_check(r) && authorize(r) && body_check(r, length) &&
-        r->body_kind == API_BODY_STREAM)
+    if (header_check(r) && target_parse(r) && api_origin_check(r) && api_authorize(r) &&
+        body_check(r, length) && r->body_kind == API_BODY_STREAM)
         r->route->handle(r);
     if (r->gone)
         return MHD_NO;

@@ -106,9 +106,13 @@ static bool labeled(struct buffer *out, const char *name, const char *label, con
     return buffer_printf(out, "%s{%s=\"%s\"} %llu\n", name, label, word, (unsigned long long)value);
 }
 
-/* `label` "" for none. Ours count each bucket alone, the format wants all below as well. */
+/* The format wants in each bucket all that is below as well: the gateway's counters come so, those
+ * of the node count each bucket alone. */
+enum histogram_form { CUMULATIVE, ALONE };
+
+/* `label` "" for none. */
 static bool histogram(struct buffer *out, const char *name, const char *label, const char *word,
-                      const struct gateway_histogram *h)
+                      const struct gateway_histogram *h, enum histogram_form form)
 {
     char with[64] = "";
     char alone[64] = "";
@@ -118,12 +122,12 @@ static bool histogram(struct buffer *out, const char *name, const char *label, c
         (void)text_format(alone, sizeof(alone), "{%s=\"%s\"}", label, word);
     }
     for (size_t i = 0; i < GATEWAY_BUCKETS; i++) {
-        below += h->buckets[i];
+        below = h->buckets[i] + (form == ALONE ? below : 0);
         if (!buffer_printf(out, "%s_bucket{%sle=\"%g\"} %llu\n", name, with,
                            gateway_bucket_bounds[i], (unsigned long long)below))
             return false;
     }
-    below += h->buckets[GATEWAY_BUCKETS];
+    below = h->buckets[GATEWAY_BUCKETS] + (form == ALONE ? below : 0);
     /* Read while others count: the sum of the buckets is what is consistent. */
     return buffer_printf(out, "%s_bucket{%sle=\"+Inf\"} %llu\n%s_sum%s %.9g\n%s_count%s %llu\n",
                          name, with, (unsigned long long)below, name, alone, h->sum_seconds, name,
@@ -164,8 +168,8 @@ static bool write_requests(struct buffer *out, const struct metrics_input *in)
     ok = ok && family(out, "skerry_request_seconds", "histogram",
                       "From a join's first byte to the last of its answer.");
     for (size_t i = 0; i < ARRAY_SIZE(start_names); i++)
-        ok = ok &&
-             histogram(out, "skerry_request_seconds", "start", start_names[i], &g->by_start[i]);
+        ok = ok && histogram(out, "skerry_request_seconds", "start", start_names[i],
+                             &g->by_start[i], CUMULATIVE);
     return ok;
 }
 
@@ -203,8 +207,8 @@ static bool write_instances(struct buffer *out, const struct metrics_input *in)
          family(out, "skerry_start_seconds", "histogram", "From asking for an instance to ready.");
     /* A join starts nothing. */
     for (size_t i = GATEWAY_START_COLD; i <= GATEWAY_START_POOL; i++)
-        ok = ok &&
-             histogram(out, "skerry_start_seconds", "start", start_names[i], &n->start_seconds[i]);
+        ok = ok && histogram(out, "skerry_start_seconds", "start", start_names[i],
+                             &n->start_seconds[i], ALONE);
     return ok &&
            counter(out, "skerry_starts_total", "Instances asked to start.", n->starts_total) &&
            counter(out, "skerry_start_failures_total", "Instances that never became ready.",
@@ -219,7 +223,7 @@ static bool write_node(struct buffer *out, const struct metrics_input *in)
     const struct registry_status *r = &n->registry;
     return family(out, "skerry_loop_lag_seconds", "histogram",
                   "How late the control loop runs its timers.") &&
-           histogram(out, "skerry_loop_lag_seconds", "", "", &n->loop_lag_seconds) &&
+           histogram(out, "skerry_loop_lag_seconds", "", "", &n->loop_lag_seconds, ALONE) &&
            gauge(out, "skerry_runner_connected", "1 while the runner answers.",
                  n->runner_connected) &&
            gauge(out, "skerry_node_memory_used_bytes", "Memory that instances use.",

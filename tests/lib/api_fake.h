@@ -86,6 +86,21 @@ static inline void fake_pause(void)
         }                                                                                          \
     } while (0)
 
+/* A number of the fake's, while its threads go on. */
+#define fake_get(f, member)                                                                        \
+    __extension__({                                                                                \
+        (void)pthread_mutex_lock(&(f)->lock);                                                      \
+        __typeof__((f)->member) got_ = (f)->member;                                                \
+        (void)pthread_mutex_unlock(&(f)->lock);                                                    \
+        got_;                                                                                      \
+    })
+#define fake_set(f, member, to)                                                                    \
+    do {                                                                                           \
+        (void)pthread_mutex_lock(&(f)->lock);                                                      \
+        (f)->member = (to);                                                                        \
+        (void)pthread_mutex_unlock(&(f)->lock);                                                    \
+    } while (0)
+
 /* --- answers ------------------------------------------------------------------------------------ */
 
 static void fake_answered_cb(struct inbox_message *message, void *owner)
@@ -342,10 +357,8 @@ static void *fake_import_main(void *user)
     while (!bad && (got = read(c->fd, data, sizeof(data))) > 0) {
         bad = bytes == 0 && data[0] == 'X';
         bytes += (uint64_t)got;
-        (void)pthread_mutex_lock(&c->fake->lock);
-        c->fake->imported_bytes = bytes;
-        (void)pthread_mutex_unlock(&c->fake->lock);
-        if (c->fake->import_slow && bytes % (1024 * 1024) < sizeof(data))
+        fake_set(c->fake, imported_bytes, bytes);
+        if (fake_get(c->fake, import_slow) && bytes % (1024 * 1024) < sizeof(data))
             fake_pause();
     }
     (void)close(c->fd);

@@ -61,9 +61,9 @@ static void probes_need_no_token(void **state)
     assert_int_equal(a.status, 200);
     assert_int_equal(a.length, 0);
     answer_free(&a);
-    f->not_ready = true;
+    fake_set(f, not_ready, true);
     client_refused(f, &(struct request){.path = "/readyz", .tcp = true}, PROBLEM_DRAINING);
-    f->not_ready = false;
+    fake_set(f, not_ready, false);
 }
 
 static void unknown_targets_are_refused(void **state)
@@ -93,6 +93,17 @@ static void a_long_target_is_refused(void **state)
     client_refused(*state, &(struct request){.path = path}, PROBLEM_URI_TOO_LONG);
 }
 
+static void a_large_header_is_refused(void **state)
+{
+    char *header = malloc(80000);
+    memset(header, 'a', 80000);
+    memcpy(header, "X: ", 3);
+    header[79999] = '\0';
+    client_refused(*state, &(struct request){.path = "/livez", .headers = {header}},
+                   PROBLEM_HEADER_TOO_LARGE);
+    free(header);
+}
+
 static void a_large_body_is_refused(void **state)
 {
     size_t size = 1536 * 1024;
@@ -109,12 +120,12 @@ static void a_large_body_is_refused(void **state)
 static void too_many_questions_are_refused(void **state)
 {
     struct fake *f = *state;
-    f->refuse_asks = true;
+    fake_set(f, refuse_asks, true);
     struct answer a = client(f, &(struct request){.path = "/v1/status"});
     assert_int_equal(a.status, 429);
     assert_non_null(strstr(a.headers, "Retry-After: "));
     answer_free(&a);
-    f->refuse_asks = false;
+    fake_set(f, refuse_asks, false);
 }
 
 static void a_slow_header_is_cut(void **state)
@@ -380,7 +391,7 @@ static void an_instance_lives_and_ends(void **state)
     (void)text_format(path, sizeof(path), "/v1/instances/%s/extend", id);
     json_decref(client_json(
         f, &(struct request){.method = "POST", .path = path, .body = "{\"for\":\"10m\"}"}, 200));
-    assert_int_equal(f->extended_ms, 600000);
+    assert_int_equal(fake_get(f, extended_ms), 600000);
     client_refused(f, &(struct request){.method = "POST", .path = path}, PROBLEM_BAD_REQUEST);
     (void)text_format(path, sizeof(path), "/v1/instances/%s/stop", id);
     json = client_json(f, &(struct request){.method = "POST", .path = path}, 200);
@@ -496,17 +507,17 @@ static void an_image_is_imported_used_and_removed(void **state)
     struct fake *f = *state;
     size_t size = 24 * 1024 * 1024;
     char *archive = calloc(1, size);
-    f->import_slow = true;
+    fake_set(f, import_slow, true);
     struct request q = {.method = "POST",
                         .path = "/v1/images?name=library/alpine:3.19",
                         .body = archive,
                         .body_length = size};
     json_t *json = client_json(f, &q, 201);
     assert_int_equal(json_integer_value(json_object_get(json, "bytes")), size);
-    assert_int_equal(f->imported_bytes, size);
+    assert_int_equal(fake_get(f, imported_bytes), size);
     assert_string_equal(text_of(json, "digest"), FAKE_DIGEST);
     json_decref(json);
-    f->import_slow = false;
+    fake_set(f, import_slow, false);
     json = client_json(f, &(struct request){.path = "/v1/images"}, 200);
     assert_int_equal(json_array_size(json), 1);
     json_decref(json);
@@ -555,13 +566,13 @@ static void an_import_whose_client_leaves_is_not_registered(void **state)
     struct fake *f = *state;
     static const char head[] = "POST /v1/images?name=torn HTTP/1.1\r\nHost: x\r\n"
                                "Content-Length: 1000000\r\n\r\nsome bytes";
-    unsigned canceled = f->canceled;
-    f->imported_bytes = 0;
+    unsigned canceled = fake_get(f, canceled);
+    fake_set(f, imported_bytes, 0);
     int fd = raw_connect(f, false);
     raw_send(fd, head, sizeof(head) - 1);
-    fake_wait_for(f->imported_bytes > 0);
+    fake_wait_for(fake_get(f, imported_bytes) > 0);
     (void)close(fd);
-    fake_wait_for(f->canceled > canceled);
+    fake_wait_for(fake_get(f, canceled) > canceled);
     client_refused(f, &(struct request){.path = "/v1/images/torn"}, PROBLEM_IMAGE_UNKNOWN);
 }
 
@@ -772,7 +783,7 @@ static void it_closes_with_streams_and_connections_open(void **state)
     assert_true(raw_read(stream, byte, 12));
     raw_send(half, begun, sizeof(begun) - 1);
     raw_send(running, run, sizeof(run) - 1);
-    fake_wait_for(f.index >= 5); /* the run is registered */
+    fake_wait_for(fake_get(&f, index) >= 5); /* the run is registered */
     fake_close(&f);
     assert_int_equal(f.canceled, 1);
     (void)close(idle);
@@ -823,6 +834,7 @@ int main(void)
         cmocka_unit_test(probes_need_no_token),
         cmocka_unit_test(unknown_targets_are_refused),
         cmocka_unit_test(a_long_target_is_refused),
+        cmocka_unit_test(a_large_header_is_refused),
         cmocka_unit_test(a_large_body_is_refused),
         cmocka_unit_test(too_many_questions_are_refused),
         cmocka_unit_test(tcp_always_needs_a_token),

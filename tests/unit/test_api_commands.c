@@ -137,7 +137,7 @@ static void output_before_the_input_ends_is_bounded(void **state)
     size_t size = 8 * 1024 * 1024;
     char *body = calloc(1, size);
     char path[256];
-    unsigned canceled = f->canceled;
+    unsigned canceled = fake_get(f, canceled);
     sh_path(path, sizeof(path), "/v1/run?", "head -c 9000000 /dev/zero; sleep 30");
     struct answer a = client(f, &(struct request){.method = "POST",
                                                   .path = path,
@@ -146,7 +146,7 @@ static void output_before_the_input_ends_is_bounded(void **state)
                                                   .headers = {"Content-Type: x/y"}});
     assert_int_equal(a.status, 429);
     assert_non_null(strstr(a.body, "\"ran\":\"yes\""));
-    assert_int_equal(f->canceled, canceled + 1);
+    assert_int_equal(fake_get(f, canceled), canceled + 1);
     answer_free(&a);
     free(body);
 }
@@ -154,15 +154,15 @@ static void output_before_the_input_ends_is_bounded(void **state)
 static void a_client_that_leaves_ends_the_command(void **state)
 {
     struct fake *f = *state;
-    unsigned canceled = f->canceled;
+    unsigned canceled = fake_get(f, canceled);
     static const char head[] = "POST /v1/run?command=sleep&command=60 HTTP/1.1\r\nHost: x\r\n\r\n";
-    uint64_t index = f->index;
+    uint64_t index = fake_get(f, index);
     int fd = raw_connect(f, false);
     raw_send(fd, head, sizeof(head) - 1);
-    fake_wait_for(f->index > index);
-    assert_int_equal(f->canceled, canceled);
+    fake_wait_for(fake_get(f, index) > index);
+    assert_int_equal(fake_get(f, canceled), canceled);
     (void)close(fd);
-    fake_wait_for(f->canceled == canceled + 1);
+    fake_wait_for(fake_get(f, canceled) == canceled + 1);
 }
 
 static void a_client_that_reads_slowly_slows_the_command(void **state)
@@ -507,7 +507,7 @@ static void signals_and_sizes_reach_the_command(void **state)
     struct frame *frame = malloc(sizeof(*frame));
     int fd = upgrade(f, "/v1/run?command=cat&tty=1&rows=10&columns=20", "");
     frame_send(fd, 4, "\0\x20\0\x40", 4);
-    fake_wait_for(f->resized_rows == 32 && f->resized_columns == 64);
+    fake_wait_for(fake_get(f, resized_rows) == 32 && fake_get(f, resized_columns) == 64);
     frame_send(fd, 0, "typed\n", 6);
     size_t echoed = 0;
     while (echoed < 14) { /* "typed\r\n" twice: the terminal's echo and cat */
@@ -517,7 +517,7 @@ static void signals_and_sizes_reach_the_command(void **state)
     }
     frame_send(fd, 5, "\x0f", 1);
     (void)to_the_end(fd, frame);
-    assert_int_equal(f->signaled, 15);
+    assert_int_equal(fake_get(f, signaled), 15);
     assert_non_null(strstr(frame->data, "\"exit_code\":143"));
     assert_non_null(strstr(frame->data, "\"signal\":15"));
     free(frame);
@@ -552,11 +552,11 @@ static void what_is_no_frame_ends_the_command(void **state)
         {"\x01\0\0\0\0\0\0\0\0\1x", 11}, /* input behind its end */
     };
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
-        unsigned canceled = f->canceled;
+        unsigned canceled = fake_get(f, canceled);
         char byte;
         int fd = upgrade(f, "/v1/run?command=sleep&command=60", "");
         raw_send(fd, bad[i].bytes, bad[i].size);
-        fake_wait_for(f->canceled == canceled + 1);
+        fake_wait_for(fake_get(f, canceled) == canceled + 1);
         assert_false(raw_read(fd, &byte, 1));
         (void)close(fd);
     }
@@ -565,10 +565,10 @@ static void what_is_no_frame_ends_the_command(void **state)
 static void an_upgraded_client_that_leaves_ends_the_command(void **state)
 {
     struct fake *f = *state;
-    unsigned canceled = f->canceled;
+    unsigned canceled = fake_get(f, canceled);
     int fd = upgrade(f, "/v1/run?command=sleep&command=60", "");
     (void)close(fd);
-    fake_wait_for(f->canceled == canceled + 1);
+    fake_wait_for(fake_get(f, canceled) == canceled + 1);
     /* Also one that has filled the command's stdin and all between. */
     char *data = calloc(1, 65536);
     fd = upgrade(f, "/v1/run?command=sleep&command=60", "");
@@ -577,9 +577,9 @@ static void an_upgraded_client_that_leaves_ends_the_command(void **state)
     unsigned char header[5] = {0, 0, 1, 0, 0};
     while (send(fd, header, 5, MSG_NOSIGNAL) == 5 && send(fd, data, 65536, MSG_NOSIGNAL) == 65536)
         ;
-    assert_int_equal(f->canceled, canceled + 1);
+    assert_int_equal(fake_get(f, canceled), canceled + 1);
     (void)close(fd);
-    fake_wait_for(f->canceled == canceled + 2);
+    fake_wait_for(fake_get(f, canceled) == canceled + 2);
     free(data);
 }
 

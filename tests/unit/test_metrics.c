@@ -254,6 +254,8 @@ static void metrics_are_valid_and_say_what_was_counted(void **state)
     node.start_seconds[0].buckets[GATEWAY_BUCKETS] = 1;
     node.start_seconds[0].sum_seconds = 31.25;
     node.ended_total[END_OOM] = 4;
+    for (size_t i = 5; i <= GATEWAY_BUCKETS; i++)
+        gateway.by_start[2].buckets[i] = i < 9 ? 1 : 2; /* cumulative, as the gateway counts */
     gateway.problems[PROBLEM_QUEUE_FULL] = 6;
     struct metrics_input in = {.version = "1.2.3",
                                .node_name = "a \"quoted\\ name\n",
@@ -271,7 +273,7 @@ static void metrics_are_valid_and_say_what_was_counted(void **state)
     const char *wrong = parse(x, text.data);
     if (wrong != NULL)
         fail_msg("%s, behind %zu samples", wrong, x->sample_count);
-    static const struct {
+    const struct {
         const char *name, *labels;
         double le, value;
     } wanted[] = {
@@ -289,7 +291,9 @@ static void metrics_are_valid_and_say_what_was_counted(void **state)
         {"skerry_runner_connected", "", NAN, 1},
         {"skerry_waiters", "", NAN, 3},
         {"skerry_loop_lag_seconds_count", "", NAN, 0},
-        {"skerry_request_seconds_count", "start=\"join\";", NAN, 0},
+        {"skerry_request_seconds_count", "start=\"join\";", NAN, 2},
+        {"skerry_request_seconds_bucket", "start=\"join\";", gateway_bucket_bounds[8], 1},
+        {"skerry_request_seconds_bucket", "start=\"join\";", gateway_bucket_bounds[9], 2},
         {"skerry_build_info", "version=\"1.2.3\";node=\"a \\\"quoted\\\\ name\\n\";", NAN, 1},
     };
     for (size_t i = 0; i < ARRAY_SIZE(wanted); i++) {
