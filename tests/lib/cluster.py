@@ -148,8 +148,10 @@ class Node:
 
     def wait_ready(self, seconds=20):
         def ready():
-            if self.serve_process.poll() is not None:
-                raise AssertionError("serve ended with %s" % self.serve_process.returncode)
+            for process in (self.serve_process, self.runner_process):
+                if process is not None and process.poll() is not None:
+                    raise AssertionError("%s ended with %s" % (process.args[1],
+                                                               process.returncode))
             try:
                 return self.get("/readyz").status == 200
             except OSError:
