@@ -222,12 +222,14 @@ static bool end_lost(void *user, const struct registry_instance *record)
 static void list_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
                     int *descriptors, size_t descriptor_count);
 
-static int ask_list(struct listing *l, struct err *e)
+/* One page of the list, behind the id `after` ("": the first). */
+static int ask_list(struct listing *l, char *after, struct err *e)
 {
-    Skerry__Runner__Empty empty = SKERRY__RUNNER__EMPTY__INIT;
     Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
     r.verb_case = SKERRY__RUNNER__REQUEST__VERB_LIST;
+    Skerry__Runner__Empty empty = SKERRY__RUNNER__EMPTY__INIT;
     r.list = &empty;
+    r.list_after = after;
     return sandbox_ask(l->node->sandbox, &r, list_cb, l, e);
 }
 
@@ -272,7 +274,11 @@ static void list_cb(void *user, const struct err *error, const Skerry__Runner__R
         adopt_held(l->node, root, held);
     }
     registry_root_release(root);
-    finish(l, true);
+    struct err e = {0};
+    if (!reply->list->more)
+        finish(l, true);
+    else if (ask_list(l, reply->list->next, &e) != 0)
+        finish(l, false);
 }
 
 void adopt_connected(void *user, const Skerry__Runner__HelloReply *hello)
@@ -328,7 +334,7 @@ void adopt_reconcile(struct node *n)
     }
     l->node = n;
     n->reconciling = true;
-    if (ask_list(l, &e) != 0) {
+    if (ask_list(l, (char *)"", &e) != 0) {
         log_warn("adopt", "the runner cannot be asked: %s", e.msg);
         n->reconciling = false;
         free(l);

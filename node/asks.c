@@ -209,10 +209,6 @@ void asks_run_granted(struct instance *i)
     ask->started_wall_ms = i->asked_wall_ms;
     for (size_t k = 0; k < ARRAY_SIZE(ask->descriptors); k++)
         ask->descriptors[k] = steal_fd(&i->descriptors[k]);
-    if (ask->tty && ask->descriptors[0] < 0) {
-        ask->descriptors[0] = ask->descriptors[1];
-        ask->descriptors[1] = -1;
-    }
     ask->control = i;
     if (ask->timeout_ms != 0) {
         i->timer = calloc(1, sizeof *i->timer);
@@ -252,6 +248,31 @@ static void ask_stop(struct node *n, struct node_ask *ask)
                   grace_ms < CONTROL_STOP_GRACE_MS ? (unsigned)grace_ms : CONTROL_STOP_GRACE_MS);
 }
 
+static void life_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
+                    int *descriptors, size_t descriptor_count)
+{
+    (void)user;
+    (void)reply;
+    (void)descriptors;
+    (void)descriptor_count;
+    if (error != NULL)
+        log_warn("runner", "a new end of life was not taken: %s", error->msg);
+}
+
+/* The agent's own timer, which would end it otherwise. */
+static void tell_life(struct node *n, const struct instance *i, uint64_t life_ms)
+{
+    Skerry__Runner__Life life = SKERRY__RUNNER__LIFE__INIT;
+    life.id = (char *)(uintptr_t)i->id.text;
+    life.remaining_ms = instance_life_bound_ms(i, life_ms);
+    Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
+    r.verb_case = SKERRY__RUNNER__REQUEST__VERB_LIFE;
+    r.life = &life;
+    struct err e = {0};
+    if (sandbox_ask(n->sandbox, &r, life_cb, NULL, &e) != 0)
+        log_warn("runner", "%s: a new end of life was not told: %s", i->id.text, e.msg);
+}
+
 static void ask_extend(struct node *n, struct node_ask *ask)
 {
     struct instance *i = asks_need_instance(n, ask);
@@ -264,7 +285,10 @@ static void ask_extend(struct node *n, struct node_ask *ask)
     }
     uint64_t until_ms =
         ask->duration_ms == DURATION_NONE ? UINT64_MAX : clock_monotonic_ms() + ask->duration_ms;
-    instance_note(i, "extended", "by an operator");
+    char span[UNIT_TEXT_SIZE];
+    duration_format(ask->duration_ms, span);
+    instance_note(i, "extended", "by an operator: %s from now", span);
+    tell_life(n, i, ask->duration_ms);
     steps_run(n, &(struct scheduler_event){
                      .kind = SCHEDULER_EXTEND, .instance = i->handle, .until_ms = until_ms});
     ask->id = i->id;

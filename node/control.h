@@ -29,6 +29,8 @@
 #define CONTROL_PUBLISH_INTERVAL_MS 5u
 #define CONTROL_SWEEP_INTERVAL_MS 60000u
 #define CONTROL_AUTOPSY_MS 500u
+/* How much later than this node the agent ends an instance by itself. */
+#define CONTROL_LIFE_SLACK_MS 5000u
 
 struct api;
 
@@ -234,6 +236,9 @@ struct instance *instance_find(struct node *n, const char *id);
 struct instance *instance_by_handle(struct node *n, scheduler_instance handle);
 int instance_start(struct node *n, const struct instance_request *request, struct instance **out,
                    struct err *e) ERR_CHECKED;
+/* How long the agent lets an instance live: the scheduler ends it first, gently, unless nobody is
+ * there to do it. 0: for ever. */
+uint64_t instance_life_bound_ms(const struct instance *i, uint64_t life_ms);
 void instance_stop(struct instance *i, enum end_reason reason, unsigned grace_ms);
 /* No joiner is taken any more. */
 void instance_close(struct instance *i);

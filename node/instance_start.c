@@ -114,13 +114,21 @@ static size_t fill_environment(const struct instance *i, char own[ENVIRONMENT_OW
     return count;
 }
 
+uint64_t instance_life_bound_ms(const struct instance *i, uint64_t life_ms)
+{
+    uint64_t drain_ms = i->spec->timeouts.drain_ms;
+    if (life_ms == DURATION_NONE || drain_ms == DURATION_NONE)
+        return 0;
+    return life_ms + drain_ms + CONTROL_LIFE_SLACK_MS;
+}
+
 static void fill_limits(const struct instance *i, Skerry__Runner__Prepare *p)
 {
     p->cpu_thousandths = control_narrow(i->spec->limits.cpus_thousandths);
     p->memory_bytes = i->spec->limits.memory_bytes;
     p->pids = control_narrow(i->spec->limits.pids);
     p->disk_bytes = i->spec->limits.disk_bytes;
-    p->life_max_ms = i->spec->life.max_ms == DURATION_NONE ? 0 : i->spec->life.max_ms;
+    p->life_max_ms = instance_life_bound_ms(i, i->spec->life.max_ms);
     p->drain_ms = narrow_ms(i->spec->timeouts.drain_ms);
     p->log_bytes_max = i->node->config->logs.bytes_max;
     p->allow_unenforced = i->node->config->sandbox.allow_unenforced;

@@ -9,6 +9,7 @@
  *
  * The two run side by side, so a start costs the longer of them. Each callback records what it
  * brought and calls tick(). */
+#include <signal.h>
 #include <sodium.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -141,6 +142,7 @@ static int ask_runner_about(struct instance *i, Skerry__Runner__Request__VerbCas
 {
     Skerry__Runner__Instance which = SKERRY__RUNNER__INSTANCE__INIT;
     which.id = i->id.text;
+    which.epoch = i->epoch;
     Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
     r.verb_case = verb;
     r.commit = &which; /* commit, discard, stats and forget share this type in the union */
@@ -163,6 +165,9 @@ static void commit_cb(void *user, const struct err *error, const Skerry__Runner_
                       int *descriptors, size_t descriptor_count)
 {
     struct instance *i = user;
+    /* A command on a terminal has it from its start on: the one descriptor of this answer. */
+    if (descriptor_count > 0 && i->descriptors[0] < 0)
+        i->descriptors[0] = steal_fd(&descriptors[0]);
     if (error != NULL && i->phase == PHASE_COMMITTED)
         instance_ended_locally(i, END_START_FAILED, error->msg);
     else if (i->phase == PHASE_COMMITTED && i->spec->kind == WORKLOAD_COMMAND)
@@ -497,9 +502,12 @@ void instance_ended(struct instance *i, const Skerry__Runner__Ended *ended)
 {
     if (i->phase == PHASE_ENDED)
         return;
-    i->exit_code = ended->signal != 0 ? -1 : (int)(ended->exit_code & 0xffu);
-    i->signal = ended->signal;
     i->oom = ended->oom;
+    /* Killed as a whole, so that nobody was left to see how main ended. */
+    bool killed = ended->oom || ended->reason == END_TIMED_OUT ||
+                  ended->reason == END_CLIENT_GONE || ended->reason == END_LEASE_LOST;
+    i->signal = ended->signal == 0 && killed ? SIGKILL : ended->signal;
+    i->exit_code = i->signal != 0 ? -1 : (int)(ended->exit_code & 0xffu);
     i->wall_us = ended->wall_us;
     if (ended->stats != NULL) {
         i->cpu_us = ended->stats->cpu_us;

@@ -305,14 +305,10 @@ static void pump(void *user)
     usleep(1000);
 }
 
-static void registry_closed(void *user)
+static void part_closed(void *user)
 {
-    (void)user;
-}
-
-static void sandbox_closed(void *user)
-{
-    (void)user;
+    struct node *n = user;
+    n->closing--;
 }
 
 static void close_signals(struct node *n)
@@ -374,16 +370,18 @@ static void close_all(struct node *n)
     if (n->gateway != NULL)
         gateway_close(n->gateway, pump, n);
     n->gateway = NULL;
+    n->closing = (n->sandbox != NULL ? 1u : 0u) + (n->registry != NULL ? 1u : 0u) +
+                 (n->inbox != NULL ? 1u : 0u);
     if (n->sandbox != NULL)
-        sandbox_close(n->sandbox, sandbox_closed, n);
+        sandbox_close(n->sandbox, part_closed, n);
     if (n->registry != NULL)
-        registry_close(n->registry, registry_closed, n);
+        registry_close(n->registry, part_closed, n);
     if (n->inbox != NULL)
-        inbox_close(n->inbox, NULL);
+        inbox_close(n->inbox, part_closed);
     close_signals(n);
-    /* The next deadline of some instance is nothing to wait for. */
-    uv_unref((uv_handle_t *)&n->step_timer);
-    uv_run(&n->loop, UV_RUN_DEFAULT);
+    /* Timers that are still set must not keep the process: only the parts are waited for. */
+    while (n->closing > 0)
+        uv_run(&n->loop, UV_RUN_ONCE);
 }
 
 static void dispose(struct node *n)

@@ -100,7 +100,7 @@ static void dispatch_instance(struct runner *r, struct instance *i,
 {
     switch (q->verb_case) {
     case SKERRY__RUNNER__REQUEST__VERB_COMMIT:
-        instance_commit(i, asker);
+        instance_commit(i, q->commit->epoch, asker);
         break;
     case SKERRY__RUNNER__REQUEST__VERB_DISCARD:
         instance_discard(i, asker);

@@ -177,7 +177,7 @@ void instance_waiting_fail(struct instance *i, const struct err *error);
 
 /* --- instance_verbs.c: what the node asks of an instance that is there -------------------------- */
 
-void instance_commit(struct instance *i, const struct asker *asker);
+void instance_commit(struct instance *i, uint64_t epoch, const struct asker *asker);
 void instance_discard(struct instance *i, const struct asker *asker);
 void instance_exec(struct instance *i, const Skerry__Runner__Exec *x, const struct asker *asker);
 void instance_signal(struct instance *i, const Skerry__Runner__Signal *s,

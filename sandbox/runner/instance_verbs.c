@@ -58,13 +58,21 @@ static void command_of_main(const struct instance *i, Skerry__Agent__Command *c)
     c->no_stdin = c->pipes && p->no_stdin;
 }
 
-void instance_commit(struct instance *i, const struct asker *asker)
+void instance_commit(struct instance *i, uint64_t epoch, const struct asker *asker)
 {
     struct err e;
     if (i->phase != INSTANCE_PREPARED) {
         err_set(&e, ERR_CONFLICT, "instance %s is not prepared", i->id);
         answer(i, asker, &e);
         return;
+    }
+    if (epoch != 0 && epoch != i->epoch) {
+        i->epoch = epoch;
+        if (state_write(i, &e) < 0) {
+            answer(i, asker, &e);
+            instance_kill(i, END_START_FAILED);
+            return;
+        }
     }
     Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
     command_of_main(i, &command);

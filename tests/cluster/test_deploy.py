@@ -103,8 +103,8 @@ class Deploy(unittest.TestCase):
         self.assertNotIn(b"evil", self.node.cli("image", "list").stdout)
 
     def test_docker_save_is_recognised(self):
-        path = self.archive([("manifest.json", "file", b'[{"Config":"c","Layers":["l.tar"]}]'),
-                             ("l.tar", "file", b"")])
+        path = self.archive([("manifest.json", "file", b'[{"Config":"c","Layers":["a/layer.tar"]}]'),
+                             ("a/layer.tar", "file", b"")])
         done = self.node.cli("image", "import", "saved", path, check=False)
         self.assertNotEqual(done.returncode, 0)
         self.assertIn(b"docker save", done.stderr)

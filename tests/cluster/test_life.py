@@ -54,7 +54,7 @@ class Life(unittest.TestCase):
 
     def test_extend(self):
         node = self.node
-        node.deploy(server_spec("longer", life={"max": "2s"}), server(PLAIN))
+        node.deploy(server_spec("longer", life={"max": "2s", "idle": "none"}), server(PLAIN))
         i = node.get("/w/longer/").instance
         node.cli("extend", i, "1h")
         begun = time.monotonic()

@@ -1,13 +1,17 @@
 """skerry run: one command in a fresh sandbox, as docker run would be."""
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
+import termios
 import threading
 import time
 import unittest
 
-from cluster import SKERRY, Node
+from cluster import SKERRY, Node, wait_until
 
 
 class Run(unittest.TestCase):
@@ -64,8 +68,8 @@ class Run(unittest.TestCase):
     def test_environment_and_limits(self):
         done = self.run_("-e", "GREETING=hello there", "--", "sh", "-c", "echo $GREETING")
         self.assertEqual(done.stdout, b"hello there\n")
-        done = self.run_("--memory", "64M", "--", "python3", "-c", "x = bytearray(200 << 20)")
-        self.assertNotEqual(done.returncode, 0)
+        done = self.run_("--memory", "64M", "--", "python3", "-c", "x = b'x' * (400 << 20)")
+        self.assertEqual(done.returncode, 128 + signal.SIGKILL)
         self.assertIn(b"memory", done.stderr.lower())
 
     def test_source_is_at_app_and_read_only(self):
@@ -81,7 +85,6 @@ class Run(unittest.TestCase):
         node = self.node
         process = subprocess.Popen([SKERRY, "run", "--", "sleep", "4242"],
                                    stdin=subprocess.DEVNULL, env=node.environment())
-        from cluster import wait_until
 
         def alive():
             out = subprocess.run(["pgrep", "-fx", "sleep 4242"], capture_output=True).stdout
@@ -118,12 +121,32 @@ class Run(unittest.TestCase):
         self.assertEqual(results, [True] * 20)
 
     def test_terminal(self):
-        done = subprocess.run(
-            ["script", "-qec", "%s run -it -- sh -c 'tty; stty size; exit 5'" % SKERRY,
-             "/dev/null"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30,
-            env=self.node.environment())
-        self.assertIn(b"/dev/pts/", done.stdout)
-        self.assertEqual(done.returncode, 5)
+        """Through a real terminal: size, controlling terminal, exit code."""
+        pid, master = pty.fork()
+        if pid == 0:
+            os.execve(SKERRY, [SKERRY, "run", "-it", "--", "sh", "-c",
+                               "tty; stty size; read x; echo got $x; exit 5"],
+                      self.node.environment())
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+        out = b""
+        sent = False
+        while True:
+            try:
+                piece = os.read(master, 4096)
+            except OSError:
+                break
+            if not piece:
+                break
+            out += piece
+            if not sent and b"99" in out:
+                os.write(master, b"typed\n")
+                sent = True
+        _, status = os.waitpid(pid, 0)
+        os.close(master)
+        self.assertIn(b"/dev/pts/", out)
+        self.assertIn(b"33 99", out)
+        self.assertIn(b"got typed", out)
+        self.assertEqual(os.waitstatus_to_exitcode(status), 5)
 
 
 if __name__ == "__main__":
