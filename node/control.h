@@ -25,6 +25,9 @@
 
 #define INSTANCE_TIMELINE_MAX 32
 #define INSTANCE_PORTS_MAX 8
+/* Sockets into an instance that are made ahead: the first joiner does not wait for one, and while
+ * the runner is away joins go on. */
+#define INSTANCE_SPARE_SOCKETS 4
 #define CONTROL_STOP_GRACE_MS 10000u
 #define CONTROL_PUBLISH_INTERVAL_MS 5u
 #define CONTROL_SWEEP_INTERVAL_MS 60000u
@@ -68,7 +71,7 @@ struct instance {
     char asked_by[96];
 
     bool reserved, prepared, discarded, adopted, closed, empty_told;
-    bool ahead; /* started before anybody asked */
+    bool ahead;  /* started before anybody asked */
     bool ending; /* reason, below, is why we end it */
     enum end_reason end_reason;
     enum problem problem; /* why the start failed */
@@ -79,6 +82,9 @@ struct instance {
     uint64_t last_exec_ms;
     uint64_t ready_ms;
     int descriptors[3]; /* of a command, until granted */
+    int spare[INSTANCE_SPARE_SOCKETS];
+    unsigned spare_count;
+    bool spare_ipv6, spare_asked;
 
     uint64_t asked_us, asked_wall_ms;
     struct registry_marks marks;
@@ -289,6 +295,8 @@ void joins_slot_left(void *user, struct slot_ref slot, unsigned what);
 void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum scheduler_start start);
 void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const char *detail,
                   uint64_t retry_after_ms, const struct instance *i);
+/* Asks for sockets ahead, unless there are some or they are on their way. */
+void joins_spare(struct instance *i);
 struct waiter *waiter_new(struct node *n, struct gateway_ask *gateway_ask,
                           struct node_ask *node_ask);
 struct waiter *waiter_find(struct node *n, scheduler_waiter handle);

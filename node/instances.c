@@ -94,6 +94,8 @@ void instance_link(struct instance *i)
 
 static void close_descriptors(struct instance *i)
 {
+    while (i->spare_count > 0)
+        memory_close(&i->spare[--i->spare_count]);
     for (size_t k = 0; k < ARRAY_SIZE(i->descriptors); k++)
         memory_close(&i->descriptors[k]);
 }
@@ -181,6 +183,8 @@ static void commit(struct instance *i)
     i->phase = PHASE_COMMITTED;
     if (ask_runner_about(i, SKERRY__RUNNER__REQUEST__VERB_COMMIT, commit_cb, &e) != 0)
         instance_ended_locally(i, END_START_FAILED, e.msg);
+    else if (i->spec->kind == WORKLOAD_SERVER && i->spec->port != 0)
+        joins_spare(i);
 }
 
 static void discard(struct instance *i)
@@ -252,6 +256,8 @@ int instance_open(struct instance *i, const Skerry__Runner__Address *address, st
     bool joined = i->spec->kind == WORKLOAD_SERVER && i->spec->port != 0;
     if (joined && open_slot(i, address, e) != 0)
         return -(int)e->code;
+    if (joined)
+        joins_spare(i);
     routes_instance(i->node, i);
     return 0;
 }
