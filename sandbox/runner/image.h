@@ -1,12 +1,13 @@
 /* sandbox/runner/image.h - the store of image and source layers, and the way into it.
  *
  * A layer is an unpacked tree that never changes, addressed by the digest of its content:
- * "sha256:<hex>" over a canonical walk (image_digest.h). The same tree gives the same digest whether
- * it came from a folder, a tar or a compressed tar. On disk, all 0700 root but for the trees:
+ * "sha256:<hex>" over a canonical walk (image_digest.h). The same tree gives the same digest
+ * whether it came from a folder, a tar or a compressed tar. On disk, all 0700 root but for the
+ * trees:
  *
  *     DIRECTORY/images/sha256-<hex>/tree/...   the tree
  *     DIRECTORY/images/sha256-<hex>/meta       kind, bytes, files
- *     DIRECTORY/images/tmp-<n>/                being unpacked or removed; swept when the store opens
+ *     DIRECTORY/images/tmp-<n>/                being unpacked or removed; swept at the next start
  *
  * Owners: the owner on disk is IMAGE_UID_BASE + the id inside the image (0..65535), for users and
  * groups alike; nobody else has that range, so no file of an image belongs to root of this machine.
@@ -74,7 +75,7 @@ int image_store_open(struct image_store **out, const struct image_store_options 
 void image_store_close(struct image_store *store);
 
 bool image_digest_valid(const char *digest);
-/* A hold keeps the layer from being removed; release ends it. One per running instance and layer. */
+/* A hold keeps the layer from being removed. One per running instance and layer. */
 int image_layer_hold(struct image_store *store, const char *digest, enum image_kind kind,
                      struct err *e) ERR_CHECKED;
 void image_layer_release(struct image_store *store, const char *digest);
@@ -84,8 +85,8 @@ int image_layer_path_fd(struct image_store *store, const char *digest, enum imag
                         int *out_fd, struct err *e) ERR_CHECKED;
 /* -ERR_CONFLICT while it is held. The files are deleted by a child. */
 int image_layer_remove(struct image_store *store, const char *digest, struct err *e) ERR_CHECKED;
-/* The layers in order of their digests, `*out_count` of them; valid until the next call that changes
- * the store. */
+/* The layers in order of their digests, `*out_count` of them; valid until the next call that
+ * changes the store. */
 const struct image_layer *const *image_store_list(struct image_store *store, size_t *out_count);
 
 /* --- import ----------------------------------------------------------------------------------- */
@@ -102,9 +103,9 @@ struct image_import_result {
     bool existed; /* the store had it already */
 };
 
-/* `*out_write_fd` takes the archive (tar; plain, gzip, zstd or lz4): the caller hands it to the node
- * and closes its own copy at once, for the archive ends when the last copy is closed. -ERR_LIMIT
- * when imports_max are running. */
+/* `*out_write_fd` takes the archive (tar; plain, gzip, zstd or lz4): the caller hands it to the
+ * node and closes its own copy at once, for the archive ends when the last copy is closed.
+ * -ERR_LIMIT when imports_max are running. */
 int image_import_start(struct image_import **out, struct image_store *store,
                        const struct image_import_options *options, int *out_write_fd,
                        struct err *e) ERR_CHECKED;

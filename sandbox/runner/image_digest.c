@@ -236,8 +236,8 @@ int image_digest_tree(struct image_tree *out, int root_fd, enum image_kind kind,
 /* --- the end of a tree ------------------------------------------------------------------------ */
 
 /* Empties the folder `fd`: files are unlinked, and a folder that is not empty is moved up below
- * `top_fd` under a name of ours, where its turn comes. So depth costs neither stack nor descriptors,
- * and a tree that was made deep on purpose is deleted like any other. */
+ * `top_fd` under a name of ours, where its turn comes. So depth costs neither stack nor
+ * descriptors, and a tree that was made deep on purpose is deleted like any other. */
 static int folder_empty(int fd, int top_fd, uint64_t *counter, struct err *e)
 {
     CLEANUP_FD int own = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);

@@ -11,8 +11,8 @@
  *     length   u32, then the path without a leading slash
  *     content, or the link's target
  *
- * Integers are little-endian. Times, extended attributes and which names share an inode are not part
- * of it; neither is the root, which is always 0755 and owned by 0. */
+ * Integers are little-endian. Times, extended attributes and which names share an inode are not
+ * part of it; neither is the root, which is always 0755 and owned by 0. */
 #ifndef SKERRY_SANDBOX_RUNNER_IMAGE_DIGEST_H
 #define SKERRY_SANDBOX_RUNNER_IMAGE_DIGEST_H
 

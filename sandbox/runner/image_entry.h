@@ -1,5 +1,5 @@
-/* sandbox/runner/image_entry.h - what an archive may hold: checks of names, links and kinds, and the
- * reading of an archive into a sink.
+/* sandbox/runner/image_entry.h - what an archive may hold: checks of names, links and kinds, and
+ * the reading of an archive into a sink.
  *
  * Pure but for the reads: nothing here touches a file system, so that it can be fuzzed. Hostile
  * input throughout; texts of errors hold names with what is not printable replaced. */
@@ -49,8 +49,8 @@ int image_reader_refusal(struct archive *reader, const struct image_bounds *boun
  * and what is too long or deeper than `depth_max`. */
 int image_path_normalize(char out[PATH_MAX], const char *name, uint32_t depth_max,
                          struct err *e) ERR_CHECKED;
-/* Whether the target of a symbolic link at (normalized) `path` stays in the tree. An absolute target
- * does: it is looked up below the image's own root. */
+/* Whether the target of a symbolic link at (normalized) `path` stays in the tree. An absolute
+ * target does: it is looked up below the image's own root. */
 bool image_link_stays(const char *path, const char *target);
 /* A copy of hostile text fit for a terminal and a log: printable ASCII stays, the rest becomes
  * '?', and what is too long ends in dots. */

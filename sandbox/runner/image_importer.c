@@ -1,5 +1,6 @@
-/* The process of an import. It starts two sandboxed children one after the other, unpack and digest,
- * and believes of the first only whether it failed; what lies in the store is what the second saw. */
+/* The process of an import. It starts two sandboxed children one after the other, unpack and
+ * digest, and believes of the first only whether it failed; what lies in the store is what the
+ * second saw. */
 #include "sandbox/runner/image.h"
 
 #include <errno.h>
@@ -304,8 +305,8 @@ int image_import_main(void)
 {
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     (void)prctl(PR_SET_NAME, "skerry-import", 0, 0, 0);
-    /* Names in pax headers are UTF-8; libarchive needs a locale that can hold them. This one is part
-     * of libc. */
+    /* Names in pax headers are UTF-8; libarchive needs a locale that can hold them. This one is
+     * part of libc. */
     (void)setlocale(LC_CTYPE, "C.UTF-8");
     struct image_order order;
     if (recv(IMAGE_IMPORTER_CONTROL_FD, &order, sizeof order, 0) != (ssize_t)sizeof order)

@@ -1,4 +1,5 @@
-/* sandbox/runner/image_internal.h - between the store, the runner's side of an import and its process.
+/* sandbox/runner/image_internal.h - between the store, the runner's side of an import and its
+ * process.
  *
  * Order and report are structs of one build: the process of an import is the runner's own ELF. */
 #ifndef SKERRY_SANDBOX_RUNNER_IMAGE_INTERNAL_H

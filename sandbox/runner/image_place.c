@@ -11,7 +11,7 @@
 
 #include "base/memory.h"
 
-/* How much may be written between two looks at what is free; a file counts as one block at least. */
+/* Written at most between two looks at what is free; a file counts as one block at least. */
 #define FREE_CHECK_BYTES (16 * 1024 * 1024)
 #define FILE_BYTES_MIN 4096
 
@@ -115,8 +115,8 @@ static int reach_parent(struct image_place *p, const char *path, const char **ou
     return err_sys(e, ERR_IO, sys, "open the folder of %s", p->shown);
 }
 
-/* A later entry replaces an earlier one of the same name, as tar does; a folder that holds something
- * is not replaced. */
+/* A later entry replaces an earlier one of the same name, as tar does; a folder that holds
+ * something is not replaced. */
 static int clear_name(struct image_place *p, const char *name, struct err *e)
 {
     if (unlinkat(p->parent_fd, name, 0) == 0 || errno == ENOENT)

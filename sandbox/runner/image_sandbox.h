@@ -1,4 +1,5 @@
-/* sandbox/runner/image_sandbox.h - one function, run by a child that has one folder and nothing else.
+/* sandbox/runner/image_sandbox.h - one function, run by a child that has one folder and nothing
+ * else.
  *
  * The child lives in user, mount, pid, ipc, uts, network and cgroup namespaces of its own; its ids
  * 0..65535 are IMAGE_UID_BASE.. outside; `tree_fd` is its root, mounted nosuid, nodev and noexec;
@@ -25,8 +26,8 @@ struct image_sandbox {
 };
 
 /* In the child only `run` is called, and the child exits with its result. `failed` is NULL, or why
- * the sandbox could not be made: then `run` does nothing but tell. The caller is single-threaded and
- * root, and waits for `*out_pid`. */
+ * the sandbox could not be made: then `run` does nothing but tell. The caller is single-threaded
+ * and root, and waits for `*out_pid`. */
 int image_sandbox_start(pid_t *out_pid, const struct image_sandbox *sandbox,
                         int (*run)(const void *user, const struct err *failed), const void *user,
                         struct err *e) ERR_CHECKED;

@@ -1,5 +1,5 @@
-/* Archives of strangers: everything up to the file system. The sink asserts what every path and mode
- * that reaches it must be. */
+/* Archives of strangers: everything up to the file system. The sink asserts what every path and
+ * mode that reaches it must be. */
 #include <stdint.h>
 #include <string.h>
 

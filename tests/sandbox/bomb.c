@@ -1,5 +1,6 @@
-/* Code that takes all it can get: bomb MODE. Ends only when it is stopped, or when it is refused, with
- * a line that says how far it came. An upper bound for each keeps a machine without limits alive.
+/* Code that takes all it can get: bomb MODE. Ends only when it is stopped, or when it is refused,
+ * with a line that says how far it came. An upper bound for each keeps a machine without limits
+ * alive.
  *
  *     fork       processes           memory     pages that are written
  *     disk       bytes in /tmp       inode      empty files in /tmp

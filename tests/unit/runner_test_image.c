@@ -1,4 +1,4 @@
-/* The image store: what is taken, what is refused and leaves nothing behind, what a crash leaves. */
+/* The image store: what is taken, what is refused and leaves nothing, what a crash leaves. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -327,8 +327,8 @@ static void order_and_times_do_not_change_the_digest_but_content_does(void **sta
     assert_string_not_equal(one.digest, three.digest);
 }
 
-/* The digest is the name of a layer on every node of a cluster, whatever its version or disk: this one
- * was computed apart from this code, from what image_digest.h says. */
+/* The digest is the name of a layer on every node of a cluster, whatever its version or disk: this
+ * one was computed apart from this code, from what image_digest.h says. */
 static void digest_is_that_of_the_written_format(void **state)
 {
     struct fixture *f = *state;

@@ -1,5 +1,5 @@
-/* A whole runner, and in its sandboxes the probe and the bombs of tests/sandbox; and the probe without
- * a sandbox, where it must complain. */
+/* A whole runner, and in its sandboxes the probe and the bombs of tests/sandbox; and the probe
+ * without a sandbox, where it must complain. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -46,7 +46,7 @@ struct inside {
     bool read_only;
 };
 
-/* --- a runner with the probes in its store ------------------------------------------------------ */
+/* --- a runner with the probes in its store ---------------------------------------------------- */
 
 /* Ids and groups are not those of another runner on this machine. */
 static int run(const char *directory, const char *socket, int ready_fd)
@@ -300,8 +300,8 @@ struct bomb {
     const char *told; /* what it says where it met its limit; NULL: it may be ended instead */
 };
 
-/* Each meets a limit and says so, or is ended; it never comes to its own end unbounded, and then the
- * runner starts the next instance as if nothing had been. */
+/* Each meets a limit and says so, or is ended; it never comes to its own end unbounded, and then
+ * the runner starts the next instance as if nothing had been. */
 static void bombs_harm_nobody(void **state)
 {
     struct host *h = *state;

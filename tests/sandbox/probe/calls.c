@@ -1,5 +1,5 @@
-/* System calls that must be refused: mounts, namespaces, the kernel's own business, and numbers that
- * are not what they seem. */
+/* System calls that must be refused: mounts, namespaces, the kernel's own business, and numbers
+ * that are not what they seem. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>

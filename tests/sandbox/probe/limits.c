@@ -1,5 +1,5 @@
-/* Limits that hold before any harm: what is asked for here is far above what an instance gets and far
- * below what hurts a machine without limits. */
+/* Limits that hold before any harm: what is asked for here is far above what an instance gets and
+ * far below what hurts a machine without limits. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>

@@ -123,8 +123,8 @@ static bool no_foreign_groups(const void *with, struct probe_text *what)
     return count >= 0 || probe_fail(what, "in very many groups");
 }
 
-/* The kernel's own files belong to the machine's root, and a layer's may be mapped: only an id that is
- * not mapped shows as the overflow id. */
+/* The kernel's own files belong to the machine's root, and a layer's may be mapped: only an id
+ * that is not mapped shows as the overflow id. */
 static bool root_inside_is_nobody_outside(const void *with, struct probe_text *what)
 {
     (void)with;

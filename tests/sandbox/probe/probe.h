@@ -1,12 +1,12 @@
-/* tests/sandbox/probe/probe.h - asserts from within a sandbox what it must not allow, and the little
- * that must work.
+/* tests/sandbox/probe/probe.h - asserts from within a sandbox what it must not allow, and the
+ * little that must work.
  *
  *     probe [--list] [GROUP...]
  *
  * One line a check, "ok GROUP NAME" or "FAIL GROUP NAME: what was possible", then "N passed, M
- * failed"; exit status 1 if any failed. Every check runs in a child of its own with a time bound, so
- * that being killed is an answer too. No attempt does harm where it succeeds: the same program runs
- * without a sandbox as a control, where most checks must fail. */
+ * failed"; exit status 1 if any failed. Every check runs in a child of its own with a time bound,
+ * so that being killed is an answer too. No attempt does harm where it succeeds: the same program
+ * runs without a sandbox as a control, where most checks must fail. */
 #ifndef SKERRY_TESTS_SANDBOX_PROBE_H
 #define SKERRY_TESTS_SANDBOX_PROBE_H
 
@@ -41,7 +41,7 @@ void probe_add(struct probe_list *list, const char *group, const char *name, pro
 /* For use as `return probe_fail(what, ...)`. */
 bool probe_fail(struct probe_text *what, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
-/* A call that must be refused: fails unless rc < 0 and errno says "not allowed" or "no such call". */
+/* Must be refused: fails unless rc < 0 and errno says "not allowed" or "no such call". */
 bool probe_refused(struct probe_text *what, long rc);
 /* A call that must not succeed, whatever the reason. */
 bool probe_failed(struct probe_text *what, long rc);
