@@ -34,7 +34,7 @@ struct guard {
     raft_io_close_cb close;
     unsigned appends;     /* in flight */
     unsigned works;       /* likewise, of options.async_work */
-    struct append *stuck; /* failed, and not told to libraft until it closes */
+    struct append *stuck; /* not stored, the last first; told to libraft when it has closed */
     bool failed, closing;
 
     bool leader;          /* as libraft said last */
@@ -236,7 +236,8 @@ static void append_cb(struct raft_io_append *inner, int status)
         errmsg_take(g);
     if (status != 0)
         fail(g, "a write to the log", status);
-    if (g->failed) {
+    /* libraft would cut its log at each of them, and for the second reach beyond its end. */
+    if (!g->options.off && (g->failed || status != 0)) {
         a->next = g->stuck;
         g->stuck = a;
         return;
@@ -268,7 +269,8 @@ static void put_cb(struct raft_io_snapshot_put *inner, int status)
 static void close_cb(struct raft_io *inner)
 {
     struct guard *g = inner->data;
-    /* libraft is unavailable by now and only gives memory back. */
+    /* libraft is unavailable by now and only gives memory back. The last come first, so that it cuts its
+     * log from the end. */
     while (g->stuck != NULL) {
         struct append *a = g->stuck;
         g->stuck = a->next;

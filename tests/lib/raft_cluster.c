@@ -27,7 +27,8 @@ static int fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buffer, voi
     n->applied_index[n->applied_count] = index;
     n->applied_sum[n->applied_count++] = sum_of(buffer);
     assert_always(state_apply(n->state, index, buffer->base, buffer->len, &outcome, &e) == 0);
-    proposer_applied(n->proposer, &outcome.session, &outcome.result);
+    if (!n->deaf)
+        proposer_applied(n->proposer, &outcome.session, &outcome.result);
     return 0;
 }
 
@@ -56,20 +57,21 @@ static int append(struct raft_io *io, struct raft_io_append *req, const struct r
     struct cluster_node *node = node_of(io);
     if (!node->hold_appends)
         return node->inner_append(io, req, entries, n, cb);
-    assert_always(node->held == NULL);
-    node->held = req;
+    assert_always(node->held_count < CLUSTER_HELD_MAX);
+    node->held[node->held_count++] = req;
     node->held_cb = cb;
     return 0;
 }
 
-void cluster_append_finish(struct cluster *c, unsigned i, int status)
+void cluster_appends_finish(struct cluster *c, unsigned i, int status)
 {
     struct cluster_node *n = &c->nodes[i];
-    assert_always(n->held != NULL);
-    struct raft_io_append *held = n->held;
-    n->held = NULL;
+    size_t count = n->held_count;
+    assert_always(count > 0);
+    n->held_count = 0;
     n->hold_appends = false;
-    n->held_cb(held, status);
+    for (size_t k = 0; k < count; k++)
+        n->held_cb(n->held[k], status);
 }
 
 /* --- nodes ------------------------------------------------------------------------------------------ */
@@ -157,8 +159,8 @@ void cluster_open(struct cluster *c, unsigned n, bool guard_off, unsigned propos
 void cluster_close(struct cluster *c)
 {
     for (unsigned i = 0; i < c->n; i++) {
-        if (c->nodes[i].held != NULL)
-            cluster_append_finish(c, i, RAFT_CANCELED);
+        if (c->nodes[i].held_count > 0)
+            cluster_appends_finish(c, i, RAFT_CANCELED);
         proposer_close(c->nodes[i].proposer);
     }
     raft_fixture_close(&c->fixture);

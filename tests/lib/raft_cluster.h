@@ -15,6 +15,7 @@
 
 #define CLUSTER_MAX 5
 #define CLUSTER_APPLIED_MAX 20000
+#define CLUSTER_HELD_MAX 8
 
 struct cluster;
 
@@ -27,6 +28,7 @@ struct cluster_node {
     struct state *state;
     bool failed;
     struct err failure;
+    bool deaf; /* the proposer does not hear what is applied */
     /* What was applied at which index: a checksum of the command, in order. */
     uint64_t *applied_index;
     uint64_t *applied_sum;
@@ -35,8 +37,9 @@ struct cluster_node {
     int (*inner_append)(struct raft_io *io, struct raft_io_append *req,
                         const struct raft_entry entries[], unsigned n, raft_io_append_cb cb);
     bool hold_appends;
-    struct raft_io_append *held;
+    struct raft_io_append *held[CLUSTER_HELD_MAX];
     raft_io_append_cb held_cb;
+    size_t held_count;
 };
 
 struct cluster {
@@ -65,8 +68,8 @@ void cluster_isolate(struct cluster *c, unsigned i);
 void cluster_heal(struct cluster *c);
 /* A command straight into node i's log: a SWEEP at `wall_ms`, so that it can be told apart. */
 int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms);
-/* The held append of node i comes to its end. */
-void cluster_append_finish(struct cluster *c, unsigned i, int status);
+/* The held appends of node i come to their end, oldest first; no more are held. */
+void cluster_appends_finish(struct cluster *c, unsigned i, int status);
 /* No two nodes applied different commands at one index. */
 bool cluster_agrees(const struct cluster *c);
 
