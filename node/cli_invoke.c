@@ -1,11 +1,14 @@
 /* skerry invoke: one HTTP join, through the gateway as anybody would. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/id.h"
 #include "base/memory.h"
 #include "node/cli.h"
+
+#define STDIN_BYTES_MAX (64u * 1024 * 1024)
 
 enum { HEADERS_MAX = CLIENT_HEADERS_MAX - 4, URL_SIZE = 8192 };
 
@@ -13,6 +16,7 @@ struct join {
     struct cli *cli;
     bool show_head;
     FILE *data; /* of -d @FILE */
+    struct buffer body;
     const char *headers[CLIENT_HEADERS_MAX];
     char key[512], instance[128];
     size_t header_count;
@@ -121,10 +125,25 @@ static int open_data(struct cli *c, struct join *j, struct client_request *reque
         request->body_length = strlen(data);
         return CLI_DONE;
     }
+    struct stat st;
     j->data = strcmp(data, "@-") == 0 ? stdin : fopen(data + 1, "re");
     if (j->data == NULL)
         return cli_usage(c, "-d: cannot open %.200s", data + 1);
-    request->source = read_data;
+    if (fstat(fileno(j->data), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
+        request->source = read_data;
+        request->source_length = (uint64_t)st.st_size;
+        return CLI_DONE;
+    }
+    /* Many servers want a length: what is short enough is read whole. */
+    buffer_init(&j->body, STDIN_BYTES_MAX);
+    while (!feof(j->data) && !ferror(j->data)) {
+        char piece[16384];
+        size_t n = fread(piece, 1, sizeof piece, j->data);
+        if (!buffer_append(&j->body, piece, n))
+            return cli_usage(c, "-d @-: more than %u bytes; use -d @FILE", STDIN_BYTES_MAX);
+    }
+    request->body = j->body.data == NULL ? "" : j->body.data;
+    request->body_length = j->body.length;
     return CLI_DONE;
 }
 
@@ -171,6 +190,7 @@ static int invoke(struct cli *c)
     }
     if (j.data != NULL && j.data != stdin)
         fclose(j.data);
+    buffer_free(&j.body);
     return code;
 }
 

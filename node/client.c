@@ -323,6 +323,8 @@ int client_do(struct client *c, const struct client_request *r, struct client_an
         curl_easy_setopt(h, CURLOPT_UPLOAD, 1L);
         curl_easy_setopt(h, CURLOPT_READFUNCTION, give_body);
         curl_easy_setopt(h, CURLOPT_READDATA, &x);
+        if (r->source_length > 0)
+            curl_easy_setopt(h, CURLOPT_INFILESIZE_LARGE, (curl_off_t)r->source_length);
     } else if (r->body != NULL) {
         curl_easy_setopt(h, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->body_length);
         curl_easy_setopt(h, CURLOPT_POSTFIELDS, r->body);

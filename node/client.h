@@ -11,6 +11,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/buffer.h"
 #include "base/err.h"
@@ -44,6 +45,7 @@ struct client_request {
     size_t body_length;
     /* Instead of `body`, streamed: up to `size` bytes, *out_length 0 is the end. */
     int (*source)(void *user, void *out, size_t size, size_t *out_length, struct err *e);
+    uint64_t source_length; /* 0: unknown, and sent in chunks */
     /* Takes the body of a 2xx answer (with any_status: of every answer) as it comes; NULL: it is
      * kept in the answer. */
     int (*sink)(void *user, const void *data, size_t length, struct err *e);

@@ -66,9 +66,10 @@ static int end_runner(struct up_node *n, struct err *e)
 
 static void remove_leavings(const struct up_node *n)
 {
-    static const char *const names[] = {"serve.pid", "runner.pid", "run/runner.sock",
-                                        "run/api.sock"};
+    static const char *const names[] = {"serve.pid", "runner.pid"};
     up_node_unlink(n);
+    (void)unlink(n->api_socket);
+    (void)unlink(n->runner_socket);
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         char path[UP_PATH_SIZE];
         up_node_path(n, names[i], path);
@@ -121,7 +122,9 @@ static int down(struct cli *c)
         return CLI_DONE;
     }
     char config[UP_PATH_SIZE];
-    up_node_path(&n, "runner.yaml", config);
+    up_node_path(&n, "skerry.yaml", config);
+    if (access(config, F_OK) == 0 && up_node_load(&n, &e) != 0)
+        return cli_fail(c, &e);
     if (access(config, F_OK) == 0)
         code = bring_down(&n, (unsigned)drain_ms);
     if (code != CLI_DONE)
@@ -205,9 +208,9 @@ static void tell(const struct up_node *n, bool started, bool fresh, bool linked,
     printf("%s  %s\n", strrchr(n->directory, '/') + 1, started ? "is up" : "was up already");
     printf("  joins   http://%s/w/WORKLOAD/   http://WORKLOAD.localhost%s/\n", http,
            port == NULL ? "" : port);
-    printf("  API     http://%s (with a token), unix:%s/run/api.sock (root)\n", api, n->directory);
+    printf("  API     http://%s (with a token), unix:%s (root)\n", api, n->api_socket);
     printf("  data    %s\n\n", n->directory);
-    printf("export SKERRY_ADDR=unix:%s/run/api.sock%s\n\n", n->directory,
+    printf("export SKERRY_ADDR=unix:%s%s\n\n", n->api_socket,
            linked ? "   # not needed: " UP_LINK " is this node" : "");
     if (fresh)
         printf("  skerry deploy deploy/examples/hello.yaml\n"
@@ -256,6 +259,8 @@ static int stay(struct up_node *n)
 static int start_and_wait(struct up_node *n, bool *started, bool *fresh, struct err *e)
 {
     int rc = up_node_prepare(n, e);
+    if (rc == 0)
+        rc = up_node_load(n, e);
     if (rc == 0)
         rc = start_missing(n, started, fresh, e);
     if (rc != 0)

@@ -26,9 +26,8 @@ struct talk {
 
 static int open_talk(struct talk *t, const struct up_node *n, struct err *e)
 {
-    char path[UP_PATH_SIZE];
+    const char *path = n->runner_socket;
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    up_node_path(n, "run/runner.sock", path);
     if (!text_copy(address.sun_path, sizeof address.sun_path, path))
         return err_set(e, ERR_INVALID, "%s is too long for a socket", path);
     t->bytes = malloc(MESSAGE_BYTES_MAX);

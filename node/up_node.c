@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "node/client.h"
+#include "node/config.h"
 
 enum { WAIT_STEP_MS = 20, CMDLINE_MAX = 8192 };
 
@@ -192,6 +193,21 @@ int up_node_prepare(const struct up_node *n, struct err *e)
     return rc == 0 ? write_configuration(n, e) : rc;
 }
 
+int up_node_load(struct up_node *n, struct err *e)
+{
+    char path[UP_PATH_SIZE];
+    struct config config;
+    up_node_path(n, config_names[UP_SERVE], path);
+    int rc = config_load(&config, path, e);
+    if (rc != 0)
+        return rc;
+    if (!text_copy(n->api_socket, sizeof n->api_socket, config.api_socket) ||
+        !text_copy(n->runner_socket, sizeof n->runner_socket, config.runner_socket))
+        rc = err_set(e, ERR_INVALID, "%s: the path of a socket is too long", path);
+    config_free(&config);
+    return rc;
+}
+
 /* --- the daemons ------------------------------------------------------------------------------ */
 
 /* Whether the process was started with this configuration file. */
@@ -328,7 +344,7 @@ static bool answers_ready(const struct up_node *n, char *why, size_t size)
     struct client *client = NULL;
     struct client_answer answer = {0};
     struct err e = {0};
-    (void)text_format(address, sizeof address, "unix:%s/run/api.sock", n->directory);
+    (void)text_format(address, sizeof address, "unix:%s", n->api_socket);
     struct client_options options = {.address = address};
     struct client_request request = {.path = "/readyz", .timeout_ms = 2000};
     int rc = client_open(&client, &options, &e);
@@ -402,26 +418,23 @@ static bool somebody_listens(const char *path)
 
 static bool link_is_ours(const struct up_node *n)
 {
-    char target[UP_PATH_SIZE], own[UP_PATH_SIZE];
+    char target[UP_PATH_SIZE];
     ssize_t length = readlink(UP_LINK, target, sizeof target - 1);
     if (length < 0)
         return false;
     target[length] = '\0';
-    up_node_path(n, "run/api.sock", own);
-    return strcmp(target, own) == 0;
+    return strcmp(target, n->api_socket) == 0;
 }
 
 bool up_node_link(const struct up_node *n)
 {
-    char own[UP_PATH_SIZE];
-    up_node_path(n, "run/api.sock", own);
-    if (link_is_ours(n))
+    if (link_is_ours(n) || strcmp(n->api_socket, UP_LINK) == 0)
         return true;
     if (somebody_listens(UP_LINK))
         return false;
     (void)mkdir("/run/skerry", 0755);
     (void)unlink(UP_LINK);
-    return symlink(own, UP_LINK) == 0;
+    return symlink(n->api_socket, UP_LINK) == 0;
 }
 
 void up_node_unlink(const struct up_node *n)

@@ -30,13 +30,16 @@ struct up_node {
     char directory[UP_PATH_SIZE - 64]; /* DIR/node1 */
     uid_t uid;                         /* of serve */
     gid_t gid;
-    const char *http, *api; /* NULL: as the configuration says */
+    const char *http, *api;                   /* NULL: as the configuration says */
+    char api_socket[128], runner_socket[128]; /* as the configuration says */
     const struct cli_embedded *embedded;
 };
 
 /* DIR from --dir or the default, absolute; and who serve will be. */
 int up_node_init(struct up_node *n, const char *dir, unsigned number, struct err *e) ERR_CHECKED;
 void up_node_path(const struct up_node *n, const char *name, char out[UP_PATH_SIZE]);
+/* What the node's own configuration file says; before it is there, nothing changes. */
+int up_node_load(struct up_node *n, struct err *e) ERR_CHECKED;
 /* Makes the folders and, where they are missing, the two configuration files. */
 int up_node_prepare(const struct up_node *n, struct err *e) ERR_CHECKED;
 
