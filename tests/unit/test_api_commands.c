@@ -1,5 +1,5 @@
 /* Commands and files through the API: plain, as JSON, as events, and over an upgraded connection. */
-#include "tests/lib/api_fake.h"
+#include "tests/lib/api_client.h"
 
 #include <stdio.h>
 
