@@ -317,6 +317,9 @@ static void *thread_main(void *user)
 
 /* --- opening ------------------------------------------------------------------------------------ */
 
+_Static_assert(offsetof(struct sockaddr_in, sin_port) == offsetof(struct sockaddr_in6, sin6_port),
+               "the port stands at the same place");
+
 static int tcp_listen(const char *address, unsigned *port, struct err *e)
 {
     char host[64];
@@ -347,8 +350,10 @@ static int tcp_listen(const char *address, unsigned *port, struct err *e)
     freeaddrinfo(found);
     if (!done)
         return err_sys(e, ERR_IO, sys, "listen for the API on %s:%s", host, colon + 1);
-    *port = ntohs(bound.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&bound)->sin6_port
-                                              : ((struct sockaddr_in *)&bound)->sin_port);
+    in_port_t bound_port;
+    memcpy(&bound_port, (const char *)&bound + offsetof(struct sockaddr_in, sin_port),
+           sizeof(bound_port));
+    *port = ntohs(bound_port);
     if (!config_address_private(&bound))
         log_warn("api", "%s:%s is a public address; the API is meant for private ones", host,
                  colon + 1);
