@@ -124,6 +124,11 @@ $(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test
 $(B)/tests/runner_test_probe $(B)/tests/runner_test_layers: \
 	$(call obj,tests/lib/runner_fixture.c)
 
+# Programs to measure by hand.
+$(B)/bench/%: $(B)/obj/tests/bench/%.o $(TEST_LIB) $(B)/libskerry.a
+	@mkdir -p $(dir $@)
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lm
+
 # Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.
 PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c)) $(B)/probe/probe
 PROBE_CFLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -static -pthread
