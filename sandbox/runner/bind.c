@@ -14,9 +14,8 @@
 /* Covered by /dev/null or an empty folder. The user namespace keeps most of them shut already;
  * covered they are shut on every kernel. */
 static const char *const proc_covered[] = {
-    "kcore",       "keys",        "timer_list", "sysrq-trigger", "latency_stats",
-    "timer_stats", "sched_debug", "interrupts", "softirqs",      "acpi",
-    "scsi",        "asound",      "firmware",   "driver",
+    "kcore",       "keys",       "timer_list", "sysrq-trigger", "latency_stats", "timer_stats",
+    "sched_debug", "interrupts", "acpi",       "scsi",          "asound",        "firmware",
 };
 /* Read-only, whatever their modes say. */
 static const char *const proc_read_only[] = {"sys", "bus", "fs", "irq"};
@@ -209,9 +208,9 @@ static int folders_make(int root, struct err *e)
         const char *path;
         mode_t mode;
     } folders[] = {
-        {"etc", 0755}, {"root", 0700}, {"home", 0755},      {"opt", 0755},     {"run", 0755},
-        {"var", 0755}, {"srv", 0755},  {"var/tmp", 01777},  {"var/log", 0755}, {"var/lib", 0755},
-        {"mnt", 0755}, {"usr", 0755},  {"var/cache", 0755},
+        {"etc", 0755}, {"etc/ssl", 0755}, {"root", 0700},     {"home", 0755},
+        {"run", 0755}, {"var", 0755},     {"var/tmp", 01777}, {"var/lib", 0755},
+        {"usr", 0755}, {"dev", 0755},     {"proc", 0755},     {"tmp", 0755},
     };
     for (size_t i = 0; i < ARRAY_SIZE(folders); i++)
         if (mkdirat(root, folders[i].path, folders[i].mode) < 0 ||
@@ -223,7 +222,17 @@ static int folders_make(int root, struct err *e)
     return 0;
 }
 
-static int accounts_write(int root, const struct bind_plan *plan, struct err *e)
+/* In a folder that we made ourselves a moment ago, so nothing can be in the way. */
+static int fresh_write(int folder, const char *name, const char *text, struct err *e)
+{
+    CLEANUP_FD int fd = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    size_t length = strlen(text);
+    if (fd < 0 || write(fd, text, length) != (ssize_t)length)
+        return err_sys(e, ERR_IO, errno, "write /etc/%s", name);
+    return 0;
+}
+
+static int accounts_write(int etc, const struct bind_plan *plan, struct err *e)
 {
     char passwd[512], group[512];
     size_t length =
@@ -237,38 +246,51 @@ static int accounts_write(int root, const struct bind_plan *plan, struct err *e)
                  plan->uid, plan->gid);
     if (plan->gid != 0 && plan->gid != 5 && plan->gid != 65534)
         snprintf(group + groups, sizeof group - groups, "app:x:%u:\n", plan->gid);
-    int rc = file_write(root, "etc/passwd", passwd, e);
+    int rc = fresh_write(etc, "passwd", passwd, e);
     if (rc == 0)
-        rc = file_write(root, "etc/group", group, e);
+        rc = fresh_write(etc, "group", group, e);
     if (rc == 0)
-        rc = file_write(root, "etc/nsswitch.conf",
-                        "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
-                        "services: files\nprotocols: files\n",
-                        e);
+        rc = fresh_write(etc, "nsswitch.conf",
+                         "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
+                         "services: files\nprotocols: files\n",
+                         e);
     return rc;
 }
 
-static int names_write(int root, const struct bind_plan *plan, struct err *e)
+static int name_write(int root, int etc, const char *name, const char *text, struct err *e)
+{
+    char path[32];
+    if (etc >= 0)
+        return fresh_write(etc, name, text, e);
+    text_format(path, sizeof path, "etc/%s", name);
+    return file_write(root, path, text, e);
+}
+
+/* `etc`: a fresh one, or -1: the image's, whatever that is. */
+static int names_write(int root, int etc, const struct bind_plan *plan, struct err *e)
 {
     char text[512];
     text_format(text, sizeof text,
                 "127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.0.1 %s\n", plan->hostname);
-    int rc = file_write(root, "etc/hosts", text, e);
+    int rc = name_write(root, etc, "hosts", text, e);
     text_format(text, sizeof text, "%s\n", plan->hostname);
     if (rc == 0)
-        rc = file_write(root, "etc/hostname", text, e);
+        rc = name_write(root, etc, "hostname", text, e);
     if (rc == 0)
-        rc = file_write(root, "etc/resolv.conf", "# This instance has no network.\n", e);
+        rc = name_write(root, etc, "resolv.conf", "# This instance has no network.\n", e);
     return rc;
 }
 
 static int host_root_fill(int root, const struct bind_plan *plan, struct err *e)
 {
     int rc = folders_make(root, e);
-    for (uint32_t i = 0; rc == 0 && i < plan->link_count; i++)
-        if (symlinkat(plan->links[i].target, root, plan->links[i].path) < 0)
-            rc = err_sys(e, ERR_IO, errno, "make /%s", plan->links[i].path);
-    return rc == 0 ? accounts_write(root, plan, e) : rc;
+    if (rc < 0)
+        return rc;
+    CLEANUP_FD int etc = openat(root, "etc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (etc < 0)
+        return err_sys(e, ERR_IO, errno, "open /etc");
+    rc = accounts_write(etc, plan, e);
+    return rc == 0 ? names_write(root, etc, plan, e) : rc;
 }
 
 /* The descriptor of the mount that becomes the root. */
@@ -299,35 +321,63 @@ static int root_enter(int root, bool read_only, struct err *e)
     return 0;
 }
 
-int bind_root(const struct bind_plan *plan, const int *descriptors, struct err *e)
+int bind_root_begin(struct bind_root *b, const struct bind_plan *plan, const int *descriptors,
+                    struct err *e)
 {
-    int store = descriptors[1];
-    size_t next = BIND_DESCRIPTORS_FIXED;
-    int overlay = plan->overlay ? descriptors[next++] : -1;
+    b->store = descriptors[0];
     umask(022);
     if (sethostname(plan->hostname, strlen(plan->hostname)) < 0)
         return err_sys(e, ERR_IO, errno, "set host name");
-    CLEANUP_FD int root = root_attach(plan, store, overlay, e);
-    if (root < 0)
-        return root;
-    int rc = plan->overlay ? 0 : host_root_fill(root, plan, e);
-    if (rc == 0)
-        rc = names_write(root, plan, e);
-    for (uint32_t i = 0; rc == 0 && i < plan->mount_count; i++) {
-        int fd = descriptors[next + i];
-        rc = attach(fd, root, plan->mounts[i].path, plan->mounts[i].file, e);
+    b->root = root_attach(plan, b->store, plan->overlay ? descriptors[1] : -1, e);
+    if (b->root < 0)
+        return b->root;
+    return plan->overlay ? names_write(b->root, -1, plan, e) : host_root_fill(b->root, plan, e);
+}
+
+/* In a root that we made ourselves: its folders are there, and nothing leads astray. */
+static int fresh_attach(int mount, int root, const struct bind_mount *where, struct err *e)
+{
+    int made = where->file ? mknodat(root, where->path, S_IFREG | 0644, 0)
+                           : mkdirat(root, where->path, 0755);
+    if ((made < 0 && errno != EEXIST) ||
+        move_mount(mount, "", root, where->path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+        return err_sys(e, ERR_IO, errno, "attach /%s", where->path);
+    return 0;
+}
+
+static int mounts_attach(int root, bool fresh, const struct bind_mounts *mounts,
+                         const int *descriptors, struct err *e)
+{
+    for (uint32_t i = 0; i < mounts->link_count; i++)
+        if (symlinkat(mounts->links[i].target, root, mounts->links[i].path) < 0)
+            return err_sys(e, ERR_IO, errno, "make /%s", mounts->links[i].path);
+    for (uint32_t i = 0; i < mounts->mount_count; i++) {
+        int fd = descriptors[i];
+        const struct bind_mount *where = &mounts->mounts[i];
+        int rc = fresh ? fresh_attach(fd, root, where, e)
+                       : attach(fd, root, where->path, where->file, e);
         memory_close(&fd);
+        if (rc < 0)
+            return rc;
     }
+    return 0;
+}
+
+int bind_root_finish(struct bind_root *b, const struct bind_plan *plan,
+                     const struct bind_mounts *mounts, const int *descriptors, struct err *e)
+{
+    int rc = mounts_attach(b->root, !plan->overlay, mounts, descriptors, e);
     if (rc == 0)
-        rc = mount_proc(root, plan->proc_masks, e);
+        rc = mount_proc(b->root, plan->proc_masks, e);
     if (rc == 0)
-        rc = mount_pts(root, e);
+        rc = mount_pts(b->root, e);
     if (rc == 0)
-        rc = mount_scratch(store, "shm", root, "dev/shm", MOUNT_ATTR_NOEXEC, e);
+        rc = mount_scratch(b->store, "shm", b->root, "dev/shm", MOUNT_ATTR_NOEXEC, e);
     if (rc == 0)
-        rc = mount_scratch(store, "tmp", root, "tmp", 0, e);
+        rc = mount_scratch(b->store, "tmp", b->root, "tmp", 0, e);
     if (rc == 0)
-        rc = root_enter(root, plan->read_only, e);
-    memory_close(&store);
+        rc = root_enter(b->root, plan->read_only, e);
+    memory_close(&b->root);
+    memory_close(&b->store);
     return rc;
 }

@@ -31,28 +31,36 @@ struct bind_link {
 /* The files of /proc that are covered, as bits of a plan: only those that this kernel has. */
 #define BIND_PROC_MASKS_MAX 32
 
+/* Told first, so that the blank can work while the runner makes the mounts. Descriptors: the tmpfs
+ * that takes all that the instance writes, then with `overlay` its root. */
 struct bind_plan {
     bool overlay; /* the root is a mount of its own, made from an image; else a folder of `store` */
     bool read_only; /* but for /tmp and /dev/shm */
     uint32_t proc_masks;
     uint32_t uid, gid; /* for /etc/passwd of the host image */
     char hostname[64];
+};
+
+/* Told next. Descriptors: those of the mounts. */
+struct bind_mounts {
     uint32_t mount_count;
     struct bind_mount mounts[BIND_MOUNTS_MAX];
     uint32_t link_count;
     struct bind_link links[BIND_LINKS_MAX];
 };
 
-/* Descriptors of a plan, in this order: the listening socket of the agent, the tmpfs that takes all
- * that the instance writes, then with `overlay` its root, then the mounts. */
-#define BIND_DESCRIPTORS_FIXED 2
-#define BIND_DESCRIPTORS_MAX (BIND_DESCRIPTORS_FIXED + 1 + BIND_MOUNTS_MAX)
-
 /* Which of the covered files this kernel has. */
 uint32_t bind_proc_masks(void);
 
-/* In the blank, as root of its first user namespace: makes the root and enters it. The descriptors
- * from the tmpfs on are closed. */
-int bind_root(const struct bind_plan *plan, const int *descriptors, struct err *e) ERR_CHECKED;
+/* In the blank, as root of its first user namespace, one after the other. The first attaches the
+ * root and makes what is in it; the second adds the mounts and enters. Both take their descriptors. */
+struct bind_root {
+    int store, root;
+};
+int bind_root_begin(struct bind_root *b, const struct bind_plan *plan, const int *descriptors,
+                    struct err *e) ERR_CHECKED;
+int bind_root_finish(struct bind_root *b, const struct bind_plan *plan,
+                     const struct bind_mounts *mounts, const int *descriptors,
+                     struct err *e) ERR_CHECKED;
 
 #endif

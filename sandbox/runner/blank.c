@@ -3,9 +3,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/futex.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/fsuid.h>
@@ -23,7 +25,7 @@
 enum { BLANK_FD_LISTENER = 3, BLANK_FD_CHANNEL, BLANK_FD_AGENT, BLANK_FD_ENTRIES };
 
 union control {
-    char bytes[CMSG_SPACE(sizeof(int) * BIND_DESCRIPTORS_MAX)];
+    char bytes[CMSG_SPACE(sizeof(int) * BIND_MOUNTS_MAX)];
     struct cmsghdr align;
 };
 
@@ -129,11 +131,12 @@ static int cgroup_enter(size_t entry_count, struct err *e)
     return 0;
 }
 
-/* Waits for the plan. Its first descriptor replaces the agent's listener. */
-static int plan_receive(struct bind_plan *plan, int *descriptors, struct err *e)
+/* Waits for one datagram of exactly `size` bytes; returns how many descriptors came, at most
+ * BIND_MOUNTS_MAX. */
+static int struct_receive(void *out, size_t size, int *descriptors, struct err *e)
 {
     union control control;
-    struct iovec part = {.iov_base = plan, .iov_len = sizeof *plan};
+    struct iovec part = {.iov_base = out, .iov_len = size};
     struct msghdr header = {.msg_iov = &part,
                             .msg_iovlen = 1,
                             .msg_control = control.bytes,
@@ -142,17 +145,11 @@ static int plan_receive(struct bind_plan *plan, int *descriptors, struct err *e)
     if (n == 0)
         _exit(0); /* the runner is gone, or has no use for us */
     struct cmsghdr *rights = n < 0 ? NULL : CMSG_FIRSTHDR(&header);
-    if (n != (ssize_t)sizeof *plan || rights == NULL)
-        return err_sys(e, ERR_IO, errno, "receive plan");
+    if (n != (ssize_t)size || rights == NULL || (header.msg_flags & MSG_CTRUNC) != 0)
+        return err_sys(e, ERR_IO, errno, "hear the runner");
     size_t count = (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    size_t wanted = BIND_DESCRIPTORS_FIXED + (plan->overlay ? 1u : 0) + plan->mount_count;
-    if (count != wanted || wanted > BIND_DESCRIPTORS_MAX)
-        return err_set(e, ERR_PROTOCOL, "plan with %zu descriptors for %zu", count, wanted);
     memcpy(descriptors, CMSG_DATA(rights), sizeof(int) * count);
-    if (dup2(descriptors[0], BLANK_FD_LISTENER) < 0)
-        return err_sys(e, ERR_IO, errno, "take the listener");
-    memory_close(&descriptors[0]);
-    return 0;
+    return (int)count;
 }
 
 static int become_inside_root(struct err *e)
@@ -165,20 +162,51 @@ static int become_inside_root(struct err *e)
 /* --- the lock ----------------------------------------------------------------------------------- */
 
 /* Maps are written by a process of the parent namespace, which the blank leaves with unshare. So a
- * helper that shares its memory stays behind for the moment that takes. */
+ * helper that shares its memory stays behind for the moment that takes. The two wait for each other
+ * for less time than a sleep and a wake-up cost, so they look a few times before they sleep. */
 struct helper {
-    int wake; /* its end says that the second namespace is there */
+    _Atomic uint32_t unshared, done;
+    int rc;
     struct err error;
     char stack[16 * 1024] __attribute__((aligned(16)));
 };
 
+/* About 100 us. */
+#define LOOKS_MAX 4000
+
+static void flag_set(_Atomic uint32_t *flag)
+{
+    atomic_store(flag, 1);
+    (void)syscall(SYS_futex, flag, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+static void look_again(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#else
+    __asm__ volatile("" ::: "memory");
+#endif
+}
+
+static void flag_wait(_Atomic uint32_t *flag)
+{
+    for (int i = 0; i < LOOKS_MAX; i++) {
+        if (atomic_load(flag) != 0)
+            return;
+        look_again();
+    }
+    while (atomic_load(flag) == 0)
+        (void)syscall(SYS_futex, flag, FUTEX_WAIT, 0, NULL, NULL, 0);
+}
+
 static int helper_run(void *argument)
 {
     struct helper *h = argument;
-    char byte;
-    if (read(h->wake, &byte, 1) != 1)
-        return 1;
-    return maps_write(1, 0, &h->error) < 0;
+    flag_wait(&h->unshared);
+    h->rc = maps_write(1, 0, &h->error);
+    flag_set(&h->done);
+    return 0;
 }
 
 /* The second pair of namespaces: mounts copied from one of a more privileged user namespace cannot
@@ -186,25 +214,20 @@ static int helper_run(void *argument)
 static int lock_mounts(struct err *e)
 {
     static struct helper helper;
-    int wake[2];
-    if (pipe2(wake, O_CLOEXEC) < 0)
-        return err_sys(e, ERR_IO, errno, "make pipe");
-    helper.wake = wake[0];
     /* A process that changed its ids belongs to nobody in /proc, until it says otherwise. Nobody
      * else is inside yet, and the agent is undumpable again. */
     if (prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
         return err_sys(e, ERR_IO, errno, "become dumpable");
+    /* The helper is not waited for. */
+    (void)signal(SIGCHLD, SIG_IGN);
     pid_t pid = clone(helper_run, helper.stack + sizeof helper.stack, CLONE_VM | SIGCHLD, &helper);
     if (pid < 0)
         return err_sys(e, ERR_IO, errno, "clone helper");
-    int status = -1;
     if (unshare(CLONE_NEWUSER | CLONE_NEWNS) < 0)
         return err_sys(e, ERR_IO, errno, "lock mounts");
-    if (write(wake[1], "w", 1) != 1 || waitpid(pid, &status, 0) != pid)
-        return err_sys(e, ERR_IO, errno, "wait for helper");
-    memory_close(&wake[0]);
-    memory_close(&wake[1]);
-    return status == 0 ? 0 : err_set(e, ERR_IO, "second maps: %s", helper.error.msg);
+    flag_set(&helper.unshared);
+    flag_wait(&helper.done);
+    return helper.rc == 0 ? 0 : err_set(e, ERR_IO, "second maps: %s", helper.error.msg);
 }
 
 static int become_agent(struct err *e)
@@ -219,23 +242,56 @@ static int become_agent(struct err *e)
 }
 
 static void blank_run(const int *descriptors, size_t count, int null_fd) __attribute__((noreturn));
+static int root_make(struct err *e)
+{
+    struct bind_plan plan;
+    struct bind_mounts mounts;
+    struct bind_root root;
+    int descriptors[BIND_MOUNTS_MAX];
+    int count = struct_receive(&plan, sizeof plan, descriptors, e);
+    if (count < 0)
+        return count;
+    if (count != (plan.overlay ? 2 : 1))
+        return err_set(e, ERR_PROTOCOL, "plan with %d descriptors", count);
+    int rc = become_inside_root(e);
+    if (rc == 0)
+        rc = bind_root_begin(&root, &plan, descriptors, e);
+    if (rc < 0)
+        return rc;
+    count = struct_receive(&mounts, sizeof mounts, descriptors, e);
+    if (count < 0)
+        return count;
+    if (count != (int)mounts.mount_count)
+        return err_set(e, ERR_PROTOCOL, "%u mounts with %d descriptors", mounts.mount_count, count);
+    return bind_root_finish(&root, &plan, &mounts, descriptors, e);
+}
+
+static int listener_receive(struct err *e)
+{
+    uint32_t word;
+    int descriptors[BIND_MOUNTS_MAX];
+    int count = struct_receive(&word, sizeof word, descriptors, e);
+    if (count < 0)
+        return count;
+    if (count != 1 || dup2(descriptors[0], BLANK_FD_LISTENER) < 0)
+        return err_sys(e, ERR_IO, errno, "take the listener");
+    memory_close(&descriptors[0]);
+    return 0;
+}
+
 static void blank_run(const int *descriptors, size_t count, int null_fd)
 {
     struct err e;
-    struct bind_plan plan;
-    int mounts[BIND_DESCRIPTORS_MAX];
     int channel = descriptors[BLANK_FD_CHANNEL - BLANK_FD_LISTENER];
     if (descriptors_arrange(descriptors, count, null_fd, &e) < 0)
         blank_fail(channel, &e);
     int rc = cgroup_enter(count - (BLANK_FD_ENTRIES - BLANK_FD_LISTENER), &e);
     if (rc == 0)
-        rc = plan_receive(&plan, mounts, &e);
-    if (rc == 0)
-        rc = become_inside_root(&e);
-    if (rc == 0)
-        rc = bind_root(&plan, mounts, &e);
+        rc = root_make(&e);
     if (rc == 0)
         rc = lock_mounts(&e);
+    if (rc == 0)
+        rc = listener_receive(&e);
     if (rc == 0)
         rc = become_agent(&e);
     blank_fail(BLANK_FD_CHANNEL, &e);
@@ -311,14 +367,32 @@ int blank_make(struct blank *out, const struct blank_options *o, struct err *e)
     return 0;
 }
 
-int blank_bind(const struct blank *blank, const struct bind_plan *plan, const int *descriptors,
-               size_t descriptor_count, struct err *e)
+static int tell(const struct blank *blank, const void *data, size_t size, const int *descriptors,
+                size_t count, struct err *e)
 {
-    int rc = struct_send(blank->channel, plan, sizeof *plan, descriptors, descriptor_count, e);
+    int rc = struct_send(blank->channel, data, size, descriptors, count, e);
     struct blank_message last;
     ssize_t n = rc < 0 ? recv(blank->channel, &last, sizeof last, MSG_DONTWAIT) : -1;
-    /* It ended before it was told anything, and said why. */
+    /* It ended before it was told all, and said why. */
     if (n > 0 && blank_failure(&last, (size_t)n, e))
         return -(int)e->code;
     return rc;
+}
+
+int blank_plan(const struct blank *blank, const struct bind_plan *plan, const int *descriptors,
+               size_t descriptor_count, struct err *e)
+{
+    return tell(blank, plan, sizeof *plan, descriptors, descriptor_count, e);
+}
+
+int blank_mounts(const struct blank *blank, const struct bind_mounts *mounts,
+                 const int *descriptors, struct err *e)
+{
+    return tell(blank, mounts, sizeof *mounts, descriptors, mounts->mount_count, e);
+}
+
+int blank_go(const struct blank *blank, int listener, struct err *e)
+{
+    const uint32_t word = 1;
+    return tell(blank, &word, sizeof word, &listener, 1, e);
 }

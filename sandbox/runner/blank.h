@@ -4,9 +4,13 @@
  *     runner                          blank (process 1 of its pid namespace)
  *     netns, cgroup, clone3  ------>  enters its cgroup, waits
  *     writes its maps
- *     bind: plan + descriptors ---->  becomes root inside, makes its root, pivots,
- *     what the agent is to do  ---->  makes a second user and mount namespace, which locks all,
- *                                     executes the agent, which takes over the channel
+ *     the plan of its root   ------>  becomes root inside, makes what is in its root
+ *     the mounts of its root ------>  attaches them, enters the root
+ *     go, with a listener    ------>  makes a second user and mount namespace, which locks all,
+ *     what the agent is to do         executes the agent, which takes over the channel
+ *
+ * The runner does not wait between these: they lie in the channel until the blank reads them, and
+ * both work at the same time.
  *
  * The user namespace is made with the effective uid of the instance's own range, so limits that the
  * kernel counts per user (inotify instances, pending signals) are the instance's own.
@@ -41,10 +45,13 @@ struct blank {
 
 int blank_make(struct blank *out, const struct blank_options *options, struct err *e) ERR_CHECKED;
 
-/* Descriptors as bind.h says; they stay the caller's. What is sent on the channel behind this is for
+/* In this order. Descriptors stay the caller's. What is sent on the channel behind blank_go is for
  * the agent. */
-int blank_bind(const struct blank *blank, const struct bind_plan *plan, const int *descriptors,
+int blank_plan(const struct blank *blank, const struct bind_plan *plan, const int *descriptors,
                size_t descriptor_count, struct err *e) ERR_CHECKED;
+int blank_mounts(const struct blank *blank, const struct bind_mounts *mounts,
+                 const int *descriptors, struct err *e) ERR_CHECKED;
+int blank_go(const struct blank *blank, int listener, struct err *e) ERR_CHECKED;
 
 /* What the blank says when it cannot become the agent: one datagram, which no message of the agent
  * can be, as no protobuf message begins with this word. */

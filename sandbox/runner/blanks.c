@@ -13,9 +13,9 @@
 #include "sandbox/runner/image.h"
 #include "sandbox/runner/runner.h"
 
-/* The stock is refilled when the runner has been quiet for so long: a start that is under way goes
- * first. */
-#define REFILL_AFTER_MS 5
+/* The stock is refilled when code was started and the runner has nothing to do but to wait for it, or
+ * else after so long. */
+#define REFILL_AFTER_MS 20
 #define REFILL_AGAIN_MS 1000 /* after a failure */
 #define REMOVE_WAIT_MS 2000
 
@@ -25,9 +25,10 @@ struct blanks {
     uint32_t used_count;
     uint32_t next; /* where the search for a free slot goes on: the longest unused comes first */
     bool *used;
-    int *maps; /* by slot; -1: none yet */
-    struct spare *stock;
+    int *maps;           /* by slot; -1: none yet */
+    struct spare *stock; /* the one behind the last may be in the making */
     size_t stock_count, stock_max;
+    enum { MAKING_NONE, MAKING_NETWORK, MAKING_BLANK } making;
     struct loop_timer refill;
 };
 
@@ -135,28 +136,44 @@ int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd, s
 
 /* --- blanks ------------------------------------------------------------------------------------ */
 
+static int spare_network(struct blanks *b, struct spare *spare, struct err *e)
+{
+    return network_namespace_make(b->runner->network, &spare->network_fd, e);
+}
+
+static int spare_blank(struct blanks *b, struct spare *spare, struct err *e)
+{
+    const struct runner *r = b->runner;
+    const struct blank_options options = {.uid_base = spare->place->uid_base,
+                                          .cgroup = &spare->place->cgroup,
+                                          .network = r->network,
+                                          .network_fd = spare->network_fd,
+                                          .agent_fd = r->agent_fd,
+                                          .null_fd = r->null_fd};
+    return blank_make(&spare->blank, &options, e);
+}
+
+/* One that has no process yet. */
+static void spare_undo(struct blanks *b, struct spare *spare)
+{
+    struct err e;
+    memory_close(&spare->network_fd);
+    if (cgroup_remove(&spare->place->cgroup, 0, &e) < 0)
+        log_warn("runner", "blank: %s", e.msg);
+    blanks_place_free(b, spare->place);
+}
+
 static int spare_make(struct blanks *b, struct spare *out, struct err *e)
 {
-    struct runner *r = b->runner;
     *out = (struct spare){.network_fd = -1};
     int rc = place_take(b, &out->place, e);
     if (rc < 0)
         return rc;
-    rc = network_namespace_make(r->network, &out->network_fd, e);
-    const struct blank_options options = {.uid_base = out->place->uid_base,
-                                          .cgroup = &out->place->cgroup,
-                                          .network = r->network,
-                                          .network_fd = out->network_fd,
-                                          .agent_fd = r->agent_fd,
-                                          .null_fd = r->null_fd};
+    rc = spare_network(b, out, e);
     if (rc == 0)
-        rc = blank_make(&out->blank, &options, e);
-    if (rc < 0) {
-        struct err ignored;
-        memory_close(&out->network_fd);
-        (void)!cgroup_remove(&out->place->cgroup, 0, &ignored);
-        blanks_place_free(b, out->place);
-    }
+        rc = spare_blank(b, out, e);
+    if (rc < 0)
+        spare_undo(b, out);
     return rc;
 }
 
@@ -181,52 +198,94 @@ static bool spare_alive(const struct spare *spare)
            info.si_pid == 0;
 }
 
+static void refill_cb(struct loop_timer *timer);
+
+static void refill_at(struct blanks *b, uint64_t after_ms)
+{
+    struct err e;
+    if (loop_timer_start(b->runner->loop, &b->refill, clock_boot_ms() + after_ms, refill_cb, &e) <
+        0)
+        log_warn("runner", "blanks: %s", e.msg);
+}
+
+/* A third of the work: whoever asks meanwhile waits less. */
+static int refill_step(struct blanks *b, struct err *e)
+{
+    struct spare *spare = &b->stock[b->stock_count];
+    int rc = 0;
+    switch (b->making) {
+    case MAKING_NONE:
+        *spare = (struct spare){.network_fd = -1};
+        rc = place_take(b, &spare->place, e);
+        if (rc == 0)
+            b->making = MAKING_NETWORK;
+        return rc;
+    case MAKING_NETWORK:
+        rc = spare_network(b, spare, e);
+        if (rc == 0)
+            b->making = MAKING_BLANK;
+        break;
+    case MAKING_BLANK:
+        rc = spare_blank(b, spare, e);
+        if (rc == 0) {
+            b->making = MAKING_NONE;
+            b->stock_count++;
+        }
+        break;
+    }
+    if (rc < 0) {
+        b->making = MAKING_NONE;
+        spare_undo(b, spare);
+    }
+    return rc;
+}
+
 static void refill_cb(struct loop_timer *timer)
 {
     struct blanks *b = container_of(timer, struct blanks, refill);
     struct err e;
     if (b->stock_count >= b->stock_max)
         return;
-    uint64_t again_ms = REFILL_AFTER_MS;
     /* The last places are for instances. */
-    if (b->slot_count - b->used_count > b->stock_max) {
-        if (spare_make(b, &b->stock[b->stock_count], &e) == 0) {
-            b->stock_count++;
-        } else {
-            log_warn("runner", "make a blank: %s", e.msg);
-            again_ms = REFILL_AGAIN_MS;
-        }
-    } else {
-        again_ms = REFILL_AGAIN_MS;
+    if (b->making == MAKING_NONE && b->slot_count - b->used_count <= b->stock_max) {
+        refill_at(b, REFILL_AGAIN_MS);
+    } else if (refill_step(b, &e) < 0) {
+        log_warn("runner", "make a blank: %s", e.msg);
+        refill_at(b, REFILL_AGAIN_MS);
+    } else if (b->stock_count < b->stock_max) {
+        refill_at(b, 0);
     }
-    if (b->stock_count < b->stock_max &&
-        loop_timer_start(b->runner->loop, &b->refill, clock_boot_ms() + again_ms, refill_cb, &e) <
-            0)
-        log_warn("runner", "blanks: %s", e.msg);
 }
 
 void blanks_start(struct blanks *b)
 {
-    struct err e;
-    if (b->stock_count < b->stock_max &&
-        loop_timer_start(b->runner->loop, &b->refill, clock_boot_ms() + REFILL_AFTER_MS, refill_cb,
-                         &e) < 0)
-        log_warn("runner", "blanks: %s", e.msg);
+    if (b->stock_count < b->stock_max)
+        refill_at(b, 0);
 }
 
 int blanks_take(struct blanks *b, struct spare *out, struct err *e)
 {
+    /* A start goes first. */
+    if (b->stock_max > 0)
+        refill_at(b, REFILL_AFTER_MS);
+    /* What is half made is finished rather than begun anew. */
+    while (b->stock_count == 0 && b->making != MAKING_NONE) {
+        int rc = refill_step(b, e);
+        if (rc < 0)
+            return rc;
+    }
     while (b->stock_count > 0) {
-        *out = b->stock[--b->stock_count];
-        if (spare_alive(out)) {
-            blanks_start(b);
+        struct spare *last = &b->stock[b->stock_count - 1];
+        *out = *last;
+        /* The half made one moves up. */
+        if (b->making != MAKING_NONE)
+            *last = b->stock[b->stock_count];
+        b->stock_count--;
+        if (spare_alive(out))
             return 0;
-        }
         spare_end(b, out);
     }
-    int rc = spare_make(b, out, e);
-    blanks_start(b);
-    return rc;
+    return spare_make(b, out, e);
 }
 
 void blanks_close(struct blanks *b)
@@ -234,6 +293,8 @@ void blanks_close(struct blanks *b)
     if (b == NULL)
         return;
     loop_timer_stop(b->runner->loop, &b->refill);
+    if (b->making != MAKING_NONE)
+        spare_undo(b, &b->stock[b->stock_count]);
     while (b->stock_count > 0)
         spare_end(b, &b->stock[--b->stock_count]);
     for (uint32_t i = 0; b->maps != NULL && i < b->slot_count; i++)

@@ -139,44 +139,78 @@ static int layer_use(struct instance *i, const char *digest, enum image_kind kin
     return rc;
 }
 
-static int bind_start(struct instance *i, int listener, struct err *e)
+struct layers {
+    int image, source;
+};
+
+static int layers_open(struct instance *i, struct root_options *options, struct layers *l,
+                       struct err *e)
+{
+    const Skerry__Runner__Prepare *p = i->request->prepare;
+    int rc = 0;
+    if (strcmp(p->image, "host") != 0)
+        rc = layer_use(i, p->image, IMAGE_KIND_IMAGE, &l->image, e);
+    if (rc == 0 && p->source[0] != '\0')
+        rc = layer_use(i, p->source, IMAGE_KIND_SOURCE, &l->source, e);
+    if (rc == 0 && i->layer_count > 0)
+        rc = blanks_layer_map(i->runner->blanks, i->place, &options->layer_map, e);
+    options->image_fd = l->image;
+    options->source_fd = l->source;
+    return rc;
+}
+
+static int plan_tell(struct instance *i, const struct root_options *options, struct err *e)
+{
+    struct bind_plan plan;
+    int descriptors[2];
+    size_t count = 0;
+    int rc = root_plan_make(i->runner->root_base, options, &plan, descriptors, &count, e);
+    if (rc == 0)
+        rc = blank_plan(&i->blank, &plan, descriptors, count, e);
+    while (count > 0)
+        memory_close(&descriptors[--count]);
+    return rc;
+}
+
+static int mounts_tell(struct instance *i, const struct root_options *options, struct err *e)
+{
+    struct bind_mounts mounts;
+    int descriptors[BIND_MOUNTS_MAX];
+    int rc = root_mounts_make(i->runner->root_base, options, &mounts, descriptors, e);
+    if (rc == 0)
+        rc = blank_mounts(&i->blank, &mounts, descriptors, e);
+    while (mounts.mount_count > 0)
+        memory_close(&descriptors[--mounts.mount_count]);
+    return rc;
+}
+
+/* The blank begins as soon as it has the plan; the rest is made while it works. */
+static int root_tell(struct instance *i, struct err *e)
 {
     const Skerry__Runner__Prepare *p = i->request->prepare;
     uint64_t disk = or_max(p->disk_bytes, i->runner->config.max.disk_bytes);
     struct root_options options = {.uid_base = i->place->uid_base,
                                    .disk_bytes = disk,
                                    .inodes = root_inodes(disk),
-                                   .image_fd = -1,
-                                   .source_fd = -1,
                                    .layer_map = -1,
                                    .uid = p->uid,
                                    .gid = p->gid,
                                    .read_only = p->read_only,
                                    .hostname = p->hostname[0] != '\0' ? p->hostname : "instance"};
-    CLEANUP_FD int image = -1;
-    CLEANUP_FD int source = -1;
-    int rc = limits_set(i, disk, options.inodes, e);
-    if (rc == 0 && strcmp(p->image, "host") != 0)
-        rc = layer_use(i, p->image, IMAGE_KIND_IMAGE, &image, e);
-    if (rc == 0 && p->source[0] != '\0')
-        rc = layer_use(i, p->source, IMAGE_KIND_SOURCE, &source, e);
-    if (rc == 0 && i->layer_count > 0)
-        rc = blanks_layer_map(i->runner->blanks, i->place, &options.layer_map, e);
-    if (rc < 0)
-        return rc;
-    options.image_fd = image;
-    options.source_fd = source;
-    struct bind_plan plan;
-    int descriptors[BIND_DESCRIPTORS_MAX];
-    size_t count;
-    rc = root_make(i->runner->root_base, &options, &plan, descriptors, &count, e);
-    if (rc < 0)
-        return rc;
-    descriptors[0] = listener;
-    rc = blank_bind(&i->blank, &plan, descriptors, count, e);
-    for (size_t n = 1; n < count; n++)
-        memory_close(&descriptors[n]);
-    return rc;
+    struct layers layers = {-1, -1};
+    CLEANUP_FD int listener = -1;
+    int rc = layers_open(i, &options, &layers, e);
+    if (rc == 0)
+        rc = plan_tell(i, &options, e);
+    if (rc == 0)
+        rc = mounts_tell(i, &options, e);
+    memory_close(&layers.image);
+    memory_close(&layers.source);
+    if (rc == 0)
+        rc = limits_set(i, disk, options.inodes, e);
+    if (rc == 0)
+        rc = folder_make(i, &listener, e);
+    return rc == 0 ? blank_go(&i->blank, listener, e) : rc;
 }
 
 /* --- setup of the agent ------------------------------------------------------------------------ */
@@ -348,15 +382,12 @@ static int prepare(struct instance *i, struct err *e)
         (void)waitpid(i->pid, NULL, 0);
         return rc;
     }
-    CLEANUP_FD int listener = -1;
     rc = loop_watch_start(r->loop, &i->channel_watch, i->channel, EPOLLIN, instance_channel_cb, e);
     if (rc == 0)
         rc = loop_timer_start(r->loop, &i->watchdog, clock_boot_ms() + PREPARE_TIMEOUT_MS,
                               watchdog_cb, e);
     if (rc == 0)
-        rc = folder_make(i, &listener, e);
-    if (rc == 0)
-        rc = bind_start(i, listener, e);
+        rc = root_tell(i, e);
     if (rc == 0 && p->main_pipes && !p->tty) {
         rc = instance_pipes(i, p->uid, p->gid, p->no_stdin, i->code_descriptors,
                             i->node_descriptors, &i->code_descriptor_count, e);

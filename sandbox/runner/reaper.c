@@ -16,7 +16,10 @@
 #include "sandbox/runner/instance.h"
 #include "sandbox/runner/runner.h"
 
-#define COLLECT_MS 20
+/* A fork of the runner takes as long as a tenth of a start: many ends share one. */
+#define COLLECT_MS 100
+#define COLLECT_SOON_MS 10 /* when places run short */
+#define PLACES_LOW 50
 #define AGAIN_MS 2000
 #define EMPTY_WAIT_MS 10000
 #define TRIES_MAX 30
@@ -155,8 +158,9 @@ void reaper_add(struct reaper *reaper, struct place *place, const char *id)
     text_copy(dead->id, sizeof dead->id, id);
     dead->next = reaper->waiting;
     reaper->waiting = dead;
+    bool short_of = blanks_free_count(reaper->runner->blanks) < PLACES_LOW;
     if (!reaper->running && reaper->collect.position == 0)
-        collect_at(reaper, COLLECT_MS);
+        collect_at(reaper, short_of ? COLLECT_SOON_MS : COLLECT_MS);
 }
 
 /* --- old logs ---------------------------------------------------------------------------------- */

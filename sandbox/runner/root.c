@@ -201,19 +201,18 @@ void root_base_close(struct root_base *base)
 /* --- one instance ------------------------------------------------------------------------------ */
 
 struct making {
-    struct bind_plan *plan;
+    struct bind_mounts *mounts;
     int *descriptors;
-    size_t count;
 };
 
 /* Takes `fd`. */
 static void mount_add(struct making *m, int fd, const char *path, bool file)
 {
-    assert_always(m->plan->mount_count < BIND_MOUNTS_MAX);
-    struct bind_mount *mount = &m->plan->mounts[m->plan->mount_count++];
+    assert_always(m->mounts->mount_count < BIND_MOUNTS_MAX);
+    m->descriptors[m->mounts->mount_count] = fd;
+    struct bind_mount *mount = &m->mounts->mounts[m->mounts->mount_count++];
     text_copy(mount->path, sizeof mount->path, path);
     mount->file = file;
-    m->descriptors[m->count++] = fd;
 }
 
 static int bind_add(struct making *m, int at, const char *from, bool recursive, uint64_t attributes,
@@ -226,10 +225,10 @@ static int bind_add(struct making *m, int at, const char *from, bool recursive, 
     return 0;
 }
 
-static void link_add(struct bind_plan *plan, const char *path, const char *target)
+static void link_add(struct bind_mounts *mounts, const char *path, const char *target)
 {
-    assert_always(plan->link_count < BIND_LINKS_MAX);
-    struct bind_link *link = &plan->links[plan->link_count++];
+    assert_always(mounts->link_count < BIND_LINKS_MAX);
+    struct bind_link *link = &mounts->links[mounts->link_count++];
     text_copy(link->path, sizeof link->path, path);
     text_copy(link->target, sizeof link->target, target);
 }
@@ -241,9 +240,9 @@ static int host_path_add(struct making *m, const char *path, bool file, bool rec
     char from[BIND_PATH_SIZE + 1], target[BIND_PATH_SIZE];
     text_format(from, sizeof from, "/%s", path);
     ssize_t length = readlink(from, target, sizeof target);
-    if (length > 0 && (size_t)length < sizeof target && m->plan->link_count < BIND_LINKS_MAX) {
+    if (length > 0 && (size_t)length < sizeof target && m->mounts->link_count < BIND_LINKS_MAX) {
         target[length] = '\0';
-        link_add(m->plan, path, target);
+        link_add(m->mounts, path, target);
         return 0;
     }
     int rc = bind_add(m, AT_FDCWD, from, recursive,
@@ -302,19 +301,6 @@ static int overlay_make(int store, int lower, struct err *e)
     return fd;
 }
 
-static int image_add(const struct root_options *o, struct making *m, int store, struct err *e)
-{
-    CLEANUP_FD int lower = layer_clone(o->image_fd, o->layer_map, e);
-    if (lower < 0)
-        return lower;
-    int overlay = overlay_make(store, lower, e);
-    if (overlay < 0)
-        return overlay;
-    m->plan->overlay = true;
-    m->descriptors[m->count++] = overlay;
-    return 0;
-}
-
 static int source_add(const struct root_options *o, struct making *m, struct err *e)
 {
     int fd = layer_clone(o->source_fd, o->layer_map, e);
@@ -324,34 +310,52 @@ static int source_add(const struct root_options *o, struct making *m, struct err
     return 0;
 }
 
-int root_make(struct root_base *base, const struct root_options *o, struct bind_plan *plan,
-              int *descriptors, size_t *descriptor_count, struct err *e)
+static int image_mount(const struct root_options *o, int store, struct err *e)
+{
+    CLEANUP_FD int lower = layer_clone(o->image_fd, o->layer_map, e);
+    return lower < 0 ? lower : overlay_make(store, lower, e);
+}
+
+int root_plan_make(struct root_base *base, const struct root_options *o, struct bind_plan *plan,
+                   int *descriptors, size_t *descriptor_count, struct err *e)
 {
     memset(plan, 0, sizeof *plan);
+    plan->overlay = o->image_fd >= 0;
     plan->read_only = o->read_only;
     plan->proc_masks = base->proc_masks;
     plan->uid = o->uid;
     plan->gid = o->gid;
     text_copy(plan->hostname, sizeof plan->hostname, o->hostname);
-    struct making m = {.plan = plan, .descriptors = descriptors, .count = 1};
-    int store =
+    CLEANUP_FD int store =
         store_make(o->disk_bytes, o->inodes, o->uid_base, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
     if (store < 0)
         return store;
-    descriptors[m.count++] = store;
-    int rc = o->image_fd >= 0 ? image_add(o, &m, store, e) : host_image_add(base, &m, e);
+    *descriptor_count = 1;
+    if (plan->overlay) {
+        descriptors[1] = image_mount(o, store, e);
+        if (descriptors[1] < 0)
+            return descriptors[1];
+        *descriptor_count = 2;
+    }
+    descriptors[0] = steal_fd(&store);
+    return 0;
+}
+
+int root_mounts_make(struct root_base *base, const struct root_options *o,
+                     struct bind_mounts *mounts, int *descriptors, struct err *e)
+{
+    memset(mounts, 0, sizeof *mounts);
+    struct making m = {.mounts = mounts, .descriptors = descriptors};
+    int rc = o->image_fd >= 0 ? 0 : host_image_add(base, &m, e);
     if (rc == 0)
         rc = bind_add(&m, base->folder_fd, "dev", false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC,
                       "dev", false, e);
     if (rc == 0 && o->source_fd >= 0)
         rc = source_add(o, &m, e);
-    if (rc < 0) {
-        while (m.count > 1)
-            memory_close(&descriptors[--m.count]);
-        return rc;
-    }
-    *descriptor_count = m.count;
-    return 0;
+    if (rc < 0)
+        while (mounts->mount_count > 0)
+            memory_close(&descriptors[--mounts->mount_count]);
+    return rc;
 }
 
 /* --- maps -------------------------------------------------------------------------------------- */

@@ -35,10 +35,13 @@ struct root_options {
     const char *hostname;
 };
 
-/* Fills the plan and descriptors[1...]; descriptors[0] is the caller's to set. All are the
- * caller's to close. */
-int root_make(struct root_base *base, const struct root_options *options, struct bind_plan *plan,
-              int *descriptors, size_t *descriptor_count, struct err *e) ERR_CHECKED;
+/* The plan and its descriptors, at most two; they are the caller's. */
+int root_plan_make(struct root_base *base, const struct root_options *options,
+                   struct bind_plan *plan, int *descriptors, size_t *descriptor_count,
+                   struct err *e) ERR_CHECKED;
+/* The mounts and their descriptors, at most BIND_MOUNTS_MAX; they are the caller's. */
+int root_mounts_make(struct root_base *base, const struct root_options *options,
+                     struct bind_mounts *mounts, int *descriptors, struct err *e) ERR_CHECKED;
 
 /* A user namespace whose map is "inside outside 65536", for idmapped mounts; the caller's. */
 int root_map_make(uint32_t inside, uint32_t outside, int *out_fd, struct err *e) ERR_CHECKED;

@@ -28,7 +28,7 @@ struct runner_options {
     int64_t node_uid, node_gid; /* -1: as configured */
     int64_t blanks;
     int64_t uid_base, instances_max; /* 0 or less: as configured */
-    const uint8_t *agent; /* the ELF */
+    const uint8_t *agent;            /* the ELF */
     size_t agent_size;
     int ready_fd; /* gets one byte when the node may connect, then is closed; -1: none */
 };
