@@ -45,6 +45,8 @@ struct fake {
     pthread_mutex_t lock; /* of all below */
     struct state *state;
     uint64_t index, sequence;
+    struct registry_root *published;
+    unsigned root_lag; /* so often the root before the last change is given out once more */
     struct api *api;
     unsigned port;
     char directory[64];
@@ -489,7 +491,14 @@ static struct registry_root *fake_root(void *user)
 {
     struct fake *f = user;
     (void)pthread_mutex_lock(&f->lock);
-    struct registry_root *root = state_root(f->state);
+    if (f->published == NULL || f->root_lag == 0) {
+        if (f->published != NULL)
+            registry_root_release(f->published);
+        f->published = state_root(f->state);
+    } else {
+        f->root_lag--;
+    }
+    struct registry_root *root = registry_root_hold(f->published);
     (void)pthread_mutex_unlock(&f->lock);
     return root;
 }
@@ -657,6 +666,8 @@ static void fake_close(struct fake *f)
 {
     api_close(f->api, fake_pump, NULL);
     assert_int_equal(access(f->socket_path, F_OK), -1);
+    if (f->published != NULL)
+        registry_root_release(f->published);
     state_free(f->state);
     char command[128];
     (void)text_format(command, sizeof(command), "%s", f->directory);

@@ -358,6 +358,31 @@ static void a_workload_is_listed_and_removed(void **state)
                    PROBLEM_WORKLOAD_UNKNOWN);
 }
 
+static void what_was_done_shows_in_the_next_answer(void **state)
+{
+    struct fake *f = *state;
+    char path[128];
+    fake_set(f, root_lag, 4);
+    json_decref(client_json(f,
+                            &(struct request){.method = "PUT",
+                                              .path = "/v1/workloads/late",
+                                              .body = "id: late\ncommand: [x]\nport: 80\n"},
+                            200));
+    json_decref(client_json(f, &(struct request){.path = "/v1/workloads/late"}, 200));
+    fake_set(f, root_lag, 4);
+    json_t *json = client_json(f,
+                               &(struct request){.method = "POST",
+                                                 .path = "/v1/instances",
+                                                 .body = "{\"workload\":\"late\"}"},
+                               201);
+    (void)text_format(path, sizeof(path), "/v1/instances/%s", text_of(json, "id"));
+    json_decref(json);
+    fake_set(f, root_lag, 4);
+    json = client_json(f, &(struct request){.method = "DELETE", .path = path}, 200);
+    assert_string_equal(text_of(json, "state"), "ended");
+    json_decref(json);
+}
+
 /* --- instances ---------------------------------------------------------------------------------- */
 
 static void an_instance_lives_and_ends(void **state)
@@ -634,6 +659,7 @@ int main(void)
         cmocka_unit_test(a_workload_is_listed_and_removed),
         cmocka_unit_test(a_workload_is_deployed_changed_and_rolled_back),
         cmocka_unit_test(a_bad_workload_is_refused_with_its_line),
+        cmocka_unit_test(what_was_done_shows_in_the_next_answer),
         cmocka_unit_test(an_instance_lives_and_ends),
         cmocka_unit_test(instances_are_listed_by_page_and_filter),
         cmocka_unit_test(starts_that_are_refused_say_why),

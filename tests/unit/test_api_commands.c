@@ -391,15 +391,16 @@ static bool frame_read(int fd, struct frame *out)
 }
 
 /* The upgraded connection; fails if it is not. */
-static int upgrade(struct fake *f, const char *path, const char *body)
+static int upgrade_over(struct fake *f, bool tcp, const char *path, const char *body)
 {
     char head[2048];
     char answer[2048];
-    int fd = raw_connect(f, false);
+    int fd = raw_connect(f, tcp);
     (void)text_format(head, sizeof(head),
-                      "POST %s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
-                      "Upgrade: skerry-exec/1\r\n%sContent-Length: %zu\r\n\r\n%s",
-                      path, body[0] != '\0' ? "Content-Type: application/json\r\n" : "",
+                      "POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\n"
+                      "Skerry-Token: %s\r\nUpgrade: skerry-exec/1\r\n%s"
+                      "Content-Length: %zu\r\n\r\n%s",
+                      path, f->admin, body[0] != '\0' ? "Content-Type: application/json\r\n" : "",
                       strlen(body), body);
     raw_send(fd, head, strlen(head));
     raw_head(fd, answer, sizeof(answer));
@@ -408,6 +409,11 @@ static int upgrade(struct fake *f, const char *path, const char *body)
     assert_non_null(strstr(answer, "Upgrade: skerry-exec/1\r\n"));
     assert_non_null(strstr(answer, "onnection: Upgrade\r\n"));
     return fd;
+}
+
+static int upgrade(struct fake *f, const char *path, const char *body)
+{
+    return upgrade_over(f, false, path, body);
 }
 
 /* Reads to the end; what came on stdout is counted, the last frame must be 6. */
@@ -479,9 +485,9 @@ static void a_last_frame_arrives_although_input_is_on_its_way(void **state)
     struct fake *f = *state;
     struct frame *frame = malloc(sizeof(*frame));
     for (unsigned i = 0; i < 20; i++) {
-        int fd = upgrade(f, "/v1/run?command=head&command=-c&command=1", "");
+        int fd = upgrade_over(f, i % 2 == 0, "/v1/run?command=head&command=-c&command=1", "");
         char data[8192] = "x";
-        for (unsigned k = 0; k < 8; k++)
+        for (unsigned k = 0; k < 16; k++)
             frame_send(fd, 0, data, sizeof(data));
         assert_int_equal(to_the_end(fd, frame), 1);
     }
