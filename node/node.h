@@ -23,22 +23,22 @@ struct node;
 /* --- questions of other threads --------------------------------------------------------------- */
 
 enum node_ask_kind {
-    NODE_ASK_PROPOSE,  /* command -> result */
-    NODE_ASK_START,    /* workload, key: an instance, or the keyed one that there is -> id; answered
+    NODE_ASK_PROPOSE, /* command -> result */
+    NODE_ASK_START,   /* workload, key: an instance, or the keyed one that there is -> id; answered
                           when it is ready */
-    NODE_ASK_RUN,      /* spec (ad hoc, kind command), pipes or tty -> id, descriptors; then `ended` */
-    NODE_ASK_STOP,     /* instance, reason END_KILLED -> when it has ended */
-    NODE_ASK_EXTEND,   /* instance, duration_ms: its life ends so long from now */
-    NODE_ASK_EXEC,     /* instance, spec.command, environment, tty or file_verb -> descriptors; then
+    NODE_ASK_RUN,  /* spec (ad hoc, kind command), pipes or tty -> id, descriptors; then `ended` */
+    NODE_ASK_STOP, /* instance, reason END_KILLED -> when it has ended */
+    NODE_ASK_EXTEND,  /* instance, duration_ms: its life ends so long from now */
+    NODE_ASK_EXEC,    /* instance, spec.command, environment, tty or file_verb -> descriptors; then
                           `ended` */
-    NODE_ASK_SIGNAL,   /* of a run or exec that is under way: `target` is its node_ask */
-    NODE_ASK_RESIZE,   /* likewise, rows and columns */
-    NODE_ASK_CANCEL,   /* likewise: its client left; kills the command, its `ended` still comes */
-    NODE_ASK_IMPORT,   /* image or source -> descriptors[0]: write the archive there; then `ended`
+    NODE_ASK_SIGNAL,  /* of a run or exec that is under way: `target` is its node_ask */
+    NODE_ASK_RESIZE,  /* likewise, rows and columns */
+    NODE_ASK_CANCEL,  /* likewise: its client left; kills the command, its `ended` still comes */
+    NODE_ASK_IMPORT,  /* image or source -> descriptors[0]: write the archive there; then `ended`
                           with digest, bytes, files */
-    NODE_ASK_STATS,    /* instance -> stats */
-    NODE_ASK_STATUS,   /* -> status */
-    NODE_ASK_EXPLAIN,  /* instance or request id -> json: the time line that this node still knows */
+    NODE_ASK_STATS,   /* instance -> stats */
+    NODE_ASK_STATUS,  /* -> status */
+    NODE_ASK_EXPLAIN, /* instance or request id -> json: the time line that this node still knows */
     NODE_ASK_IMAGE_GC, /* removes what no image, workload or instance names -> bytes */
 };
 
@@ -148,7 +148,7 @@ bool node_instance_load(struct node *node, const struct instance_id *id, uint32_
 struct node_event {
     uint64_t sequence;
     uint64_t wall_ms;
-    char kind[24];     /* "instance_ready", "instance_ended", "workload_deployed", ... */
+    char kind[24]; /* "instance_ready", "instance_ended", "workload_deployed", ... */
     char workload[64];
     char instance[32];
     char text[160];

@@ -157,7 +157,7 @@ static int adopt_folder(struct adoption *a, const char *name, struct err *e)
         rc = blanks_place_claim(r->blanks, s->uid_base, &place, e);
     if (rc == 0)
         rc = instance_new(r->instances, name, &i, e);
-    if (rc < 0) {
+    if (rc != 0) {
         blanks_place_free(r->blanks, place);
         skerry__state__state__free_unpacked(s, NULL);
         return rc;

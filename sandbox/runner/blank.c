@@ -292,8 +292,8 @@ static void blank_run(const int *descriptors, size_t count, int null_fd)
         rc = lock_mounts(&e);
     if (rc == 0)
         rc = listener_receive(&e);
-    if (rc == 0)
-        rc = become_agent(&e);
+    if (rc == 0 && become_agent(&e) == 0)
+        err_set(&e, ERR_INTERNAL, "the agent was not executed");
     blank_fail(BLANK_FD_CHANNEL, &e);
 }
 

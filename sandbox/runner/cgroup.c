@@ -137,6 +137,7 @@ struct mounted {
 static bool mount_line_parse(char *line, struct mounted *m)
 {
     char *rest = NULL;
+    *m = (struct mounted){0};
     char *word = strtok_r(line, " \n", &rest);
     for (int i = 0; word != NULL && i < 6; i++, word = strtok_r(NULL, " \n", &rest)) {
         if (i == 3)
@@ -149,7 +150,7 @@ static bool mount_line_parse(char *line, struct mounted *m)
     m->type = strtok_r(NULL, " \n", &rest);
     (void)strtok_r(NULL, " \n", &rest);
     m->options = strtok_r(NULL, " \n", &rest);
-    return m->type != NULL && m->options != NULL;
+    return m->root != NULL && m->point != NULL && m->type != NULL && m->options != NULL;
 }
 
 /* The folder of our own position below a mount that may show a part of the hierarchy only. */

@@ -703,6 +703,7 @@ void test_client_read(struct test_client *c, struct test_answer *a, bool head_on
         return;
     }
     a->head = malloc((size_t)n + 1);
+    assert_non_null(a->head);
     memcpy(a->head, c->data, (size_t)n);
     a->head[n] = '\0';
     test_client_drop(c, (size_t)n);

@@ -7,8 +7,8 @@
  *   private  needs the token "skt_good"
  *   job      public, command
  * and asks go to `on_ask`, on the control thread. */
-#ifndef SKERRY_TESTS_GATEWAY_FIXTURE_H
-#define SKERRY_TESTS_GATEWAY_FIXTURE_H
+#ifndef SKERRY_TESTS_LIB_GATEWAY_FIXTURE_H
+#define SKERRY_TESTS_LIB_GATEWAY_FIXTURE_H
 
 #include <pthread.h>
 #include <stdatomic.h>

@@ -2,8 +2,8 @@
  * time, network and disks, our guard, proposer and state machine on each.
  *
  * The fixture keeps memory over a "crash", so that a crash here is a long disconnection. */
-#ifndef SKERRY_TESTS_RAFT_CLUSTER_H
-#define SKERRY_TESTS_RAFT_CLUSTER_H
+#ifndef SKERRY_TESTS_LIB_RAFT_CLUSTER_H
+#define SKERRY_TESTS_LIB_RAFT_CLUSTER_H
 
 #include <raft.h>
 #include <raft/fixture.h>

@@ -1,6 +1,6 @@
 /* tests/lib/registry_help.h - what the registry's tests share. */
-#ifndef SKERRY_TESTS_REGISTRY_HELP_H
-#define SKERRY_TESTS_REGISTRY_HELP_H
+#ifndef SKERRY_TESTS_LIB_REGISTRY_HELP_H
+#define SKERRY_TESTS_LIB_REGISTRY_HELP_H
 
 #include "raft/registry.h"
 #include "raft/state.h"

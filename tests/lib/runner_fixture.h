@@ -1,8 +1,8 @@
 /* tests/lib/runner_fixture.h - a real runner in a folder of its own, and a plain client of it.
  *
  * Needs root. All waits have a deadline, after which the test fails. */
-#ifndef SKERRY_TESTS_RUNNER_FIXTURE_H
-#define SKERRY_TESTS_RUNNER_FIXTURE_H
+#ifndef SKERRY_TESTS_LIB_RUNNER_FIXTURE_H
+#define SKERRY_TESTS_LIB_RUNNER_FIXTURE_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -1,7 +1,7 @@
 /* tests/lib/runner_in_process.h - what a runner_fixture runs: the real runner with the agent that
  * was built with it. For tests that link librunner and the agent. */
-#ifndef SKERRY_TESTS_RUNNER_IN_PROCESS_H
-#define SKERRY_TESTS_RUNNER_IN_PROCESS_H
+#ifndef SKERRY_TESTS_LIB_RUNNER_IN_PROCESS_H
+#define SKERRY_TESTS_LIB_RUNNER_IN_PROCESS_H
 
 #include <stdio.h>
 #include <unistd.h>

@@ -95,7 +95,7 @@ static void world_step(struct world *w, struct scheduler_event event)
     w->next_ms = out.next_ms;
     for (size_t n = 0; n < out.count; n++) {
         const struct scheduler_action *a = &out.items[n];
-        struct resident *r = a->instance == 0 ? NULL : &w->residents[a->instance];
+        struct resident *r = &w->residents[a->instance]; /* the one of 0 is nobody's */
         switch (a->kind) {
         case SCHEDULER_START:
             world_assert(w, a->instance == ++w->resident_count);
