@@ -99,15 +99,15 @@ void answer_count(struct connection *c, unsigned status)
     x->counted = true;
     unsigned class = status / 100 < 6 ? status / 100 : 0;
     count(&counters->requests[class], 1);
+    uint64_t us = clock_monotonic_us() - x->started_us;
+    log_debug("gateway", "%s %s %u %" PRIu64 " us", x->request_id, x->asked_by, status, us);
     if (x->joined_us == 0)
         return;
-    uint64_t us = clock_monotonic_us() - x->started_us;
     size_t bucket = 0;
     while (bucket < GATEWAY_BUCKETS && (double)us > gateway_bucket_bounds[bucket] * 1e6)
         bucket++;
     count(&counters->buckets[x->start][bucket], 1);
     count(&counters->sum_us[x->start], us);
-    log_debug("gateway", "%s %s %u %" PRIu64 " us", x->request_id, x->asked_by, status, us);
 }
 
 /* A whole answer: status line, `fields` ("A: b\r\n"...), ours, and the body unless it was HEAD. */

@@ -354,7 +354,7 @@ static bool push_body(struct connection *c, struct queue *to, const char *data, 
     struct exchange *x = &c->x;
     struct http_fault fault;
     ptrdiff_t n = flow_push(&x->up, &t->blocks, to, data, length, &fault);
-    if (n >= 0 && x->up.content_bytes > t->gateway->options.body_bytes_max) {
+    if (n >= 0 && !x->tunnel && x->up.content_bytes > t->gateway->options.body_bytes_max) {
         fault = (struct http_fault){PROBLEM_BODY_TOO_LARGE, "the body is larger than allowed here"};
         n = HTTP_REFUSED;
     }
@@ -605,8 +605,10 @@ void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_s
     connection_update(c);
 }
 
+/* A new connection is about to bring its first request: it is served, and then closed. */
 void connection_drain(struct connection *c)
 {
-    if (c->phase == PHASE_HEAD && queue_pending(&c->in) == 0 && queue_pending(&c->out) == 0)
+    if (c->served_before && c->phase == PHASE_HEAD && queue_pending(&c->in) == 0 &&
+        queue_pending(&c->out) == 0)
         connection_close(c, false);
 }

@@ -12,7 +12,7 @@
 #include "base/memory.h"
 #include "gateway/thread.h"
 
-enum { THREADS_MAX = 64, BACKLOG = 4096 };
+enum { BACKLOG = 4096 };
 
 /* "127.0.0.1:8080" or "[::1]:8080". */
 static int address_parse(struct sockaddr_storage *out, const char *text, struct err *e)
@@ -121,7 +121,6 @@ static void gateway_free(struct gateway *g)
         thread_free(g->threads[i]);
     uv_cond_destroy(&g->stopped);
     uv_mutex_destroy(&g->mutex);
-    free(g->threads);
     free(g->domain);
     free(g->node_name);
     free(g);
@@ -184,9 +183,8 @@ int gateway_open(struct gateway **out, const struct gateway_options *options, st
     uv_cond_init(&g->stopped);
     g->domain = lower_copy(options->domain != NULL ? options->domain : "localhost");
     g->node_name = strdup(options->node_name != NULL ? options->node_name : "node");
-    g->threads = calloc(g->options.threads, sizeof *g->threads);
     int rc = 0;
-    if (g->domain == NULL || g->node_name == NULL || g->threads == NULL)
+    if (g->domain == NULL || g->node_name == NULL)
         rc = err_set(e, ERR_NO_MEMORY, "open the gateway");
     if (rc == 0)
         rc = open_threads(g, e);

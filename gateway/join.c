@@ -161,6 +161,7 @@ void join_connected(struct connection *c)
     u->keep = false;
     u->scan = (struct http_scan){0};
     x->head_sent = 0;
+    x->progress_ms = thread_now_ms(c->thread);
     if (send_request(c))
         join_set_deadline(c);
 }

@@ -37,12 +37,9 @@ static void listener_start(struct listener *listener)
     uv_poll_start(&listener->poll, UV_READABLE, listener_poll_cb);
 }
 
-static void listener_poll_cb(uv_poll_t *poll, int status, int events)
+static void accept_waiting(struct listener *listener)
 {
-    struct listener *listener = container_of(poll, struct listener, poll);
     struct gateway_thread *t = listener->thread;
-    (void)status;
-    (void)events;
     for (int i = 0; i < ACCEPTS_PER_WAKE_MAX; i++) {
         struct sockaddr_storage peer;
         socklen_t size = sizeof peer;
@@ -65,6 +62,13 @@ static void listener_poll_cb(uv_poll_t *poll, int status, int events)
     }
 }
 
+static void listener_poll_cb(uv_poll_t *poll, int status, int events)
+{
+    (void)status;
+    (void)events;
+    accept_waiting(container_of(poll, struct listener, poll));
+}
+
 static void handle_closed_cb(uv_handle_t *handle)
 {
     (void)handle;
@@ -76,6 +80,9 @@ static void listeners_close(struct gateway_thread *t)
         struct listener *listener = &t->listeners[i];
         if (listener->fd < 0)
             continue;
+        /* Who is in the kernel's queue would see a reset. */
+        if (!t->closing)
+            accept_waiting(listener);
         uv_close((uv_handle_t *)&listener->poll, handle_closed_cb);
         memory_close(&listener->fd);
     }

@@ -28,6 +28,7 @@
 #include "gateway/route.h"
 
 enum {
+    THREADS_MAX = 64,
     LISTENERS_MAX = 8,
     SCRATCH_BYTES = 64 * 1024,
     TARGET_BYTES_MAX = 8 * 1024,
@@ -238,7 +239,7 @@ struct gateway {
     struct gateway_options options;
     char *domain, *node_name;
     struct http_bounds bounds;
-    struct gateway_thread **threads;
+    struct gateway_thread *threads[THREADS_MAX];
     unsigned thread_count;
     struct sockaddr_storage addresses[LISTENERS_MAX];
     size_t listener_count;

@@ -695,7 +695,7 @@ void test_client_read(struct test_client *c, struct test_answer *a, bool head_on
     while ((n = http_scan(&scan, c->data, c->length, false, &bounds, &fault)) == HTTP_MORE)
         if (!test_client_fill(c))
             break;
-    if (n <= 0) {
+    if (n <= 0 || c->data == NULL) {
         a->broken = true;
         a->head = strdup("");
         a->body = strdup("");
