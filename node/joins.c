@@ -87,6 +87,9 @@ void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum sche
         i->command_ask = ask;
     }
     explain_remember(n, ask->request_id, &i->id, PROBLEM_NONE, NULL);
+    /* Who reads the id in this answer may come back with it at once, to another thread. */
+    if (n->publish_wanted)
+        routes_publish(n);
     gateway_answer(ask);
 }
 
