@@ -42,6 +42,7 @@ struct root_base {
     char *folder;  /* of the shared mounts */
     int folder_fd; /* inside the mount */
     uint32_t proc_masks;
+    bool layers_by_path; /* overlay takes no descriptors; found out at the first image */
 };
 
 uint64_t root_inodes(uint64_t disk_bytes)
@@ -112,7 +113,8 @@ static int shared_attach(int mount, int folder, const char *path, struct err *e)
 static int usr_make(int folder, struct err *e)
 {
     const uint64_t locked = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-    if (mkdirat(folder, "usr", 0755) < 0 || mkdirat(folder, "empty", 0755) < 0)
+    if (mkdirat(folder, "usr", 0755) < 0 || mkdirat(folder, "empty", 0755) < 0 ||
+        mkdirat(folder, "lower", 0755) < 0 || mkdirat(folder, "store", 0755) < 0)
         return err_sys(e, ERR_IO, errno, "make usr");
     CLEANUP_FD int usr = bind_clone(AT_FDCWD, "/usr", true, locked, e);
     if (usr < 0)
@@ -273,32 +275,100 @@ static int layer_clone(int layer, int map, struct err *e)
     return steal_fd(&fd);
 }
 
-/* The overlay is made here and not inside: its whiteouts are trusted.* attributes, which work on a
- * tmpfs of every kernel, and the layers are never attached to any namespace. */
-static int overlay_make(int store, int lower, struct err *e)
+/* Folders of the upper layer, which has the owner and mode of the image's own root. */
+static int upper_make(int store, int lower, struct err *e)
 {
-    if (mkdirat(store, "up", 0755) < 0 || mkdirat(store, "work", 0755) < 0)
+    struct stat st;
+    if (mkdirat(store, "up", 0755) < 0 || mkdirat(store, "work", 0755) < 0 ||
+        fstat(lower, &st) < 0 || fchownat(store, "up", st.st_uid, st.st_gid, 0) < 0 ||
+        fchmodat(store, "up", st.st_mode & 07777, 0) < 0)
         return err_sys(e, ERR_IO, errno, "make upper folders");
+    return 0;
+}
+
+static int overlay_mount(int context, struct err *e)
+{
+    if (fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "make overlay");
+    int fd = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+    return fd < 0 ? err_sys(e, ERR_IO, errno, "mount overlay") : fd;
+}
+
+/* -ERR_UNSUPPORTED before Linux 6.13. */
+static int overlay_by_descriptor(int store, int lower, struct err *e)
+{
     CLEANUP_FD int upper = openat(store, "up", O_PATH | O_DIRECTORY | O_CLOEXEC);
     CLEANUP_FD int work = openat(store, "work", O_PATH | O_DIRECTORY | O_CLOEXEC);
     CLEANUP_FD int context = fsopen("overlay", FSOPEN_CLOEXEC);
     if (upper < 0 || work < 0 || context < 0)
         return err_sys(e, ERR_IO, errno, "open overlay");
-    struct stat st;
-    if (fstat(lower, &st) < 0 || fchownat(store, "up", st.st_uid, st.st_gid, 0) < 0 ||
-        fchmodat(store, "up", st.st_mode & 07777, 0) < 0)
-        return err_sys(e, ERR_IO, errno, "set owner of root");
-    /* Layers by descriptor are there from Linux 6.13. */
-    if (fsconfig(context, FSCONFIG_SET_FD, "lowerdir+", NULL, lower) < 0 ||
-        fsconfig(context, FSCONFIG_SET_FD, "upperdir", NULL, upper) < 0 ||
+    if (fsconfig(context, FSCONFIG_SET_FD, "lowerdir+", NULL, lower) < 0)
+        return err_sys(e, ERR_UNSUPPORTED, errno, "give overlay its layer");
+    if (fsconfig(context, FSCONFIG_SET_FD, "upperdir", NULL, upper) < 0 ||
         fsconfig(context, FSCONFIG_SET_FD, "workdir", NULL, work) < 0)
-        return err_sys(e, ERR_UNSUPPORTED, errno, "give overlay its layers");
-    if (fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
-        return err_sys(e, ERR_IO, errno, "make overlay");
-    int fd = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-    if (fd < 0)
-        return err_sys(e, ERR_IO, errno, "mount overlay");
-    return fd;
+        return err_sys(e, ERR_IO, errno, "give overlay its folders");
+    return overlay_mount(context, e);
+}
+
+static int path_give(int context, const char *key, int fd, const char *below, struct err *e)
+{
+    char path[64];
+    text_format(path, sizeof path, "/proc/self/fd/%d%s", fd, below);
+    if (fsconfig(context, FSCONFIG_SET_STRING, key, path, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "give overlay its %s", key);
+    return 0;
+}
+
+/* Overlay wants mounts of our own namespace, so both are attached for the moment it takes. What is
+ * attached cannot be given away, so *store becomes a copy of it. */
+static int overlay_by_path(const struct root_base *base, int *store, int lower, struct err *e)
+{
+    int rc = shared_attach(lower, base->folder_fd, "lower", e);
+    if (rc < 0)
+        return rc;
+    rc = shared_attach(*store, base->folder_fd, "store", e);
+    CLEANUP_FD int context = fsopen("overlay", FSOPEN_CLOEXEC);
+    if (rc == 0 && context < 0)
+        rc = err_sys(e, ERR_IO, errno, "open overlay");
+    if (rc == 0)
+        rc = path_give(context, "lowerdir", lower, "", e);
+    if (rc == 0)
+        rc = path_give(context, "upperdir", *store, "/up", e);
+    if (rc == 0)
+        rc = path_give(context, "workdir", *store, "/work", e);
+    CLEANUP_FD int overlay = rc == 0 ? overlay_mount(context, e) : -1;
+    int copy = overlay < 0 ? -1 : bind_clone(base->folder_fd, "store", false, 0, e);
+    char path[128];
+    text_format(path, sizeof path, "%s/lower", base->folder);
+    (void)umount2(path, MNT_DETACH);
+    text_format(path, sizeof path, "%s/store", base->folder);
+    (void)umount2(path, MNT_DETACH);
+    if (copy < 0)
+        return -(int)e->code;
+    memory_close(store);
+    *store = copy;
+    return steal_fd(&overlay);
+}
+
+/* The overlay is made here and not inside: its whiteouts are trusted.* attributes, which work on a
+ * tmpfs of every kernel, and its layers are seen in no namespace but ours. */
+static int overlay_make(struct root_base *base, int *store, int lower, struct err *e)
+{
+    int rc = upper_make(*store, lower, e);
+    if (rc < 0)
+        return rc;
+    if (!base->layers_by_path) {
+        rc = overlay_by_descriptor(*store, lower, e);
+        if (rc != -ERR_UNSUPPORTED)
+            return rc;
+        base->layers_by_path = true;
+    }
+    return overlay_by_path(base, store, lower, e);
+}
+
+void root_base_assume_old(struct root_base *base)
+{
+    base->layers_by_path = true;
 }
 
 static int source_add(const struct root_options *o, struct making *m, struct err *e)
@@ -310,10 +380,11 @@ static int source_add(const struct root_options *o, struct making *m, struct err
     return 0;
 }
 
-static int image_mount(const struct root_options *o, int store, struct err *e)
+static int image_mount(struct root_base *base, const struct root_options *o, int *store,
+                       struct err *e)
 {
     CLEANUP_FD int lower = layer_clone(o->image_fd, o->layer_map, e);
-    return lower < 0 ? lower : overlay_make(store, lower, e);
+    return lower < 0 ? lower : overlay_make(base, store, lower, e);
 }
 
 int root_plan_make(struct root_base *base, const struct root_options *o, struct bind_plan *plan,
@@ -332,7 +403,7 @@ int root_plan_make(struct root_base *base, const struct root_options *o, struct 
         return store;
     *descriptor_count = 1;
     if (plan->overlay) {
-        descriptors[1] = image_mount(o, store, e);
+        descriptors[1] = image_mount(base, o, &store, e);
         if (descriptors[1] < 0)
             return descriptors[1];
         *descriptor_count = 2;

@@ -21,6 +21,8 @@ struct root_base;
 /* Takes the process into a mount namespace of its own and prepares what all instances share below
  * `folder`, which exists. Once. */
 int root_base_open(struct root_base **out, const char *folder, struct err *e) ERR_CHECKED;
+/* From now on as on a kernel before 6.13, whose overlay takes its layers by path only. */
+void root_base_assume_old(struct root_base *base);
 void root_base_close(struct root_base *base);
 
 struct root_options {

@@ -266,6 +266,8 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
         char mounts[128];
         text_format(mounts, sizeof mounts, "%s/mounts", r->config.directory);
         rc = root_base_open(&r->root_base, mounts, e);
+        if (rc == 0 && o->assume_old)
+            root_base_assume_old(r->root_base);
     }
     if (rc == 0)
         rc = loop_open(&r->loop, TIMERS_MAX, e);

@@ -30,7 +30,8 @@ struct runner_options {
     int64_t uid_base, instances_max; /* 0 or less: as configured */
     const uint8_t *agent;            /* the ELF */
     size_t agent_size;
-    int ready_fd; /* gets one byte when the node may connect, then is closed; -1: none */
+    int ready_fd;    /* gets one byte when the node may connect, then is closed; -1: none */
+    bool assume_old; /* for tests: as root_base_assume_old */
 };
 
 struct runner {

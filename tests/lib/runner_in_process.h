@@ -11,7 +11,7 @@
 extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
 
 static inline int runner_in_process_blanks(const char *directory, const char *socket, int ready_fd,
-                                           int blanks)
+                                           int blanks, bool old)
 {
     /* Tests may run side by side: ids of their own for each, a hundred places. */
     const struct runner_options options = {
@@ -23,6 +23,7 @@ static inline int runner_in_process_blanks(const char *directory, const char *so
         .node_gid = 0,
         .blanks = blanks,
         .ready_fd = ready_fd,
+        .assume_old = old,
         .agent = embedded_agent_begin,
         .agent_size = (size_t)(embedded_agent_end - embedded_agent_begin),
     };
@@ -35,13 +36,19 @@ static inline int runner_in_process_blanks(const char *directory, const char *so
 
 static inline int runner_in_process(const char *directory, const char *socket, int ready_fd)
 {
-    return runner_in_process_blanks(directory, socket, ready_fd, 0);
+    return runner_in_process_blanks(directory, socket, ready_fd, 0, false);
 }
 
 static inline int runner_in_process_with_blanks(const char *directory, const char *socket,
                                                 int ready_fd)
 {
-    return runner_in_process_blanks(directory, socket, ready_fd, 2);
+    return runner_in_process_blanks(directory, socket, ready_fd, 2, false);
+}
+
+/* As on a kernel before 6.13. */
+static inline int runner_in_process_old(const char *directory, const char *socket, int ready_fd)
+{
+    return runner_in_process_blanks(directory, socket, ready_fd, 0, true);
 }
 
 #endif

@@ -32,6 +32,13 @@ static int setup(void **state)
     return 0;
 }
 
+static int setup_old(void **state)
+{
+    fixture_open(&fixture, runner_in_process_old);
+    *state = &fixture;
+    return 0;
+}
+
 static int teardown(void **state)
 {
     fixture_close(*state);
@@ -191,8 +198,9 @@ int main(int argc, char **argv)
     if (argc == 2 && strcmp(argv[1], IMAGE_IMPORT_ARGUMENT) == 0)
         return image_import_main();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(source_is_read_only_at_app),
-        cmocka_unit_test(image_is_a_root_of_its_own),
+        cmocka_unit_test_setup_teardown(source_is_read_only_at_app, setup, teardown),
+        cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup, teardown),
+        cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup_old, teardown),
     };
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }
