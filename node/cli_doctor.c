@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <linux/landlock.h>
 #include <netinet/in.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>

@@ -1,5 +1,6 @@
 /* skerry explain: why something is as it is, as a time line. */
 #include <inttypes.h>
+#include <stdarg.h>
 #include <string.h>
 
 #include "base/memory.h"

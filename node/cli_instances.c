@@ -59,6 +59,29 @@ static size_t prefix_length_of(const json_t *instances)
     return length;
 }
 
+static int compare_starts(const void *a, const void *b)
+{
+    /* RFC 3339 in UTC sorts as text. */
+    return strcmp(cli_text(*(json_t *const *)a, "started_at"),
+                  cli_text(*(json_t *const *)b, "started_at"));
+}
+
+/* Oldest first; the order of ids means nothing to people. */
+static json_t *sorted_by_start(const json_t *instances)
+{
+    size_t count = json_array_size(instances);
+    json_t *out = json_array();
+    json_t **items = calloc(count + 1, sizeof *items);
+    for (size_t i = 0; items != NULL && i < count; i++)
+        items[i] = json_array_get(instances, i);
+    if (items != NULL)
+        qsort(items, count, sizeof(json_t *), compare_starts);
+    for (size_t i = 0; items != NULL && i < count; i++)
+        json_array_append(out, items[i]);
+    free(items);
+    return out;
+}
+
 static void print_instances(const struct cli *c, const json_t *instances)
 {
     static const char *const heads[] = {"ID",       "WORKLOAD", ">V",  "NODE",  "STATE",
@@ -121,7 +144,9 @@ static int ps(struct cli *c)
     } else if (cli_has(c, "quiet")) {
         json_array_foreach(instances, n, i) puts(cli_text(i, "id"));
     } else {
-        print_instances(c, instances);
+        json_t *sorted = sorted_by_start(instances);
+        print_instances(c, sorted);
+        json_decref(sorted);
     }
     json_decref(instances);
     return CLI_DONE;

@@ -294,6 +294,35 @@ static int explain_failure(const struct client *c, const struct client_request *
     }
 }
 
+static void configure(struct client *c, const struct client_request *r, const char *url,
+                      struct curl_slist *headers, struct exchange *x)
+{
+    CURL *h = c->curl;
+    const char *method = r->method != NULL ? r->method : "GET";
+    common_options(c, r->base);
+    curl_easy_setopt(h, CURLOPT_URL, url);
+    curl_easy_setopt(h, CURLOPT_HTTPHEADER, headers);
+    curl_easy_setopt(h, CURLOPT_ERRORBUFFER, x->curl_text);
+    curl_easy_setopt(h, CURLOPT_TIMEOUT_MS, (long)r->timeout_ms);
+    curl_easy_setopt(h, CURLOPT_HEADERFUNCTION, take_header);
+    curl_easy_setopt(h, CURLOPT_HEADERDATA, x);
+    curl_easy_setopt(h, CURLOPT_WRITEFUNCTION, take_body);
+    curl_easy_setopt(h, CURLOPT_WRITEDATA, x);
+    if (r->source != NULL) {
+        curl_easy_setopt(h, CURLOPT_UPLOAD, 1L);
+        curl_easy_setopt(h, CURLOPT_READFUNCTION, give_body);
+        curl_easy_setopt(h, CURLOPT_READDATA, x);
+        if (r->source_length > 0)
+            curl_easy_setopt(h, CURLOPT_INFILESIZE_LARGE, (curl_off_t)r->source_length);
+    } else if (r->body != NULL) {
+        curl_easy_setopt(h, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->body_length);
+        curl_easy_setopt(h, CURLOPT_POSTFIELDS, r->body);
+    }
+    if (strcmp(method, "HEAD") == 0)
+        curl_easy_setopt(h, CURLOPT_NOBODY, 1L);
+    curl_easy_setopt(h, CURLOPT_CUSTOMREQUEST, method);
+}
+
 int client_do(struct client *c, const struct client_request *r, struct client_answer *answer,
               struct err *e)
 {
@@ -308,41 +337,17 @@ int client_do(struct client *c, const struct client_request *r, struct client_an
     int rc = make_headers(c, r, &headers, e);
     if (rc != 0)
         goto done;
-    CURL *h = c->curl;
-    const char *method = r->method != NULL ? r->method : "GET";
-    common_options(c, r->base);
-    curl_easy_setopt(h, CURLOPT_URL, url);
-    curl_easy_setopt(h, CURLOPT_HTTPHEADER, headers);
-    curl_easy_setopt(h, CURLOPT_ERRORBUFFER, x.curl_text);
-    curl_easy_setopt(h, CURLOPT_TIMEOUT_MS, (long)r->timeout_ms);
-    curl_easy_setopt(h, CURLOPT_HEADERFUNCTION, take_header);
-    curl_easy_setopt(h, CURLOPT_HEADERDATA, &x);
-    curl_easy_setopt(h, CURLOPT_WRITEFUNCTION, take_body);
-    curl_easy_setopt(h, CURLOPT_WRITEDATA, &x);
-    if (r->source != NULL) {
-        curl_easy_setopt(h, CURLOPT_UPLOAD, 1L);
-        curl_easy_setopt(h, CURLOPT_READFUNCTION, give_body);
-        curl_easy_setopt(h, CURLOPT_READDATA, &x);
-        if (r->source_length > 0)
-            curl_easy_setopt(h, CURLOPT_INFILESIZE_LARGE, (curl_off_t)r->source_length);
-    } else if (r->body != NULL) {
-        curl_easy_setopt(h, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->body_length);
-        curl_easy_setopt(h, CURLOPT_POSTFIELDS, r->body);
-    }
-    if (strcmp(method, "HEAD") == 0)
-        curl_easy_setopt(h, CURLOPT_NOBODY, 1L);
-    curl_easy_setopt(h, CURLOPT_CUSTOMREQUEST, method);
-    CURLcode code = curl_easy_perform(h);
+    configure(c, r, url, headers, &x);
+    CURLcode code = curl_easy_perform(c->curl);
     answer->status = status_of(&answer->head);
-    if (x.failed) {
-        if (e != NULL)
-            *e = x.err;
-        rc = -(int)x.err.code;
-    } else if (code != CURLE_OK) {
-        /* A refusal that came before the whole body was sent is an answer all the same. */
-        bool refused = answer->status >= 400 && answer->body.length > 0 && r->source != NULL;
-        rc = refused ? 0 : explain_failure(c, r, code, &x, e);
-    } else if (!head_once(&x, answer->status)) {
+    /* A refusal that came before the whole body was sent is an answer all the same. */
+    bool answered =
+        code == CURLE_OK || (answer->status >= 400 && answer->body.length > 0 && r->source != NULL);
+    if (answered && !x.failed)
+        (void)head_once(&x, answer->status);
+    if (!x.failed) {
+        rc = answered ? 0 : explain_failure(c, r, code, &x, e);
+    } else {
         if (e != NULL)
             *e = x.err;
         rc = -(int)x.err.code;

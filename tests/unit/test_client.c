@@ -1,453 +1,286 @@
-/* The node's client of the runner, against a runner that is a thread of the test. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include <cmocka.h>
-
-#include <errno.h>
-#include <poll.h>
-#include <pthread.h>
-#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <cmocka.h>
+
 #include "base/memory.h"
-#include "sandbox/sandbox.h"
-#include "sandbox/shared/wire.h"
+#include "node/client.h"
 
-#define WAIT_MS 5000
-
-/* What the fake does with a verb other than hello. */
-enum behaviour { ANSWER, REFUSE, IGNORE, BREAK, GARBAGE, EVENT_FIRST, SEND_DESCRIPTORS };
-
-struct fake {
-    char path[96];
+/* A node that says the same to everybody: reads a request's head and as much of the body as its
+ * length tells, keeps what it read, and sends `script`. */
+struct node {
+    char folder[64], path[96], address[128];
     int listener;
+    const char *script;
+    struct buffer seen;
     pthread_t thread;
-    _Atomic int behaviour;
-    _Atomic bool stop;
-    _Atomic unsigned connections;
-    _Atomic uint32_t protocol;
 };
 
-struct fixture {
-    uv_loop_t loop;
-    struct fake fake;
-    struct sandbox *sandbox;
-    uv_timer_t deadline;
-    bool late;
-    unsigned connected, disconnected, events, answers;
-    uint32_t event_exec;
-    struct err last;
-    size_t descriptors;
-    bool descriptor_good;
-    bool closed;
-};
-
-/* --- the fake ---------------------------------------------------------------------------------- */
-
-static void send_to_node(int fd, Skerry__Runner__ToNode *m, const int *descriptors, size_t count)
+static size_t body_length(const struct buffer *seen, const char *head_end)
 {
-    struct err e;
-    (void)!wire_send(fd, &m->base, descriptors, count, &e);
+    const char *line = memmem(seen->data, seen->length, "Content-Length: ", 16);
+    return line != NULL && line < head_end ? strtoul(line + 16, NULL, 10) : 0;
 }
 
-static void send_event(int fd)
+static void *serve_one(void *user)
 {
-    Skerry__Runner__ExecEnded ended = SKERRY__RUNNER__EXEC_ENDED__INIT;
-    Skerry__Runner__Event event = SKERRY__RUNNER__EVENT__INIT;
-    Skerry__Runner__ToNode m = SKERRY__RUNNER__TO_NODE__INIT;
-    ended.exec_id = 77;
-    event.event_case = SKERRY__RUNNER__EVENT__EVENT_EXEC_ENDED;
-    event.exec_ended = &ended;
-    m.message_case = SKERRY__RUNNER__TO_NODE__MESSAGE_EVENT;
-    m.event = &event;
-    send_to_node(fd, &m, NULL, 0);
-}
-
-static void send_reply(struct fake *f, int fd, const Skerry__Runner__Request *request)
-{
-    Skerry__Runner__Reply reply = SKERRY__RUNNER__REPLY__INIT;
-    Skerry__Runner__HelloReply hello = SKERRY__RUNNER__HELLO_REPLY__INIT;
-    Skerry__Runner__ToNode m = SKERRY__RUNNER__TO_NODE__INIT;
-    reply.seq = request->seq;
-    m.message_case = SKERRY__RUNNER__TO_NODE__MESSAGE_REPLY;
-    m.reply = &reply;
-    bool greeting = request->verb_case == SKERRY__RUNNER__REQUEST__VERB_HELLO;
-    if (greeting) {
-        hello.protocol = f->protocol;
-        reply.result_case = SKERRY__RUNNER__REPLY__RESULT_HELLO;
-        reply.hello = &hello;
-    } else if (f->behaviour == REFUSE) {
-        reply.error = ERR_DENIED;
-        reply.message = (char *)(uintptr_t) "not allowed here";
-    } else if (f->behaviour == EVENT_FIRST) {
-        send_event(fd);
-    } else if (f->behaviour == SEND_DESCRIPTORS) {
-        int ends[2];
-        assert_always(pipe(ends) == 0 && write(ends[1], "d", 1) == 1);
-        reply.descriptors = 2;
-        send_to_node(fd, &m, ends, 2);
-        close(ends[0]);
-        close(ends[1]);
-        return;
+    struct node *n = user;
+    CLEANUP_FD int fd = accept(n->listener, NULL, NULL);
+    if (fd < 0)
+        return NULL;
+    for (;;) {
+        char data[4096];
+        const char *end =
+            n->seen.length == 0 ? NULL : memmem(n->seen.data, n->seen.length, "\r\n\r\n", 4);
+        if (end != NULL &&
+            n->seen.length >= (size_t)(end + 4 - n->seen.data) + body_length(&n->seen, end))
+            break;
+        ssize_t got = read(fd, data, sizeof data);
+        if (got <= 0 || !buffer_append(&n->seen, data, (size_t)got))
+            return NULL;
     }
-    send_to_node(fd, &m, NULL, 0);
-}
-
-/* False: the connection is to be closed. */
-static bool serve_one(struct fake *f, int fd)
-{
-    static uint8_t data[SANDBOX_MESSAGE_BYTES_MAX];
-    size_t length, count;
-    struct err e = {0};
-    if (wire_receive(fd, data, sizeof data, &length, NULL, 0, &count, &e) < 0)
-        return e.sys == EAGAIN;
-    Skerry__Runner__Request *request = skerry__runner__request__unpack(NULL, length, data);
-    assert_always(request != NULL);
-    bool greeting = request->verb_case == SKERRY__RUNNER__REQUEST__VERB_HELLO;
-    bool keep = true;
-    if (!greeting && f->behaviour == BREAK)
-        keep = false;
-    else if (!greeting && f->behaviour == GARBAGE)
-        (void)!send(fd, "\xff\xff\xff", 3, MSG_NOSIGNAL);
-    else if (greeting || f->behaviour != IGNORE)
-        send_reply(f, fd, request);
-    skerry__runner__request__free_unpacked(request, NULL);
-    return keep;
-}
-
-static void *fake_run(void *argument)
-{
-    struct fake *f = argument;
-    int fd = -1;
-    while (!f->stop) {
-        struct pollfd wait[2] = {{.fd = f->listener, .events = POLLIN},
-                                 {.fd = fd, .events = POLLIN}};
-        if (poll(wait, 2, 20) <= 0)
-            continue;
-        if (wait[0].revents != 0) {
-            memory_close(&fd);
-            fd = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC);
-            f->connections++;
-        } else if (fd >= 0 && wait[1].revents != 0 && !serve_one(f, fd)) {
-            memory_close(&fd);
-        }
-    }
-    memory_close(&fd);
+    (void)!buffer_append(&n->seen, "", 1);
+    size_t length = strlen(n->script);
+    (void)!send(fd, n->script, length, MSG_NOSIGNAL);
     return NULL;
 }
 
-static void fake_start(struct fake *f)
+static int open_node(void **state)
 {
+    struct node *n = calloc(1, sizeof *n);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    text_copy(address.sun_path, sizeof address.sun_path, f->path);
-    unlink(f->path);
-    f->stop = false;
-    f->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    assert_true(f->listener >= 0);
-    assert_int_equal(bind(f->listener, (struct sockaddr *)&address, sizeof address), 0);
-    assert_int_equal(listen(f->listener, 4), 0);
-    assert_int_equal(pthread_create(&f->thread, NULL, fake_run, f), 0);
-}
-
-static void fake_stop(struct fake *f)
-{
-    f->stop = true;
-    pthread_join(f->thread, NULL);
-    memory_close(&f->listener);
-}
-
-/* --- the node's side --------------------------------------------------------------------------- */
-
-static void connected(void *user, const Skerry__Runner__HelloReply *hello)
-{
-    struct fixture *x = user;
-    assert_int_equal(hello->protocol, 1);
-    x->connected++;
-}
-
-static void disconnected(void *user)
-{
-    struct fixture *x = user;
-    x->disconnected++;
-}
-
-static void event(void *user, const Skerry__Runner__Event *e)
-{
-    struct fixture *x = user;
-    x->events++;
-    x->event_exec = e->exec_ended->exec_id;
-}
-
-static void answered(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
-                     int *descriptors, size_t count)
-{
-    struct fixture *x = user;
-    (void)reply;
-    x->answers++;
-    x->last = error == NULL ? (struct err){0} : *error;
-    x->descriptors = count;
-    char byte = 0;
-    x->descriptor_good = count > 0 && read(descriptors[0], &byte, 1) == 1 && byte == 'd';
-    for (size_t n = 0; n < count; n++)
-        close(descriptors[n]);
-}
-
-static void late_cb(uv_timer_t *timer)
-{
-    container_of(timer, struct fixture, deadline)->late = true;
-}
-
-/* Turns the loop until the number is there. */
-static void wait_for(struct fixture *x, const unsigned *value, unsigned wanted)
-{
-    x->late = false;
-    uv_timer_start(&x->deadline, late_cb, WAIT_MS, 0);
-    while (*value < wanted && !x->late)
-        uv_run(&x->loop, UV_RUN_ONCE);
-    uv_timer_stop(&x->deadline);
-    assert_int_equal(*value, wanted);
-}
-
-static uint64_t ask(struct fixture *x)
-{
-    Skerry__Runner__Instance instance = SKERRY__RUNNER__INSTANCE__INIT;
-    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
-    struct err e;
-    instance.id = (char *)(uintptr_t) "x";
-    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_STATS;
-    request.stats = &instance;
-    assert_int_equal(sandbox_ask(x->sandbox, &request, answered, x, &e), 0);
-    return request.seq;
-}
-
-static void client_open(struct fixture *x, unsigned answer_timeout_ms)
-{
-    const struct sandbox_options options = {
-        .socket_path = x->fake.path,
-        .node_boot = 5,
-        .answer_timeout_ms = answer_timeout_ms,
-        .waiting_max = 4,
-        .calls = {.user = x, .connected = connected, .disconnected = disconnected, .event = event}};
-    struct err e;
-    assert_int_equal(sandbox_open(&x->sandbox, &x->loop, &options, &e), 0);
-}
-
-static int setup(void **state)
-{
-    struct fixture *x = calloc(1, sizeof *x);
-    assert_non_null(x);
-    assert_int_equal(uv_loop_init(&x->loop), 0);
-    uv_timer_init(&x->loop, &x->deadline);
-    text_format(x->fake.path, sizeof x->fake.path, "/tmp/skerry-client-%d", (int)getpid());
-    x->fake.protocol = 1;
-    fake_start(&x->fake);
-    *state = x;
+    assert_non_null(n);
+    snprintf(n->folder, sizeof n->folder, "/tmp/skerry-client-XXXXXX");
+    assert_non_null(mkdtemp(n->folder));
+    snprintf(n->path, sizeof n->path, "%s/s", n->folder);
+    snprintf(n->address, sizeof n->address, "unix:%s", n->path);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", n->path);
+    n->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(n->listener, (const struct sockaddr *)&address, sizeof address), 0);
+    assert_int_equal(listen(n->listener, 4), 0);
+    buffer_init(&n->seen, 1 << 20);
+    unsetenv("SKERRY_TOKEN");
+    unsetenv("SKERRY_ADDR");
+    *state = n;
     return 0;
 }
 
-static void closed(void *user)
+static int close_node(void **state)
 {
-    struct fixture *x = user;
-    x->closed = true;
-    uv_close((uv_handle_t *)&x->deadline, NULL);
-}
-
-static int teardown(void **state)
-{
-    struct fixture *x = *state;
-    if (x->sandbox != NULL)
-        sandbox_close(x->sandbox, closed, x);
-    else
-        uv_close((uv_handle_t *)&x->deadline, NULL);
-    uv_run(&x->loop, UV_RUN_DEFAULT);
-    assert_int_equal(uv_loop_close(&x->loop), 0);
-    assert_true(x->sandbox == NULL || x->closed);
-    fake_stop(&x->fake);
-    unlink(x->fake.path);
-    free(x);
+    struct node *n = *state;
+    close(n->listener);
+    unlink(n->path);
+    rmdir(n->folder);
+    buffer_free(&n->seen);
+    free(n);
     return 0;
 }
 
-static void verbs_are_answered_once_each(void **state)
+static struct client *begin(struct node *n, const char *script)
 {
-    struct fixture *x = *state;
-    client_open(x, 0);
-    wait_for(x, &x->connected, 1);
-    assert_true(sandbox_connected(x->sandbox));
-    uint64_t first = ask(x), second = ask(x);
-    assert_true(second > first);
-    wait_for(x, &x->answers, 2);
-    assert_int_equal(x->last.code, ERR_OK);
+    struct client_options options = {.address = n->address};
+    struct client *c = NULL;
+    n->script = script;
+    assert_int_equal(client_open(&c, &options, NULL), 0);
+    assert_int_equal(pthread_create(&n->thread, NULL, serve_one, n), 0);
+    return c;
 }
 
-static void refusal_comes_as_an_error_with_its_text(void **state)
+static void end(struct node *n, struct client *c, struct client_answer *answer)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = REFUSE;
-    client_open(x, 0);
-    wait_for(x, &x->connected, 1);
-    ask(x);
-    wait_for(x, &x->answers, 1);
-    assert_int_equal(x->last.code, ERR_DENIED);
-    assert_string_equal(x->last.msg, "not allowed here");
+    pthread_join(n->thread, NULL);
+    client_answer_free(answer);
+    client_close(c);
 }
 
-static void descriptors_come_with_the_answer(void **state)
+static void an_answer_is_taken_apart(void **state)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = SEND_DESCRIPTORS;
-    client_open(x, 0);
-    wait_for(x, &x->connected, 1);
-    ask(x);
-    wait_for(x, &x->answers, 1);
-    assert_int_equal(x->descriptors, 2);
-    assert_true(x->descriptor_good);
+    struct node *n = *state;
+    struct client *c = begin(n, "HTTP/1.1 103 Early Hints\r\nX-Early: 1\r\n\r\n"
+                                "HTTP/1.1 404 Not Found\r\nSkerry-Error: workload_unknown\r\n"
+                                "Content-Length: 16\r\n\r\n{\"code\": \"gone\"}");
+    struct client_request request = {.path = "/v1/workloads/x"};
+    struct client_answer answer;
+    char value[64];
+    assert_int_equal(client_do(c, &request, &answer, NULL), 0);
+    assert_int_equal(answer.status, 404);
+    assert_true(client_header(&answer, "skerry-error", value, sizeof value));
+    assert_string_equal(value, "workload_unknown");
+    assert_false(client_header(&answer, "X-Early", value, sizeof value));
+    assert_false(client_header(&answer, "Skerry", value, sizeof value));
+    json_t *json = client_json(&answer);
+    assert_string_equal(json_string_value(json_object_get(json, "code")), "gone");
+    json_decref(json);
+    end(n, c, &answer);
+    assert_non_null(strstr(n->seen.data, "GET /v1/workloads/x HTTP/1.1\r\n"));
+    assert_null(strstr(n->seen.data, "Skerry-Token"));
 }
 
-static void events_come_in_order_with_answers(void **state)
+static void the_token_goes_in_its_header_and_no_error(void **state)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = EVENT_FIRST;
-    client_open(x, 0);
-    wait_for(x, &x->connected, 1);
-    ask(x);
-    wait_for(x, &x->answers, 1);
-    assert_int_equal(x->events, 1);
-    assert_int_equal(x->event_exec, 77);
+    struct node *n = *state;
+    setenv("SKERRY_TOKEN", "skt_id_secret", 1);
+    struct client *c = begin(n, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    struct client_request request = {
+        .method = "POST", .path = "/v1/x", .body = "{}", .body_length = 2};
+    struct client_answer answer;
+    assert_int_equal(client_do(c, &request, &answer, NULL), 0);
+    end(n, c, &answer);
+    assert_non_null(strstr(n->seen.data, "Skerry-Token: skt_id_secret\r\n"));
+    assert_non_null(strstr(n->seen.data, "Content-Type: application/json\r\n"));
+    struct err e = {0};
+    struct client_options options = {.address = "unix:/nowhere/at/all"};
+    assert_int_equal(client_open(&c, &options, &e), 0);
+    assert_int_equal(client_do(c, &request, &answer, &e), -ERR_UNAVAILABLE);
+    assert_null(strstr(e.msg, "secret"));
+    assert_non_null(strstr(e.msg, "/nowhere/at/all"));
+    client_answer_free(&answer);
+    client_close(c);
+    setenv("SKERRY_TOKEN", "skt_id_sec\nret: x", 1); /* it would make a header of its own */
+    assert_int_equal(client_open(&c, &options, &e), -ERR_INVALID);
+    assert_null(strstr(e.msg, "sec\n"));
 }
 
-static void silence_is_a_timeout(void **state)
+struct sink {
+    size_t length;
+    bool refuse;
+};
+
+static int take(void *user, const void *data, size_t length, struct err *e)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = IGNORE;
-    client_open(x, 100);
-    wait_for(x, &x->connected, 1);
-    ask(x);
-    wait_for(x, &x->answers, 1);
-    assert_int_equal(x->last.code, ERR_TIMEOUT);
+    struct sink *s = user;
+    (void)data;
+    s->length += length;
+    return s->refuse ? err_set(e, ERR_CANCELED, "enough") : 0;
 }
 
-static void broken_connection_fails_what_waits_and_is_made_again(void **state)
+static void a_sink_takes_successes_only(void **state)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = BREAK;
-    client_open(x, 0);
-    wait_for(x, &x->connected, 1);
-    ask(x);
-    wait_for(x, &x->answers, 1);
-    assert_int_equal(x->last.code, ERR_UNAVAILABLE);
-    assert_int_equal(x->disconnected, 1);
-    x->fake.behaviour = ANSWER;
-    wait_for(x, &x->connected, 2);
-    ask(x);
-    wait_for(x, &x->answers, 2);
-    assert_int_equal(x->last.code, ERR_OK);
+    struct node *n = *state;
+    struct sink s = {0};
+    struct client *c = begin(n, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+    struct client_request request = {.path = "/", .sink = take, .user = &s};
+    struct client_answer answer;
+    assert_int_equal(client_do(c, &request, &answer, NULL), 0);
+    assert_int_equal(s.length, 5);
+    assert_int_equal(answer.body.length, 0);
+    end(n, c, &answer);
+    n->seen.length = 0;
+    c = begin(n, "HTTP/1.1 503 No\r\nContent-Length: 5\r\n\r\nhello");
+    assert_int_equal(client_do(c, &request, &answer, NULL), 0);
+    assert_int_equal(s.length, 5);
+    assert_int_equal(answer.body.length, 5);
+    end(n, c, &answer);
 }
 
-static void datagram_that_cannot_be_read_harms_nothing(void **state)
+static void what_a_callback_says_is_the_error(void **state)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = GARBAGE;
-    client_open(x, 200);
-    wait_for(x, &x->connected, 1);
-    ask(x);
-    wait_for(x, &x->answers, 1);
-    assert_int_not_equal(x->last.code, ERR_OK);
-    x->fake.behaviour = ANSWER;
-    while (!sandbox_connected(x->sandbox))
-        uv_run(&x->loop, UV_RUN_ONCE);
-    ask(x);
-    wait_for(x, &x->answers, 2);
-    assert_int_equal(x->last.code, ERR_OK);
+    struct node *n = *state;
+    struct sink s = {.refuse = true};
+    struct err e = {0};
+    struct client *c = begin(n, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello");
+    struct client_request request = {.path = "/", .sink = take, .user = &s};
+    struct client_answer answer;
+    assert_int_equal(client_do(c, &request, &answer, &e), -ERR_CANCELED);
+    assert_string_equal(e.msg, "enough");
+    end(n, c, &answer);
 }
 
-static void verbs_that_wait_have_a_bound(void **state)
+static void an_answer_that_breaks_off_is_an_error(void **state)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = IGNORE;
-    client_open(x, 100);
-    wait_for(x, &x->connected, 1);
-    for (int n = 0; n < 4; n++)
-        ask(x);
-    Skerry__Runner__Empty empty = SKERRY__RUNNER__EMPTY__INIT;
-    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
-    struct err e;
-    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_LIST;
-    request.list = &empty;
-    assert_int_equal(sandbox_ask(x->sandbox, &request, answered, x, &e), -ERR_LIMIT);
-    wait_for(x, &x->answers, 4);
+    struct node *n = *state;
+    struct err e = {0};
+    struct client *c = begin(n, "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nhello");
+    struct client_request request = {.path = "/"};
+    struct client_answer answer;
+    assert_int_equal(client_do(c, &request, &answer, &e), -ERR_IO);
+    end(n, c, &answer);
+    n->seen.length = 0;
+    c = begin(n, "");
+    assert_int_equal(client_do(c, &request, &answer, &e), -ERR_UNAVAILABLE);
+    end(n, c, &answer);
 }
 
-static void runner_that_comes_later_is_found(void **state)
+static void an_upgrade_hands_out_the_socket(void **state)
 {
-    struct fixture *x = *state;
-    fake_stop(&x->fake);
-    unlink(x->fake.path);
-    client_open(x, 0);
-    uv_run(&x->loop, UV_RUN_ONCE);
-    Skerry__Runner__Empty empty = SKERRY__RUNNER__EMPTY__INIT;
-    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
-    struct err e;
-    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_LIST;
-    request.list = &empty;
-    assert_int_equal(sandbox_ask(x->sandbox, &request, answered, x, &e), -ERR_UNAVAILABLE);
-    fake_start(&x->fake);
-    wait_for(x, &x->connected, 1);
+    struct node *n = *state;
+    struct client_answer answer;
+    int fd = -1;
+    struct client *c =
+        begin(n, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: skerry-exec/1\r\n\r\nearly");
+    assert_int_equal(client_upgrade(c, "/v1/run", "{\"command\":[\"true\"]}", &fd, &answer, NULL),
+                     0);
+    assert_true(fd >= 0);
+    assert_int_equal(answer.status, 101);
+    pthread_join(n->thread, NULL);
+    char rest[16];
+    ssize_t got;
+    while ((got = read(fd, rest, sizeof rest)) > 0)
+        assert_true(buffer_append(&answer.body, rest, (size_t)got));
+    assert_int_equal(answer.body.length, 5);
+    assert_memory_equal(answer.body.data, "early", 5);
+    close(fd);
+    client_answer_free(&answer);
+    client_close(c);
+    assert_non_null(strstr(n->seen.data, "Upgrade: skerry-exec/1\r\n"));
+    assert_non_null(strstr(n->seen.data, "{\"command\":[\"true\"]}"));
 }
 
-static void another_protocol_is_no_connection(void **state)
+static void a_refused_upgrade_is_an_answer(void **state)
 {
-    struct fixture *x = *state;
-    x->fake.protocol = 2;
-    client_open(x, 0);
-    while (x->fake.connections < 2)
-        uv_run(&x->loop, UV_RUN_ONCE);
-    assert_int_equal(x->connected, 0);
-    x->fake.protocol = 1;
-    wait_for(x, &x->connected, 1);
+    struct node *n = *state;
+    struct client_answer answer;
+    int fd = -1;
+    struct client *c = begin(n, "HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\n{}");
+    assert_int_equal(client_upgrade(c, "/v1/run", "{}", &fd, &answer, NULL), 0);
+    assert_int_equal(fd, -1);
+    assert_int_equal(answer.status, 403);
+    assert_int_equal(answer.body.length, 2);
+    end(n, c, &answer);
+    n->seen.length = 0;
+    c = begin(n, "HTTP/1.1 101 Sw");
+    struct err e = {0};
+    assert_int_equal(client_upgrade(c, "/v1/run", "{}", &fd, &answer, &e), -ERR_IO);
+    end(n, c, &answer);
 }
 
-static void closing_cancels_what_waits(void **state)
+static void addresses_and_paths_are_checked(void **state)
 {
-    struct fixture *x = *state;
-    x->fake.behaviour = IGNORE;
-    client_open(x, 0);
-    wait_for(x, &x->connected, 1);
-    ask(x);
-    sandbox_close(x->sandbox, closed, x);
-    x->sandbox = NULL;
-    assert_int_equal(x->answers, 1);
-    assert_int_equal(x->last.code, ERR_CANCELED);
-    while (!x->closed)
-        uv_run(&x->loop, UV_RUN_ONCE);
-    /* The teardown closes the timer itself when there is no client. */
-    uv_run(&x->loop, UV_RUN_NOWAIT);
-    uv_timer_init(&x->loop, &x->deadline);
+    (void)state;
+    struct client *c = NULL;
+    struct err e = {0};
+    char text[32];
+    struct client_options options = {.address = "ftp://host"};
+    assert_int_equal(client_open(&c, &options, &e), -ERR_INVALID);
+    options.address = "127.0.0.1:8081";
+    options.token_file = "/nowhere/token";
+    assert_int_equal(client_open(&c, &options, &e), -ERR_NOT_FOUND);
+    assert_true(client_encode(text, sizeof text, "a/b c~\xc3\xa4"));
+    assert_string_equal(text, "a%2Fb%20c~%C3%A4");
+    assert_false(client_encode(text, 4, "a/b"));
 }
 
 int main(void)
 {
+#define WITH_NODE(f) cmocka_unit_test_setup_teardown(f, open_node, close_node)
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(verbs_are_answered_once_each, setup, teardown),
-        cmocka_unit_test_setup_teardown(refusal_comes_as_an_error_with_its_text, setup, teardown),
-        cmocka_unit_test_setup_teardown(descriptors_come_with_the_answer, setup, teardown),
-        cmocka_unit_test_setup_teardown(events_come_in_order_with_answers, setup, teardown),
-        cmocka_unit_test_setup_teardown(silence_is_a_timeout, setup, teardown),
-        cmocka_unit_test_setup_teardown(broken_connection_fails_what_waits_and_is_made_again, setup,
-                                        teardown),
-        cmocka_unit_test_setup_teardown(datagram_that_cannot_be_read_harms_nothing, setup,
-                                        teardown),
-        cmocka_unit_test_setup_teardown(verbs_that_wait_have_a_bound, setup, teardown),
-        cmocka_unit_test_setup_teardown(runner_that_comes_later_is_found, setup, teardown),
-        cmocka_unit_test_setup_teardown(another_protocol_is_no_connection, setup, teardown),
-        cmocka_unit_test_setup_teardown(closing_cancels_what_waits, setup, teardown),
+        WITH_NODE(an_answer_is_taken_apart),
+        WITH_NODE(the_token_goes_in_its_header_and_no_error),
+        WITH_NODE(a_sink_takes_successes_only),
+        WITH_NODE(what_a_callback_says_is_the_error),
+        WITH_NODE(an_answer_that_breaks_off_is_an_error),
+        WITH_NODE(an_upgrade_hands_out_the_socket),
+        WITH_NODE(a_refused_upgrade_is_an_answer),
+        cmocka_unit_test(addresses_and_paths_are_checked),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests_name("client", tests, NULL, NULL);
 }
