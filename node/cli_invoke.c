@@ -67,15 +67,20 @@ static int find_gateway(struct cli *c, char *out, size_t size)
         if (http[0] == '\0' || strcmp(cli_text(node, "state"), "alive") == 0)
             http = cli_text(node, "http");
     }
-    bool fits = text_format(out, size, "%s%s", strstr(http, "://") == NULL ? "http://" : "", http);
-    /* An address that means all of them is reached at this machine's own. */
-    char *any = strstr(out, "//0.0.0.0:");
-    if (any != NULL)
-        memmove(any + 2, "127.0.0.1", 9), memmove(any + 11, any + 9, strlen(any + 9) + 1);
+    bool known = http[0] != '\0' &&
+                 text_format(out, size, "%s%s", strstr(http, "://") == NULL ? "http://" : "", http);
     json_decref(status);
-    if (!fits || http[0] == '\0') {
+    if (!known) {
         cli_say("no node of the cluster tells where it takes joins");
         return CLI_FAILED;
+    }
+    /* An address that means all of them is reached at this machine's own. */
+    static const char any[] = "//0.0.0.0:", own[] = "//127.0.0.1:";
+    char *found = strstr(out, any);
+    if (found != NULL) {
+        char port[32];
+        (void)text_copy(port, sizeof port, found + sizeof any - 1);
+        (void)text_format(found, size - (size_t)(found - out), "%s%s", own, port);
     }
     return CLI_DONE;
 }
