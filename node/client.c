@@ -279,6 +279,11 @@ static int explain_failure(const struct client *c, const struct client_request *
 {
     const char *where = r->base != NULL ? r->base : c->address;
     const char *text = x->curl_text[0] != '\0' ? x->curl_text : curl_easy_strerror(code);
+    long number = 0;
+    (void)curl_easy_getinfo(c->curl, CURLINFO_OS_ERRNO, &number);
+    /* libcurl's text would speak of a port. */
+    if (code == CURLE_COULDNT_CONNECT && r->base == NULL && c->socket_path != NULL && number > 0)
+        return err_sys(e, ERR_UNAVAILABLE, (int)number, "no node answers at %s", where);
     switch (code) {
     case CURLE_COULDNT_CONNECT:
     case CURLE_COULDNT_RESOLVE_HOST:

@@ -441,4 +441,5 @@ void up_node_unlink(const struct up_node *n)
 {
     if (link_is_ours(n))
         (void)unlink(UP_LINK);
+    (void)rmdir("/run/skerry"); /* if nothing else is there */
 }
