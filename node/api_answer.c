@@ -57,10 +57,12 @@ void api_answer_json(struct api_request *r, unsigned status, json_t *json)
         free(text);
         return;
     }
+    if (text == NULL) {
+        api_problem(r, PROBLEM_INTERNAL, "out of memory");
+        return;
+    }
     answer_set(r, status,
-               text == NULL
-                   ? NULL
-                   : MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE));
+               MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_FREE));
     if (r->response != NULL)
         api_header_add(r, "Content-Type", "application/json");
 }

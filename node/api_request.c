@@ -255,6 +255,10 @@ void *api_request_uri_cb(void *user, const char *uri, struct MHD_Connection *mhd
         r->target = strdup(uri);
         r->path = strndup(uri, strcspn(uri, "?"));
     }
+    /* It is for logs and `explain`, which end up on terminals. */
+    for (char *c = r->path; c != NULL && *c != '\0'; c++)
+        if (*c <= ' ' || *c > '~')
+            *c = '?';
     if (r->connection != NULL) {
         r->connection->request = r;
         r->connection->deadline_ms = clock_monotonic_ms() + r->api->options.header_timeout_ms;
