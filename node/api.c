@@ -9,7 +9,6 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,151 +27,13 @@
 #define SWEEP_MS 1000
 #define CLOSE_MS 15000u /* for questions to be answered when the API ends */
 #define INBOX_MESSAGES_MAX 65536
-#define PEER_GROUPS_MAX 256
 /* For one connection: the header block and what libmicrohttpd keeps beside it. Twice of what is
  * allowed (api_request.c), so that what is too large is refused by us and not by its HTML. */
 #define CONNECTION_BYTES (128 * 1024)
-/* A peer that vanished is noticed within 60 + 4 * 15 s, also when nothing is to be sent. */
-#define KEEPALIVE_IDLE_S 60
-#define KEEPALIVE_INTERVAL_S 15
-#define KEEPALIVE_COUNT 4
 
 void api_dirty(struct api *api)
 {
     api->dirty = true;
-}
-
-/* --- connections -------------------------------------------------------------------------------- */
-
-/* Whether a peer on the unix socket is admin without a token: root, the node's own user, or a
- * member of the socket's group, as the kernel noted when it connected. */
-static bool peer_trusted(const struct api *api, int fd, char *name, size_t size)
-{
-    struct ucred who;
-    socklen_t length = sizeof(who);
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0) {
-        (void)text_copy(name, size, "unix socket");
-        return false;
-    }
-    (void)text_format(name, size, "uid %u", (unsigned)who.uid);
-    if (who.uid == 0 || who.uid == geteuid())
-        return true;
-    gid_t group = api->options.socket_group;
-    if (group == (gid_t)-1)
-        return false;
-    if (who.gid == group)
-        return true;
-    gid_t groups[PEER_GROUPS_MAX];
-    length = sizeof(groups);
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &length) != 0)
-        return false;
-    for (size_t i = 0; i < length / sizeof(groups[0]); i++)
-        if (groups[i] == group)
-            return true;
-    return false;
-}
-
-static void name_peer(int fd, char *name, size_t size)
-{
-    struct sockaddr_storage address;
-    socklen_t length = sizeof(address);
-    char host[48];
-    char port[8];
-    if (getpeername(fd, (struct sockaddr *)&address, &length) != 0 ||
-        getnameinfo((struct sockaddr *)&address, length, host, sizeof(host), port, sizeof(port),
-                    NI_NUMERICHOST | NI_NUMERICSERV) != 0)
-        (void)text_copy(name, size, "unknown peer");
-    else
-        (void)text_format(name, size, "%s port %s", host, port);
-}
-
-static void set_option(int fd, int level, int name, int value)
-{
-    (void)setsockopt(fd, level, name, &value, sizeof(value));
-}
-
-static void watch_peer(int fd)
-{
-    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, KEEPALIVE_IDLE_S);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_COUNT);
-}
-
-static void connection_freed_cb(uv_handle_t *handle)
-{
-    free(handle->data);
-}
-
-static void connection_close(struct api_connection *c)
-{
-    struct api *api = c->listener->api;
-    if (c->previous != NULL)
-        c->previous->next = c->next;
-    else
-        api->connections = c->next;
-    if (c->next != NULL)
-        c->next->previous = c->previous;
-    if (c->polled)
-        uv_close((uv_handle_t *)&c->poll, connection_freed_cb);
-    else
-        free(c);
-}
-
-static void connection_notify_cb(void *user, struct MHD_Connection *mhd, void **context,
-                                 enum MHD_ConnectionNotificationCode code)
-{
-    struct api_listener *l = user;
-    struct api *api = l->api;
-    if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
-        if (*context != NULL)
-            connection_close(*context);
-        *context = NULL;
-        return;
-    }
-    struct api_connection *c = calloc(1, sizeof(*c));
-    if (c == NULL)
-        return; /* Its requests are refused. */
-    c->listener = l;
-    c->fd = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
-    c->deadline_ms = clock_monotonic_ms() + api->options.header_timeout_ms;
-    if (l->local) {
-        c->trusted = peer_trusted(api, c->fd, c->peer, sizeof(c->peer));
-    } else {
-        name_peer(c->fd, c->peer, sizeof(c->peer));
-        watch_peer(c->fd);
-    }
-    c->poll.data = c;
-    c->polled = uv_poll_init(&api->loop, &c->poll, c->fd) == 0;
-    c->next = api->connections;
-    if (c->next != NULL)
-        c->next->previous = c;
-    api->connections = c;
-    *context = c;
-}
-
-static void connection_cut(struct api_connection *c)
-{
-    c->deadline_ms = 0;
-    if (c->duplex != NULL) {
-        api_duplex_gone(c->duplex);
-        return;
-    }
-    if (c->request != NULL)
-        api_request_gone(c->request);
-    (void)shutdown(c->fd, SHUT_RDWR);
-}
-
-static void sweep_cb(uv_timer_t *timer)
-{
-    struct api *api = timer->data;
-    uint64_t now = clock_monotonic_ms();
-    struct api_connection *next;
-    for (struct api_connection *c = api->connections; c != NULL; c = next) {
-        next = c->next;
-        if (c->deadline_ms != 0 && now >= c->deadline_ms)
-            connection_cut(c);
-    }
 }
 
 /* --- the loop and libmicrohttpd ----------------------------------------------------------------- */
@@ -277,16 +138,14 @@ static void stop_cb(uv_async_t *async)
         return;
     api->stopping = true;
     for (size_t i = 0; i < api->listener_count; i++) {
-        if (api->listeners[i].daemon == NULL)
-            continue;
-        int fd = MHD_quiesce_daemon(api->listeners[i].daemon);
-        if (fd >= 0)
-            (void)close(fd);
+        if (api->listeners[i].accept_open)
+            uv_close((uv_handle_t *)&api->listeners[i].accept, NULL);
+        memory_close(&api->listeners[i].fd);
     }
     struct api_connection *next;
     for (struct api_connection *c = api->connections; c != NULL; c = next) {
         next = c->next;
-        connection_cut(c);
+        api_connection_cut(c);
     }
     api_dirty(api);
 }
@@ -399,20 +258,20 @@ static int unix_listen(struct api *api, struct err *e)
 static int listener_open(struct api *api, int fd, bool local, unsigned port, struct err *e)
 {
     struct api_listener *l = &api->listeners[api->listener_count];
-    *l = (struct api_listener){.api = api, .local = local, .port = port};
-    l->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG, 0, NULL,
-        NULL, api_request_access_cb, l, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_EXTERNAL_LOGGER,
-        mhd_log_cb, l, MHD_OPTION_URI_LOG_CALLBACK, api_request_uri_cb, l,
-        MHD_OPTION_NOTIFY_COMPLETED, api_request_completed_cb, l, MHD_OPTION_NOTIFY_CONNECTION,
-        connection_notify_cb, l, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_CONNECTION_LIMIT,
-        api->options.connections_max, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
-        MHD_OPTION_CONNECTION_TIMEOUT, (api->options.idle_timeout_ms + 999) / 1000, MHD_OPTION_END);
-    if (l->daemon == NULL) {
-        (void)close(fd);
-        return err_set(e, ERR_INTERNAL, "libmicrohttpd did not start");
-    }
+    *l = (struct api_listener){.api = api, .fd = fd, .local = local, .port = port};
     api->listener_count++;
+    l->daemon = MHD_start_daemon(
+        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE |
+            MHD_USE_ERROR_LOG,
+        0, NULL, NULL, api_request_access_cb, l, MHD_OPTION_EXTERNAL_LOGGER, mhd_log_cb, l,
+        MHD_OPTION_URI_LOG_CALLBACK, api_request_uri_cb, l, MHD_OPTION_NOTIFY_COMPLETED,
+        api_request_completed_cb, l, MHD_OPTION_NOTIFY_CONNECTION, api_connection_notify_cb, l,
+        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_CONNECTION_LIMIT,
+        api->options.connections_max + 1, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        (size_t)CONNECTION_BYTES, MHD_OPTION_CONNECTION_TIMEOUT,
+        (api->options.idle_timeout_ms + 999) / 1000, MHD_OPTION_END);
+    if (l->daemon == NULL)
+        return err_set(e, ERR_INTERNAL, "libmicrohttpd did not start");
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(l->daemon, MHD_DAEMON_INFO_EPOLL_FD);
     int status = info == NULL ? UV_EINVAL : uv_poll_init(&api->loop, &l->poll, info->epoll_fd);
     if (status != 0)
@@ -420,6 +279,12 @@ static int listener_open(struct api *api, int fd, bool local, unsigned port, str
     l->poll.data = l;
     l->poll_open = true;
     (void)uv_poll_start(&l->poll, UV_READABLE, mhd_poll_cb);
+    status = uv_poll_init(&api->loop, &l->accept, fd);
+    if (status != 0)
+        return err_set(e, ERR_INTERNAL, "poll the API's socket: %s", uv_strerror(status));
+    l->accept.data = l;
+    l->accept_open = true;
+    (void)uv_poll_start(&l->accept, UV_READABLE, api_accept_cb);
     return 0;
 }
 
@@ -466,8 +331,9 @@ static int options_copy(struct api *api, const struct api_options *options, stru
     if (options->socket_path != NULL &&
         !text_copy(api->socket_path, sizeof(api->socket_path), options->socket_path))
         return err_set(e, ERR_INVALID, "API socket %s: the path is too long", options->socket_path);
+    api->peek = malloc(API_PEEK_BYTES);
     api->hosts = calloc(options->host_count + 1, sizeof(*api->hosts));
-    if (api->hosts == NULL)
+    if (api->hosts == NULL || api->peek == NULL)
         return err_set(e, ERR_NO_MEMORY, "open the API");
     for (size_t i = 0; i < options->host_count; i++)
         if ((api->hosts[i] = strdup(options->hosts[i])) == NULL)
@@ -481,10 +347,12 @@ static void handles_open(struct api *api)
     (void)uv_timer_init(&api->loop, &api->mhd_timer);
     (void)uv_timer_init(&api->loop, &api->sweep);
     (void)uv_timer_init(&api->loop, &api->settle);
+    (void)uv_timer_init(&api->loop, &api->arrivals);
+    api->arrivals.data = api;
     api->prepare.data = api->mhd_timer.data = api->sweep.data = api->settle.data = api;
     api->stop.data = api->event.data = api;
     (void)uv_prepare_start(&api->prepare, prepare_cb);
-    (void)uv_timer_start(&api->sweep, sweep_cb, SWEEP_MS, SWEEP_MS);
+    (void)uv_timer_start(&api->sweep, api_sweep_cb, SWEEP_MS, SWEEP_MS);
 }
 
 static void api_free(struct api *api)
@@ -495,6 +363,7 @@ static void api_free(struct api *api)
     for (size_t i = 0; api->hosts != NULL && api->hosts[i] != NULL; i++)
         free(api->hosts[i]);
     free(api->hosts);
+    free(api->peek);
     free(api);
 }
 

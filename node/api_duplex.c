@@ -236,8 +236,7 @@ static void duplex_free(struct api_duplex *d)
 static void duplex_close(struct api_duplex *d)
 {
     struct api *api = d->api;
-    if (d->connection->polled)
-        (void)uv_poll_stop(&d->connection->poll);
+    (void)uv_poll_stop(&d->connection->poll);
     d->connection->duplex = NULL;
     (void)MHD_upgrade_action(d->upgraded, MHD_UPGRADE_ACTION_CLOSE);
     duplex_free(d);
@@ -346,7 +345,7 @@ static void upgraded_cb(void *user, struct MHD_Connection *mhd, void *request, c
     struct api_duplex *d = calloc(1, sizeof(*d));
     (void)user;
     (void)mhd;
-    if (d == NULL || !r->connection->polled || r->ask == NULL) {
+    if (d == NULL || r->ask == NULL) {
         free(d);
         (void)MHD_upgrade_action(u, MHD_UPGRADE_ACTION_CLOSE);
         return; /* the ask is canceled when the request is completed */

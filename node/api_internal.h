@@ -21,12 +21,15 @@
 #include "base/buffer.h"
 #include "base/inbox.h"
 #include "base/memory.h"
+#include "gateway/http.h"
 #include "gateway/result.h"
 #include "node/api.h"
 #include "node/api_target.h"
 
 #define API_LISTENERS_MAX 5
 #define API_TARGET_LENGTH_MAX 16384u
+#define API_HEADER_BYTES_MAX 65536u
+#define API_PEEK_BYTES (API_HEADER_BYTES_MAX + 4096u)
 #define API_BODY_BYTES_MAX (1024u * 1024u)
 #define API_DISCARD_BYTES_MAX (64u * 1024u * 1024u) /* of a body behind a refusal */
 #define API_OUTPUT_BYTES_MAX (256u * 1024u)         /* waiting for one client */
@@ -41,6 +44,10 @@ struct api_worker;
 
 struct api_listener {
     struct api *api;
+    int fd;
+    uv_poll_t accept; /* of `fd` */
+    bool accept_open, accept_paused;
+    unsigned connection_count;
     struct MHD_Daemon *daemon;
     uv_poll_t poll; /* of the daemon's epoll descriptor */
     bool poll_open;
@@ -48,8 +55,17 @@ struct api_listener {
     unsigned port;
 };
 
+enum api_connection_phase {
+    API_CONNECTION_ARRIVING, /* its first head is not whole */
+    API_CONNECTION_REFUSED,  /* told why; waiting for the client to close */
+    API_CONNECTION_GIVEN,    /* to libmicrohttpd, which will call back */
+    API_CONNECTION_SERVED,
+};
+
 /* One connection, from accept to close. */
 struct api_connection {
+    enum api_connection_phase phase;
+    bool begun, waiting; /* ARRIVING: bytes came; it is to be looked at again */
     struct api_listener *listener;
     struct api_connection *previous, *next; /* api->connections */
     int fd;                                 /* libmicrohttpd's */
@@ -57,7 +73,6 @@ struct api_connection {
     char peer[64];                          /* for the log */
     uint64_t deadline_ms;                   /* monotonic; cut then; 0: none */
     uv_poll_t poll;
-    bool polled;
     struct api_request *request;
     struct api_duplex *duplex;
 };
@@ -73,13 +88,16 @@ struct api {
     uv_prepare_t prepare; /* runs libmicrohttpd before the loop waits */
     uv_timer_t mhd_timer; /* its next time-out */
     uv_timer_t sweep;     /* deadlines of connections, once a second */
+    uv_timer_t arrivals;  /* heads that came in part, each 10 ms while there are some */
     uv_timer_t settle;    /* requests that wait for a root, each 5 ms while there are some */
     uv_async_t stop, event;
     bool dirty, stopping, handles_closing;
     struct api_listener listeners[API_LISTENERS_MAX];
     size_t listener_count;
     struct api_connection *connections;
-    size_t asks; /* that the control thread has not answered */
+    char *peek;            /* API_PEEK_BYTES, for the head that is looked at */
+    struct http_head head; /* likewise */
+    size_t asks;           /* that the control thread has not answered */
     struct api_request *settling;
     struct api_request *listening; /* streams of events */
     struct api_worker *worker;
@@ -173,7 +191,17 @@ struct api_request {
 /* --- api.c --- */
 void api_dirty(struct api *api);
 
+/* --- api_connection.c --- */
+void api_accept_cb(uv_poll_t *poll, int status, int events);
+void api_arrivals_cb(uv_timer_t *timer);
+void api_sweep_cb(uv_timer_t *timer);
+void api_connection_notify_cb(void *user, struct MHD_Connection *mhd, void **context,
+                              enum MHD_ConnectionNotificationCode code);
+/* Its time is over, or the API ends. */
+void api_connection_cut(struct api_connection *c);
+
 /* --- api_request.c --- */
+void api_request_id(char out[GATEWAY_REQUEST_ID_SIZE]);
 void *api_request_uri_cb(void *user, const char *uri, struct MHD_Connection *mhd);
 enum MHD_Result api_request_access_cb(void *user, struct MHD_Connection *mhd, const char *url,
                                       const char *method, const char *version, const char *data,

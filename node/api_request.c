@@ -15,7 +15,6 @@
 /* A refused request of up to this size is read to its end first: an answer before it would be lost
  * in the reset that closing a socket with unread bytes causes. */
 #define REFUSED_BODY_READ_MAX (1024u * 1024u)
-#define HEADER_BYTES_MAX 65536u
 
 /* --- the target --------------------------------------------------------------------------------- */
 
@@ -116,23 +115,36 @@ static bool body_check(struct api_request *r, uint64_t length)
     return false;
 }
 
+struct header_sum {
+    size_t bytes;
+    unsigned lengths, codings;
+};
+
 static enum MHD_Result sum_header(void *user, enum MHD_ValueKind kind, const char *name,
                                   const char *value)
 {
+    struct header_sum *sum = user;
     (void)kind;
-    *(size_t *)user += strlen(name) + (value == NULL ? 0 : strlen(value)) + strlen(": \r\n");
+    sum->bytes += strlen(name) + (value == NULL ? 0 : strlen(value)) + strlen(": \r\n");
+    sum->lengths += strcasecmp(name, "Content-Length") == 0;
+    sum->codings += strcasecmp(name, "Transfer-Encoding") == 0;
     return MHD_YES;
 }
 
+/* What libmicrohttpd does not refuse, on connections that are used again. */
 static bool header_check(struct api_request *r)
 {
-    size_t bytes = 0;
-    (void)MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, sum_header, &bytes);
-    if (bytes <= HEADER_BYTES_MAX)
-        return true;
-    api_problem(r, PROBLEM_HEADER_TOO_LARGE, "the header block may have %u bytes",
-                HEADER_BYTES_MAX);
-    return false;
+    struct header_sum sum = {0};
+    (void)MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, sum_header, &sum);
+    const char *coding = api_header(r, "Transfer-Encoding");
+    if (sum.bytes > API_HEADER_BYTES_MAX)
+        api_problem(r, PROBLEM_HEADER_TOO_LARGE, "the header block may have %u bytes",
+                    API_HEADER_BYTES_MAX);
+    else if (sum.lengths + sum.codings > 1)
+        api_problem(r, PROBLEM_BAD_REQUEST, "more than one length, or one beside a coding");
+    else if (coding != NULL && strcasecmp(coding, "chunked") != 0)
+        api_problem(r, PROBLEM_NOT_IMPLEMENTED, "the only transfer coding is chunked");
+    return r->response == NULL;
 }
 
 static enum MHD_Result queue(struct api_request *r)
@@ -230,7 +242,7 @@ static enum MHD_Result finish(struct api_request *r)
 
 /* --- what libmicrohttpd calls ------------------------------------------------------------------- */
 
-static void make_id(char out[GATEWAY_REQUEST_ID_SIZE])
+void api_request_id(char out[GATEWAY_REQUEST_ID_SIZE])
 {
     uint8_t random[6];
     randombytes_buf(random, sizeof(random));
@@ -250,7 +262,7 @@ void *api_request_uri_cb(void *user, const char *uri, struct MHD_Connection *mhd
     r->connection =
         MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     buffer_init(&r->body, API_BODY_BYTES_MAX);
-    make_id(r->id);
+    api_request_id(r->id);
     if (strlen(uri) <= API_TARGET_LENGTH_MAX) {
         r->target = strdup(uri);
         r->path = strndup(uri, strcspn(uri, "?"));
@@ -342,7 +354,7 @@ void api_request_suspend(struct api_request *r)
     r->suspended = true;
     MHD_suspend_connection(r->mhd);
     /* libmicrohttpd does not see a suspended connection close. */
-    if (r->watched && r->connection->polled)
+    if (r->watched)
         (void)uv_poll_start(&r->connection->poll, UV_DISCONNECT, hangup_cb);
 }
 
@@ -351,8 +363,7 @@ void api_resume(struct api_request *r)
     if (!r->suspended)
         return;
     r->suspended = false;
-    if (r->connection->polled)
-        (void)uv_poll_stop(&r->connection->poll);
+    (void)uv_poll_stop(&r->connection->poll);
     MHD_resume_connection(r->mhd);
     api_dirty(r->api);
 }

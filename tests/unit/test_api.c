@@ -126,16 +126,122 @@ static void too_many_questions_are_refused(void **state)
     fake_set(f, refuse_asks, false);
 }
 
+/* Sends bytes and reads all that comes; the answer must be one problem, then the end. */
+static void raw_refused(struct fake *f, const char *bytes, size_t size, enum problem problem)
+{
+    const struct problem_word *word = problem_word(problem);
+    char answer[16384];
+    char want[64];
+    size_t used = 0;
+    int fd = raw_connect(f, true);
+    raw_send(fd, bytes, size);
+    while (used + 1 < sizeof(answer) && raw_read(fd, answer + used, 1))
+        used++;
+    answer[used] = '\0';
+    (void)close(fd);
+    (void)text_format(want, sizeof(want), "HTTP/1.1 %d ", word->status);
+    if (strncmp(answer, want, strlen(want)) != 0)
+        fail_msg("not %s: %s", want, answer);
+    (void)text_format(want, sizeof(want), "\r\nSkerry-Error: %s\r\n", word->code);
+    assert_non_null(strstr(answer, want));
+    (void)text_format(want, sizeof(want), "\"code\":\"%s\"", word->code);
+    assert_non_null(strstr(answer, want));
+    assert_non_null(strstr(answer, "\r\nSkerry-Request-Id: r-"));
+}
+
+static void malformed_requests_get_a_problem(void **state)
+{
+    struct fake *f = *state;
+#define RAW(bytes, problem)                                                                        \
+    {                                                                                              \
+        bytes, sizeof(bytes) - 1, problem                                                          \
+    }
+#define POST "POST /v1/tokens HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    static const struct {
+        const char *bytes;
+        size_t size;
+        enum problem problem;
+    } bad[] = {
+        RAW("GET /livez HTTP/1.1\r\n\r\n", PROBLEM_BAD_REQUEST),
+        RAW("GET /livez HTTP/1.1\nHost: 127.0.0.1\n\n", PROBLEM_BAD_REQUEST),
+        RAW("GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nA: b\r\n c\r\n\r\n", PROBLEM_BAD_REQUEST),
+        RAW("GET /livez HTTP/1.1\r\nHost : 127.0.0.1\r\n\r\n", PROBLEM_BAD_REQUEST),
+        RAW("GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nA: b\0c\r\n\r\n", PROBLEM_BAD_REQUEST),
+        RAW("GET /livez HTTP/3.0\r\nHost: 127.0.0.1\r\n\r\n", PROBLEM_HTTP_VERSION),
+        RAW("\x16\x03\x01\x02\x00\x01\r\n\r\n", PROBLEM_BAD_REQUEST),
+        RAW(POST "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}x", PROBLEM_BAD_REQUEST),
+        RAW(POST "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n", PROBLEM_BAD_REQUEST),
+        RAW(POST "Content-Length: two\r\n\r\n{}", PROBLEM_BAD_REQUEST),
+        RAW(POST "Transfer-Encoding: gzip\r\n\r\n{}", PROBLEM_NOT_IMPLEMENTED),
+        RAW(POST "Transfer-Encoding: gzip, chunked\r\n\r\n{}", PROBLEM_NOT_IMPLEMENTED),
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+        raw_refused(f, bad[i].bytes, bad[i].size, bad[i].problem);
+    size_t size = 300000;
+    char *huge = malloc(size);
+    memset(huge, 'a', size);
+    memcpy(huge, "GET /", 5);
+    raw_refused(f, huge, size, PROBLEM_URI_TOO_LONG);
+    memcpy(huge, "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA: ", 37);
+    raw_refused(f, huge, size, PROBLEM_HEADER_TOO_LARGE);
+    free(huge);
+}
+
+static void a_used_connection_is_checked_too(void **state)
+{
+    struct fake *f = *state;
+    static const char *const bad[] = {
+        POST "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}x",
+        POST "Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    };
+    static const char good[] = "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        char answer[1024];
+        char body[8];
+        int fd = raw_connect(f, true);
+        raw_send(fd, good, strlen(good));
+        raw_head(fd, answer, sizeof(answer));
+        assert_memory_equal(answer, "HTTP/1.1 200", 12);
+        assert_true(raw_read(fd, body, 3));
+        raw_send(fd, bad[i], strlen(bad[i]));
+        raw_head(fd, answer, sizeof(answer));
+        assert_memory_equal(answer, "HTTP/1.1 400", 12);
+        assert_non_null(strstr(answer, "Skerry-Error: bad_request"));
+        (void)close(fd);
+    }
+}
+
+static void a_request_may_come_in_pieces(void **state)
+{
+    static const char request[] = "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+                                  "GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    for (int tcp = 0; tcp < 2; tcp++) {
+        char answer[1024];
+        int fd = raw_connect(*state, tcp);
+        for (size_t i = 0; i < sizeof(request) - 1; i++) {
+            raw_send(fd, request + i, 1);
+            fake_pause();
+        }
+        for (unsigned i = 0; i < 2; i++) {
+            raw_head(fd, answer, sizeof(answer));
+            assert_memory_equal(answer, "HTTP/1.1 200", 12);
+            assert_true(raw_read(fd, answer, 3));
+        }
+        (void)close(fd);
+    }
+}
+
 static void a_slow_header_is_cut(void **state)
 {
     struct fake *f = *state;
-    int fd = raw_connect(f, true);
-    char byte;
-    raw_send(fd, "GET /livez HTTP/1.1\r\nHost: 127", 30);
     uint64_t begin = clock_monotonic_ms();
-    assert_false(raw_read(fd, &byte, 1) && raw_read(fd, &byte, 1) && false);
-    /* Cut by its own deadline (1 s here), long before the client's patience. */
+    raw_refused(f, "GET /livez HTTP/1.1\r\nHost: 127", 30, PROBLEM_HEADER_TIMEOUT);
+    /* By its own deadline (1 s here), long before the client's patience. */
     assert_true(clock_monotonic_ms() - begin < FAKE_WAIT_MS / 2);
+    /* One that says nothing is told nothing. */
+    char byte;
+    int fd = raw_connect(f, true);
+    assert_false(raw_read(fd, &byte, 1));
     (void)close(fd);
 }
 
@@ -649,6 +755,9 @@ int main(void)
         cmocka_unit_test(a_long_target_is_refused),
         cmocka_unit_test(a_large_header_is_refused),
         cmocka_unit_test(a_large_body_is_refused),
+        cmocka_unit_test(malformed_requests_get_a_problem),
+        cmocka_unit_test(a_used_connection_is_checked_too),
+        cmocka_unit_test(a_request_may_come_in_pieces),
         cmocka_unit_test(too_many_questions_are_refused),
         cmocka_unit_test(tcp_always_needs_a_token),
         cmocka_unit_test(a_sent_token_counts_on_the_socket_too),
