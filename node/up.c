@@ -223,16 +223,21 @@ static void tell(const struct up_node *n, bool started, bool fresh, bool linked,
     (void)fflush(stdout);
 }
 
-/* In the foreground: until a signal, or until a daemon is gone. */
-static int stay(struct up_node *n)
+static sigset_t end_signals(void)
 {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGHUP);
-    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
-        return CLI_FAILED;
+    return set;
+}
+
+/* In the foreground: until a signal (they are blocked since before the start), or until a daemon is
+ * gone. */
+static int stay(struct up_node *n)
+{
+    sigset_t set = end_signals();
     CLEANUP_FD int signals = signalfd(-1, &set, SFD_CLOEXEC);
     CLEANUP_FD int serve = (int)syscall(SYS_pidfd_open, up_node_pid(n, UP_SERVE), 0);
     CLEANUP_FD int runner = (int)syscall(SYS_pidfd_open, up_node_pid(n, UP_RUNNER), 0);
@@ -248,7 +253,9 @@ static int stay(struct up_node *n)
         up_node_show_log(n, was_serve ? UP_SERVE : UP_RUNNER, LOG_LINES);
         code = CLI_FAILED;
     } else {
-        printf("\n");
+        struct signalfd_siginfo taken;
+        if (read(signals, &taken, sizeof taken) > 0)
+            printf("\n");
     }
     /* A second Ctrl-C is not waited for: it ends this process as usual. */
     (void)sigprocmask(SIG_UNBLOCK, &set, NULL);
@@ -293,6 +300,11 @@ static int up(struct cli *c)
     n.http = cli_value(c, "http");
     n.api = cli_value(c, "api");
     bool started = false, fresh = false;
+    bool detach = cli_has(c, "detach");
+    /* A Ctrl-C that comes during the start must not leave half of it behind. */
+    sigset_t set = end_signals();
+    if (!detach && sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+        return CLI_FAILED;
     if (start_and_wait(&n, &started, &fresh, &e) != 0) {
         cli_say("%s", e.msg);
         if (fresh) /* else there may be instances of before, which nobody asked to end */
@@ -300,8 +312,8 @@ static int up(struct cli *c)
         return CLI_FAILED;
     }
     bool linked = up_node_link(&n);
-    tell(&n, started, fresh, linked, cli_has(c, "detach"), cli_value(c, "dir"));
-    return cli_has(c, "detach") ? CLI_DONE : stay(&n);
+    tell(&n, started, fresh, linked, detach, cli_value(c, "dir"));
+    return detach ? CLI_DONE : stay(&n);
 }
 
 static const struct cli_option up_options[] = {
