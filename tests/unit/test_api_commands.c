@@ -379,7 +379,7 @@ static void frame_send(int fd, unsigned type, const void *data, size_t size)
 
 static bool frame_read(int fd, struct frame *out)
 {
-    unsigned char h[5];
+    unsigned char h[5] = {0};
     if (!raw_read(fd, h, sizeof(h)))
         return false;
     out->type = h[0];
@@ -435,7 +435,7 @@ static size_t to_the_end(int fd, struct frame *last)
 static void frames_carry_both_directions(void **state)
 {
     struct fake *f = *state;
-    struct frame frame;
+    struct frame frame = {0};
     int fd = upgrade(f, "/v1/run?command=cat", "");
     for (unsigned i = 0; i < 3; i++) {
         frame_send(fd, 0, "ping", 4);
@@ -470,7 +470,7 @@ static void *feed(void *user)
 static void much_passes_both_ways_at_once(void **state)
 {
     struct fake *f = *state;
-    struct frame *frame = malloc(sizeof(*frame));
+    struct frame *frame = calloc(1, sizeof(*frame));
     int fd = upgrade(f, "/v1/run?command=cat", "");
     struct feeder s = {.fd = fd, .frames = 512};
     pthread_t thread;
@@ -483,7 +483,7 @@ static void much_passes_both_ways_at_once(void **state)
 static void a_last_frame_arrives_although_input_is_on_its_way(void **state)
 {
     struct fake *f = *state;
-    struct frame *frame = malloc(sizeof(*frame));
+    struct frame *frame = calloc(1, sizeof(*frame));
     for (unsigned i = 0; i < 20; i++) {
         int fd = upgrade_over(f, i % 2 == 0, "/v1/run?command=head&command=-c&command=1", "");
         char data[8192] = "x";
@@ -497,7 +497,7 @@ static void a_last_frame_arrives_although_input_is_on_its_way(void **state)
 static void a_json_spec_can_be_upgraded(void **state)
 {
     struct fake *f = *state;
-    struct frame *frame = malloc(sizeof(*frame));
+    struct frame *frame = calloc(1, sizeof(*frame));
     int fd = upgrade(f, "/v1/run", "{\"command\":[\"sh\",\"-c\",\"echo e >&2; exit 9\"]}");
     assert_true(frame_read(fd, frame));
     assert_int_equal(frame->type, 3);
@@ -510,7 +510,7 @@ static void a_json_spec_can_be_upgraded(void **state)
 static void signals_and_sizes_reach_the_command(void **state)
 {
     struct fake *f = *state;
-    struct frame *frame = malloc(sizeof(*frame));
+    struct frame *frame = calloc(1, sizeof(*frame));
     int fd = upgrade(f, "/v1/run?command=cat&tty=1&rows=10&columns=20", "");
     frame_send(fd, 4, "\0\x20\0\x40", 4);
     fake_wait_for(fake_get(f, resized_rows) == 32 && fake_get(f, resized_columns) == 64);
@@ -532,7 +532,7 @@ static void signals_and_sizes_reach_the_command(void **state)
 static void the_end_of_typing_ends_a_terminal_command(void **state)
 {
     struct fake *f = *state;
-    struct frame *frame = malloc(sizeof(*frame));
+    struct frame *frame = calloc(1, sizeof(*frame));
     int fd = upgrade(f, "/v1/run?command=cat&tty=1", "");
     frame_send(fd, 1, "", 0);
     (void)to_the_end(fd, frame);
