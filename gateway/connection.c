@@ -9,7 +9,7 @@
 
 /* The client's side of a connection.
  *
- *   HEAD -> (dispatch) -> ASK -> SOCKET -> JOIN ----.
+ *   HEAD -> (dispatch, ROUTES) -> ASK -> SOCKET -> JOIN ----.
  *     ^          |          `-> COMMAND ------------+-> FLUSH -> HEAD, or LINGER -> CLOSING
  *     |          `-- an answer of our own ----------'
  *     `---- keep-alive
@@ -43,19 +43,53 @@ void connection_drop_exchange(struct connection *c)
     c->x = (struct exchange){0};
 }
 
+static void wait_for_routes(struct connection *c)
+{
+    struct gateway_thread *t = c->thread;
+    connection_drop_exchange(c);
+    c->phase = PHASE_ROUTES;
+    c->waits_for_routes = true;
+    c->wait_previous = NULL;
+    c->wait_next = t->waiting_for_routes;
+    if (c->wait_next != NULL)
+        c->wait_next->wait_previous = c;
+    t->waiting_for_routes = c;
+    t->waiting_for_routes_count++;
+    /* Its first look sets the deadline for all. */
+    if (c->routes_until_ms == UINT64_MAX)
+        c->routes_until_ms = thread_now_ms(t) + ROUTES_MS;
+    connection_set_deadline(c, c->routes_until_ms);
+}
+
+static void stop_waiting_for_routes(struct connection *c)
+{
+    if (!c->waits_for_routes)
+        return;
+    c->waits_for_routes = false;
+    if (c->wait_previous != NULL)
+        c->wait_previous->wait_next = c->wait_next;
+    else
+        c->thread->waiting_for_routes = c->wait_next;
+    if (c->wait_next != NULL)
+        c->wait_next->wait_previous = c->wait_previous;
+    c->wait_previous = c->wait_next = NULL;
+    c->thread->waiting_for_routes_count--;
+}
+
 /* Lets go of whatever works for the exchange. */
 static void abandon_exchange(struct connection *c)
 {
     switch (c->phase) {
+    case PHASE_ROUTES:
+        stop_waiting_for_routes(c);
+        break;
     case PHASE_ASK:
+    case PHASE_AUTOPSY:
         dispatch_cancel(c, END_CLIENT_GONE);
         break;
     case PHASE_SOCKET:
     case PHASE_JOIN:
         join_abandon(c);
-        break;
-    case PHASE_AUTOPSY:
-        dispatch_autopsy_end(c);
         break;
     case PHASE_COMMAND:
         command_abandon(c, END_CLIENT_GONE);
@@ -110,8 +144,11 @@ static void deadline_passed(struct connection *c)
     case PHASE_JOIN:
         join_deadline(c);
         break;
+    case PHASE_ROUTES:
+        connection_look_again(c, true);
+        break;
     case PHASE_AUTOPSY:
-        dispatch_autopsy_check(c, true);
+        dispatch_autopsy_late(c);
         break;
     case PHASE_COMMAND:
         command_deadline(c);
@@ -259,16 +296,41 @@ static void refuse_head(struct connection *c, const struct http_fault *fault)
     answer_problem_simple(c, fault->problem, RAN_NO, fault->why);
 }
 
-/* A whole head of `length` bytes at `data`, which lies in the scratch or in c->in. */
-static void take_head(struct connection *c, const char *data, size_t length, bool consume)
+/* Judges a whole head of `length` bytes. */
+static enum dispatch take_head(struct connection *c, const char *data, size_t length)
 {
     size_t begin = c->scan.begin;
     c->scan = (struct http_scan){0};
-    bool ready = dispatch_request(c, data + begin, length - begin);
-    if (consume && c->phase != PHASE_CLOSING && c->phase != PHASE_LINGER)
+    if (c->thread->waiting_for_routes_count >= ROUTES_WAITING_MAX || c->thread->closing)
+        c->routes_final = true;
+    enum dispatch next = dispatch_request(c, data + begin, length - begin);
+    if (next == DISPATCH_AGAIN) {
+        wait_for_routes(c);
+        return next;
+    }
+    c->routes_final = false;
+    c->routes_until_ms = UINT64_MAX;
+    return next;
+}
+
+/* The same, for a head that c->in begins with. */
+static void take_head_from_in(struct connection *c, size_t length)
+{
+    enum dispatch next = take_head(c, queue_data(&c->in), length);
+    if (next == DISPATCH_AGAIN)
+        return; /* the bytes stay for the next look */
+    if (c->phase != PHASE_CLOSING && c->phase != PHASE_LINGER)
         queue_consume(&c->thread->blocks, &c->in, length);
-    if (ready)
+    if (next == DISPATCH_READY)
         dispatch_find_instance(c);
+}
+
+void connection_look_again(struct connection *c, bool final)
+{
+    stop_waiting_for_routes(c);
+    c->phase = PHASE_HEAD;
+    c->routes_final = final;
+    connection_advance(c);
 }
 
 static void head_awaits_more(struct connection *c)
@@ -295,7 +357,7 @@ void connection_advance(struct connection *c)
         else if (n < 0)
             refuse_head(c, &fault);
         else
-            take_head(c, data, (size_t)n, true);
+            take_head_from_in(c, (size_t)n);
         if (n == HTTP_MORE)
             break;
     }
@@ -322,16 +384,18 @@ static void read_head(struct connection *c)
         refuse_head(c, &fault);
         return;
     }
-    if (n > head &&
-        !queue_append(&t->blocks, &c->in, t->scratch + head, (size_t)n - (size_t)head)) {
+    c->advancing = true;
+    enum dispatch next = DISPATCH_AGAIN;
+    if (head > 0)
+        next = take_head(c, t->scratch, (size_t)head);
+    size_t taken = next == DISPATCH_AGAIN ? 0 : (size_t)head;
+    /* What was not taken waits in front of all that comes. */
+    if (c->phase != PHASE_CLOSING &&
+        !queue_append(&t->blocks, &c->in, t->scratch + taken, (size_t)n - taken))
         connection_close(c, true);
-        return;
-    }
-    if (head > 0) {
-        c->advancing = true;
-        take_head(c, t->scratch, (size_t)head, false);
-        c->advancing = false;
-    }
+    else if (next == DISPATCH_READY)
+        dispatch_find_instance(c);
+    c->advancing = false;
     connection_advance(c);
 }
 
@@ -592,7 +656,7 @@ void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_s
     c->handles = 2;
     c->fd = fd;
     c->peer = *peer;
-    c->deadline_ms = c->armed_ms = UINT64_MAX;
+    c->deadline_ms = c->armed_ms = c->routes_until_ms = UINT64_MAX;
     c->next = t->connections;
     if (c->next != NULL)
         c->next->previous = c;

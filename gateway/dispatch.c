@@ -10,10 +10,12 @@
  * What the routes and a slot can answer is answered here, with no message and no lock; the rest is
  * asked of the control thread: starts, keys, queues, instances that are not ready yet. */
 
-static bool refuse(struct connection *c, enum problem problem, const char *detail)
+enum { ELSEWHERE_MAX = 3 };
+
+static enum dispatch refuse(struct connection *c, enum problem problem, const char *detail)
 {
     answer_problem_simple(c, problem, RAN_NO, detail);
-    return false;
+    return DISPATCH_ANSWERED;
 }
 
 /* --- the facts of the request --- */
@@ -104,18 +106,18 @@ static void answer_gone(struct connection *c, const struct gateway_instance *ins
                                                .reason = end_reason_name(instance->reason)});
 }
 
-static bool authorize(struct connection *c, const struct http_head *head,
-                      const struct instance_id *instance)
+static enum dispatch authorize(struct connection *c, const struct http_head *head,
+                               const struct instance_id *instance)
 {
     struct gateway_thread *t = c->thread;
     const struct gateway_calls *calls = &t->gateway->options.calls;
     if (c->x.workload.public_access)
-        return true;
+        return DISPATCH_READY;
     struct http_text token = route_token(head);
     enum problem problem = calls->authorize(calls->user, t->routes, &c->x.workload, instance,
                                             token.length > 0 ? token.data : NULL, token.length);
     if (problem == PROBLEM_NONE)
-        return true;
+        return DISPATCH_READY;
     return refuse(c, problem,
                   problem == PROBLEM_FORBIDDEN ? "the token is valid, but not for this workload"
                   : token.length > 0
@@ -124,26 +126,30 @@ static bool authorize(struct connection *c, const struct http_head *head,
                         "Bearer skt_...");
 }
 
-static bool find_workload(struct connection *c, const struct route *route,
-                          const struct http_head *head)
+static enum dispatch find_workload(struct connection *c, const struct route *route,
+                                   const struct http_head *head)
 {
     struct gateway_thread *t = c->thread;
     const struct gateway_calls *calls = &t->gateway->options.calls;
-    if (t->routes == NULL || !calls->workload(calls->user, t->routes, route->workload,
-                                              strlen(route->workload), &c->x.workload)) {
+    size_t length = strlen(route->workload);
+    if (t->routes == NULL ||
+        !calls->workload(calls->user, t->routes, route->workload, length, &c->x.workload)) {
+        if (!c->routes_final && workload_name_valid(route->workload, length))
+            return DISPATCH_AGAIN;
         char detail[160];
         text_format(detail, sizeof detail, "no workload is called \"%s\"", route->workload);
         return refuse(c, PROBLEM_WORKLOAD_UNKNOWN, detail);
     }
-    if (!authorize(c, head, NULL))
-        return false;
+    enum dispatch allowed = authorize(c, head, NULL);
+    if (allowed != DISPATCH_READY)
+        return allowed;
     const char *why = NULL;
     enum problem problem = route_key(c->x.key, route, head, &c->x.workload, &why);
-    return problem == PROBLEM_NONE || refuse(c, problem, why);
+    return problem == PROBLEM_NONE ? DISPATCH_READY : refuse(c, problem, why);
 }
 
-static bool find_forced(struct connection *c, const struct route *route,
-                        const struct http_head *head)
+static enum dispatch find_forced(struct connection *c, const struct route *route,
+                                 const struct http_head *head)
 {
     struct gateway_thread *t = c->thread;
     const struct gateway_calls *calls = &t->gateway->options.calls;
@@ -153,15 +159,20 @@ static bool find_forced(struct connection *c, const struct route *route,
     x->forced = true;
     x->id = route->instance;
     if (t->routes == NULL ||
-        !calls->instance(calls->user, t->routes, &x->id, &instance, &x->workload))
-        return refuse(c, PROBLEM_INSTANCE_UNKNOWN, "no instance has this id");
-    if (!authorize(c, head, &x->id))
-        return false;
+        !calls->instance(calls->user, t->routes, &x->id, &instance, &x->workload)) {
+        /* Control knows whether there ever was one; it is asked with no workload, and what it may
+         * grant is not taken, since nobody could be authorized. */
+        x->unknown = true;
+        return c->routes_final ? DISPATCH_READY : DISPATCH_AGAIN;
+    }
+    enum dispatch allowed = authorize(c, head, &x->id);
+    if (allowed != DISPATCH_READY)
+        return allowed;
     if (route->workload[0] != '\0' && strcmp(route->workload, x->workload.name) != 0)
         return refuse(c, PROBLEM_INSTANCE_UNKNOWN, "the instance is one of another workload");
     if (instance.state == INSTANCE_STATE_ENDED) {
         answer_gone(c, &instance);
-        return false;
+        return DISPATCH_ANSWERED;
     }
     if (x->workload.kind == WORKLOAD_COMMAND)
         return refuse(c, PROBLEM_CONFLICT,
@@ -169,10 +180,10 @@ static bool find_forced(struct connection *c, const struct route *route,
     if (!instance.local)
         return refuse(c, PROBLEM_OWNER_UNREACHABLE, "the instance lives on another node");
     x->slot = instance.slot;
-    return true;
+    return DISPATCH_READY;
 }
 
-static bool answer_health(struct connection *c, enum route_kind kind)
+static enum dispatch answer_health(struct connection *c, enum route_kind kind)
 {
     const struct gateway_calls *calls = &c->thread->gateway->options.calls;
     char why[256] = "";
@@ -182,11 +193,11 @@ static bool answer_health(struct connection *c, enum route_kind kind)
         answer_text(c, 200, "ok\n");
     else
         refuse(c, PROBLEM_DRAINING, why);
-    return false;
+    return DISPATCH_ANSWERED;
 }
 
-static bool find_target(struct connection *c, const struct route *route,
-                        const struct http_head *head)
+static enum dispatch find_target(struct connection *c, const struct route *route,
+                                 const struct http_head *head)
 {
     switch (route->kind) {
     case ROUTE_LIVEZ:
@@ -204,7 +215,7 @@ static bool find_target(struct connection *c, const struct route *route,
     case ROUTE_INSTANCE:
         return find_forced(c, route, head);
     }
-    return false;
+    return DISPATCH_ANSWERED;
 }
 
 /* The instance that the client would like best, if it is open. */
@@ -221,7 +232,7 @@ static void note_preferred(struct connection *c, const struct route *route)
         c->x.slot = instance.slot;
 }
 
-bool dispatch_request(struct connection *c, const char *data, size_t length)
+enum dispatch dispatch_request(struct connection *c, const char *data, size_t length)
 {
     struct gateway_thread *t = c->thread;
     struct http_head *head = &t->head;
@@ -233,21 +244,22 @@ bool dispatch_request(struct connection *c, const char *data, size_t length)
     exchange_begin(c, head);
     struct route route;
     route_find(&route, head, t->gateway->domain);
-    if (!find_target(c, &route, head))
-        return false;
+    enum dispatch next = find_target(c, &route, head);
+    if (next != DISPATCH_READY)
+        return next;
     if (head->body == HTTP_BODY_LENGTH && head->content_length > t->gateway->options.body_bytes_max)
         return refuse(c, PROBLEM_BODY_TOO_LARGE, "the body is larger than allowed here");
     if (c->x.workload.kind == WORKLOAD_COMMAND) {
         note_accept(&c->x, head);
-        return true;
+        return DISPATCH_READY;
     }
     if (route.prefer.text[0] != '\0' && !c->x.forced && c->x.key[0] == '\0')
         note_preferred(c, &route);
     if (!forward_request_write(c, head, &route, length)) {
         connection_close(c, true);
-        return false;
+        return DISPATCH_ANSWERED;
     }
-    return true;
+    return DISPATCH_READY;
 }
 
 /* --- admission --- */
@@ -306,22 +318,22 @@ static bool enter_candidate(struct connection *c)
     return false;
 }
 
-static void ask_control(struct connection *c)
+/* A question about the exchange; false if it could not be asked. */
+static bool ask_post(struct connection *c, bool autopsy)
 {
     struct gateway_thread *t = c->thread;
     const struct gateway_calls *calls = &t->gateway->options.calls;
     struct exchange *x = &c->x;
     struct gateway_ask *ask = calloc(1, sizeof *ask);
-    if (ask == NULL) {
-        refuse(c, PROBLEM_INTERNAL, "out of memory");
-        return;
-    }
+    if (ask == NULL)
+        return false;
+    ask->autopsy = autopsy;
     ask->thread = t;
     ask->request = c;
     ask->number = (++t->ask_number << 8) | (t->index & 0xffu);
     text_copy(ask->workload, sizeof ask->workload, x->workload.name);
     ask->version = x->workload.version;
-    if (x->forced)
+    if (x->forced || autopsy)
         text_copy(ask->instance, sizeof ask->instance, x->id.text);
     text_copy(ask->key, sizeof ask->key, x->key);
     ask->kind = x->workload.kind;
@@ -331,17 +343,22 @@ static void ask_control(struct connection *c)
     ask->asked_us = x->started_us;
     ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
     x->ask = ask;
-    c->phase = PHASE_ASK;
     t->asks_out++;
-    if (!calls->ask(calls->user, ask)) {
-        t->asks_out--;
-        x->ask = NULL;
-        free(ask);
+    if (calls->ask(calls->user, ask))
+        return true;
+    t->asks_out--;
+    x->ask = NULL;
+    free(ask);
+    return false;
+}
+
+static void ask_control(struct connection *c)
+{
+    c->phase = PHASE_ASK;
+    if (!ask_post(c, false))
         refuse(c, PROBLEM_LIMIT_REACHED, "the node has too many requests waiting");
-        return;
-    }
-    if (c->half_closed)
-        connection_set_deadline(c, thread_now_ms(t) + HALF_CLOSE_MS);
+    else if (c->half_closed)
+        connection_set_deadline(c, thread_now_ms(c->thread) + HALF_CLOSE_MS);
 }
 
 static void enter_forced(struct connection *c)
@@ -375,6 +392,10 @@ void dispatch_find_instance(struct connection *c)
         ask_control(c);
         return;
     }
+    if (x->unknown) {
+        ask_control(c);
+        return;
+    }
     if (x->forced) {
         enter_forced(c);
         return;
@@ -383,6 +404,77 @@ void dispatch_find_instance(struct connection *c)
         ((x->slot.slot != NULL && try_enter(c, x->slot)) || enter_candidate(c)))
         return;
     ask_control(c);
+}
+
+/* --- why the code went away --- */
+
+void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const char *detail)
+{
+    struct exchange *x = &c->x;
+    x->autopsy_problem = otherwise;
+    text_copy(x->autopsy_detail, sizeof x->autopsy_detail, detail);
+    c->phase = PHASE_AUTOPSY;
+    connection_stop_reading(c, false);
+    if (ask_post(c, true))
+        connection_set_deadline(c, thread_now_ms(c->thread) + AUTOPSY_MS);
+    else
+        answer_problem_simple(c, otherwise, x->sent_any ? RAN_MAYBE : RAN_NO, x->autopsy_detail);
+}
+
+void dispatch_autopsy_late(struct connection *c)
+{
+    struct exchange *x = &c->x;
+    if (x->ask != NULL)
+        x->ask->request = NULL;
+    x->ask = NULL;
+    answer_problem_simple(c, x->autopsy_problem, x->sent_any ? RAN_MAYBE : RAN_NO,
+                          x->autopsy_detail);
+}
+
+/* Nothing of the request has reached the instance that ended: another may serve. */
+static bool go_elsewhere(struct connection *c)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    struct exchange *x = &c->x;
+    struct gateway_workload workload;
+    if (x->sent_any || x->forced || x->tries >= ELSEWHERE_MAX)
+        return false;
+    x->tries++;
+    x->id.text[0] = '\0';
+    x->slot = (struct slot_ref){0};
+    if (calls->workload(calls->user, t->routes, x->workload.name, strlen(x->workload.name),
+                        &workload))
+        x->workload = workload;
+    dispatch_find_instance(c);
+    return true;
+}
+
+static void autopsied(struct connection *c, const struct gateway_ask *ask)
+{
+    struct exchange *x = &c->x;
+    if (ask->problem == PROBLEM_INSTANCE_UNREACHABLE || ask->problem == PROBLEM_NONE) {
+        dispatch_autopsy_late(c); /* it lives: what we saw is all there is to say */
+        return;
+    }
+    if (go_elsewhere(c))
+        return;
+    const struct gateway_calls *calls = &c->thread->gateway->options.calls;
+    struct gateway_instance instance;
+    struct gateway_workload workload;
+    memset(&instance, 0, sizeof instance);
+    bool ended = calls->instance(calls->user, c->thread->routes, &x->id, &instance, &workload) &&
+                 instance.state == INSTANCE_STATE_ENDED;
+    if (ended && !x->sent_any) {
+        answer_gone(c, &instance);
+        return;
+    }
+    answer_problem(
+        c, &(struct problem_report){.problem = ask->problem,
+                                    .ran = x->sent_any ? RAN_YES : RAN_NO,
+                                    .retry_after_s = ask->retry_after_s,
+                                    .detail = ask->detail,
+                                    .reason = ended ? end_reason_name(instance.reason) : NULL});
 }
 
 /* --- answers of the control thread --- */
@@ -411,6 +503,14 @@ static void answered(struct inbox_message *message, void *owner)
     struct gateway_ask *ask = container_of(message, struct gateway_ask, message);
     struct connection *c = ask->request;
     bool command = ask->kind == WORKLOAD_COMMAND;
+    if (ask->autopsy) {
+        if (c != NULL) {
+            c->x.ask = NULL;
+            autopsied(c, ask);
+        }
+        ask_free(t, ask);
+        return;
+    }
     if (ask->problem == PROBLEM_NONE && command) {
         command_begin(c, ask); /* the ask lives on until gateway_command_ended */
         return;
@@ -423,6 +523,12 @@ static void answered(struct inbox_message *message, void *owner)
     }
     c->x.ask = NULL;
     c->x.timing = ask->timing;
+    if (ask->problem == PROBLEM_NONE && c->x.unknown) {
+        grant_return(t, ask);
+        ask_free(t, ask);
+        refuse(c, PROBLEM_OWNER_UNREACHABLE, "the instance is known here in a moment");
+        return;
+    }
     if (ask->problem == PROBLEM_NONE) {
         struct slot_ref ref = ask->slot;
         enum gateway_start start = ask->start;
@@ -470,85 +576,6 @@ void dispatch_cancel(struct connection *c, enum end_reason reason)
         return;
     c->x.ask = NULL;
     ask->request = NULL;
-    calls->cancel(calls->user, ask, reason);
-}
-
-/* --- why the code went away --- */
-
-/* The code's side broke before it answered. If its instance has ended, control will publish why
- * within a moment; else `otherwise` is what the client gets. */
-void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const char *detail)
-{
-    struct gateway_thread *t = c->thread;
-    c->x.autopsy_problem = otherwise;
-    text_copy(c->x.autopsy_detail, sizeof c->x.autopsy_detail, detail);
-    c->phase = PHASE_AUTOPSY;
-    c->in_autopsies = true;
-    c->wait_previous = NULL;
-    c->wait_next = t->autopsies;
-    if (c->wait_next != NULL)
-        c->wait_next->wait_previous = c;
-    t->autopsies = c;
-    connection_stop_reading(c, false);
-    connection_set_deadline(c, thread_now_ms(t) + AUTOPSY_MS);
-    dispatch_autopsy_check(c, false);
-}
-
-void dispatch_autopsy_end(struct connection *c)
-{
-    if (!c->in_autopsies)
-        return;
-    c->in_autopsies = false;
-    if (c->wait_previous != NULL)
-        c->wait_previous->wait_next = c->wait_next;
-    else
-        c->thread->autopsies = c->wait_next;
-    if (c->wait_next != NULL)
-        c->wait_next->wait_previous = c->wait_previous;
-    c->wait_previous = c->wait_next = NULL;
-}
-
-void dispatch_autopsy_check(struct connection *c, bool last)
-{
-    struct gateway_thread *t = c->thread;
-    const struct gateway_calls *calls = &t->gateway->options.calls;
-    struct exchange *x = &c->x;
-    struct gateway_instance instance;
-    struct gateway_workload workload;
-    memset(&instance, 0, sizeof instance);
-    bool ended = t->routes != NULL &&
-                 calls->instance(calls->user, t->routes, &x->id, &instance, &workload) &&
-                 instance.state == INSTANCE_STATE_ENDED;
-    if (!ended && !last)
-        return;
-    dispatch_autopsy_end(c);
-    enum ran ran = !x->sent_any ? RAN_NO : RAN_MAYBE;
-    if (!ended) {
-        answer_problem_simple(c, x->autopsy_problem, ran, x->autopsy_detail);
-        return;
-    }
-    if (!x->sent_any && !x->forced && x->tries < 3) {
-        /* Nothing of the request has reached it: another instance may serve. */
-        x->tries++;
-        x->id.text[0] = '\0';
-        if (calls->workload(calls->user, t->routes, x->workload.name, strlen(x->workload.name),
-                            &workload))
-            x->workload = workload;
-        x->slot = (struct slot_ref){0};
-        dispatch_find_instance(c);
-        return;
-    }
-    if (!x->sent_any && x->forced) {
-        answer_gone(c, &instance);
-        return;
-    }
-    char detail[480];
-    text_format(detail, sizeof detail, "the instance ended before it answered: %s. %s",
-                end_reason_name(instance.reason), instance.detail);
-    answer_problem(c, &(struct problem_report){.problem = instance.reason == END_OOM
-                                                              ? PROBLEM_INSTANCE_OOM
-                                                              : PROBLEM_INSTANCE_EXITED,
-                                               .ran = RAN_YES,
-                                               .detail = detail,
-                                               .reason = end_reason_name(instance.reason)});
+    if (!ask->autopsy)
+        calls->cancel(calls->user, ask, reason);
 }

@@ -120,9 +120,9 @@ static void publication_deliver(struct inbox_message *message, void *owner)
     t->routes = publication->routes;
     free(publication);
     struct connection *next;
-    for (struct connection *c = t->autopsies; c != NULL; c = next) {
+    for (struct connection *c = t->waiting_for_routes; c != NULL; c = next) {
         next = c->wait_next;
-        dispatch_autopsy_check(c, false);
+        connection_look_again(c, false);
     }
 }
 

@@ -34,8 +34,12 @@ enum {
     TARGET_BYTES_MAX = 8 * 1024,
     ACCEPTS_PER_WAKE_MAX = 32,
     CONNECT_TIMEOUT_MS = 5000,
-    /* How long a broken connection waits for the routes to say why its instance ended. */
-    AUTOPSY_MS = 500,
+    /* Control answers an autopsy within 500 ms; this is for when it does not. */
+    AUTOPSY_MS = 2000,
+    /* What the routes do not know may have been made a moment ago: they come every 5 ms at most, and
+     * a loop may be late. So long a name that is unknown is looked up again. */
+    ROUTES_MS = 25,
+    ROUTES_WAITING_MAX = 256,
     /* A client that closed its sending side may have left; what it asked for may still finish. */
     HALF_CLOSE_MS = 1000,
     LINGER_MS = 2000,
@@ -50,10 +54,11 @@ enum {
 
 enum phase {
     PHASE_HEAD,    /* a request's head is awaited */
+    PHASE_ROUTES,  /* it named what the routes do not know; newer ones are awaited */
     PHASE_ASK,     /* the control thread decides */
     PHASE_SOCKET,  /* a socket in the instance's network namespace is awaited */
     PHASE_JOIN,    /* bridged to code, perhaps still connecting */
-    PHASE_AUTOPSY, /* the code's side broke; the routes may say why */
+    PHASE_AUTOPSY, /* the code's side broke; control says why */
     PHASE_COMMAND,
     PHASE_FLUSH,  /* the answer is whole; the client must take the rest */
     PHASE_LINGER, /* closed for writing; what the client still sends is dropped */
@@ -133,6 +138,7 @@ struct exchange {
     bool expect_continue;
     bool upgrade;
     bool forced;
+    bool unknown; /* forced, and not in the routes */
     bool counted;
     bool head_only; /* HEAD: no body may follow */
     bool accept_json, accept_events;
@@ -175,9 +181,10 @@ struct connection {
     uv_timer_t timer;
     struct gateway_thread *thread;
     struct connection *previous, *next;           /* all of the thread */
-    struct connection *wait_previous, *wait_next; /* pool's waiters, or the autopsies */
+    struct connection *wait_previous, *wait_next; /* waiters of a pool, or for routes */
     struct pool *waits_for;
-    bool in_autopsies;
+    bool waits_for_routes;
+    bool routes_final; /* this look at the routes is the last for the request */
     int fd;
     int mask;
     int handles; /* that are not closed yet */
@@ -193,7 +200,8 @@ struct connection {
     uint64_t deadline_ms; /* UINT64_MAX: none */
     uint64_t armed_ms;    /* when the timer fires; it may be earlier than the deadline */
     uint64_t head_until_ms;
-    uint64_t half_closed_ms; /* when FIN was seen; 0: not */
+    uint64_t routes_until_ms; /* UINT64_MAX: not waiting for routes */
+    uint64_t half_closed_ms;  /* when FIN was seen; 0: not */
     uint64_t write_progress_ms;
     size_t lingered_bytes;
     struct sockaddr_storage peer;
@@ -226,7 +234,8 @@ struct gateway_thread {
     struct pool **pools; /* by slot index */
     size_t pools_size;
     struct pool *pools_used;
-    struct connection *autopsies;
+    struct connection *waiting_for_routes;
+    unsigned waiting_for_routes_count;
     unsigned asks_out, sockets_out;
     uint64_t ask_number;
     uint64_t random[2];
@@ -288,16 +297,22 @@ void connection_exchange_done(struct connection *c);
 void connection_close(struct connection *c, bool reset);
 void connection_drop_exchange(struct connection *c);
 void connection_drain(struct connection *c);
+/* There are newer routes, or (`final`) there will be none in time. */
+void connection_look_again(struct connection *c, bool final);
 
 /* --- dispatch.c --- */
-/* True: dispatch_find_instance comes next. False: it was answered. */
-bool dispatch_request(struct connection *c, const char *data, size_t length);
+enum dispatch {
+    DISPATCH_READY, /* dispatch_find_instance comes next */
+    DISPATCH_ANSWERED,
+    DISPATCH_AGAIN, /* with newer routes; only unless c->routes_final */
+};
+enum dispatch dispatch_request(struct connection *c, const char *data, size_t length);
 void dispatch_find_instance(struct connection *c);
 void dispatch_cancel(struct connection *c, enum end_reason reason);
 void dispatch_leave_slot(struct connection *c);
+/* Asks why the code's side broke before it answered; `otherwise` is for when the instance lives. */
 void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const char *detail);
-void dispatch_autopsy_check(struct connection *c, bool last);
-void dispatch_autopsy_end(struct connection *c);
+void dispatch_autopsy_late(struct connection *c);
 
 /* --- answer.c --- */
 void answer_problem(struct connection *c, const struct problem_report *report);

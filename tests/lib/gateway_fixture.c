@@ -328,7 +328,8 @@ static bool call_workload(void *user, const void *routes, const char *name, size
     pthread_mutex_lock(&f->mutex);
     for (size_t i = 0; i < ARRAY_SIZE(known); i++)
         if (strlen(known[i]) == length && memcmp(known[i], name, length) == 0)
-            found = fill_workload(f, known[i], out);
+            found = !f->unknown_once && fill_workload(f, known[i], out);
+    f->unknown_once = false;
     pthread_mutex_unlock(&f->mutex);
     return found;
 }
@@ -376,10 +377,38 @@ static void control_post(struct gateway_fixture *f, struct inbox_message *messag
     pthread_mutex_unlock(&f->mutex);
 }
 
+/* As the control thread does: it waits a little for the end of the instance to be known. */
+static void answer_autopsy(struct gateway_fixture *f, struct gateway_ask *ask)
+{
+    enum { AUTOPSY_WAIT_MS = 200 };
+    uint64_t until_ms = clock_monotonic_ms() + AUTOPSY_WAIT_MS;
+    bool ended = false;
+    while (!ended && clock_monotonic_ms() < until_ms) {
+        gateway_fixture_pause();
+        pthread_mutex_lock(&f->mutex);
+        ended = f->state == INSTANCE_STATE_ENDED;
+        ask->problem = !ended                 ? PROBLEM_INSTANCE_UNREACHABLE
+                       : f->reason == END_OOM ? PROBLEM_INSTANCE_OOM
+                                              : PROBLEM_INSTANCE_EXITED;
+        pthread_mutex_unlock(&f->mutex);
+    }
+    text_copy(ask->detail, sizeof ask->detail, "as the test wanted");
+    gateway_answer(ask);
+}
+
 static void deliver_ask(struct inbox_message *message, void *owner)
 {
     struct gateway_fixture *f = owner;
     struct gateway_ask *ask = container_of(message, struct gateway_ask, message);
+    if (ask->autopsy) {
+        answer_autopsy(f, ask);
+        return;
+    }
+    if (ask->instance[0] != '\0' && strcmp(ask->instance, f->id.text) != 0) {
+        ask->problem = PROBLEM_INSTANCE_UNKNOWN;
+        gateway_answer(ask);
+        return;
+    }
     if (f->options.on_ask != NULL) {
         f->options.on_ask(f, ask);
         return;

@@ -50,6 +50,7 @@ struct gateway_fixture {
     bool refuse_sockets;
     bool no_candidates;
     bool not_ready;
+    bool unknown_once; /* the first look-up of a workload finds nothing */
     unsigned released;
     unsigned left_reports;
     unsigned canceled;

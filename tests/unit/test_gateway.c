@@ -213,6 +213,27 @@ static void wrong_targets_are_named(void **state)
     test_answer_free(&a);
 }
 
+static void a_name_that_was_made_a_moment_ago_is_found(void **state)
+{
+    struct gateway_fixture *f = *state;
+    struct test_client c;
+    struct test_answer a;
+    f->unknown_once = true;
+    gateway_expect_body(f, GET("/w/web/"), "ok");
+    /* What follows in the pipeline waits, in order, and so does the body. */
+    test_client_open(&c, f);
+    f->unknown_once = true;
+    test_client_send(&c, "POST /w/web/echo HTTP/1.1\r\n" HOST
+                         "Content-Length: 4\r\n\r\nbody" GET("/livez"));
+    test_client_read(&c, &a, false);
+    assert_non_null(strstr(a.body, "\r\n\r\nbody"));
+    test_answer_free(&a);
+    test_client_read(&c, &a, false);
+    assert_string_equal(a.body, "ok\n");
+    test_answer_free(&a);
+    test_client_close(&c);
+}
+
 /* --- connections and bodies --- */
 
 static void connections_are_kept_on_both_sides(void **state)
@@ -502,6 +523,7 @@ int main(void)
         TEST(tokens_open_private_workloads, gateway_start_default),
         TEST(own_paths_answer, gateway_start_default),
         TEST(wrong_targets_are_named, gateway_start_default),
+        TEST(a_name_that_was_made_a_moment_ago_is_found, gateway_start_default),
         TEST(connections_are_kept_on_both_sides, gateway_start_default),
         TEST(pipelined_requests_are_answered_in_order, gateway_start_default),
         TEST(a_request_may_come_byte_by_byte, gateway_start_default),
