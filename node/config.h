@@ -53,10 +53,6 @@ struct config {
         uint64_t bytes_max; /* of one instance */
     } logs;
     struct {
-        uint64_t keep_ms;
-        uint64_t instances_max; /* of one workload */
-    } history;                  /* of ended instances */
-    struct {
         bool allow_unenforced;
     } sandbox;
 };

@@ -172,7 +172,7 @@ json_t *status_json(struct node *n)
     text_copy(api, sizeof api, n->config->api);
     json_t *self = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:i, s:s, s:i, s:f, s:I, s:I, s:n}", "id", id,
-        "name", n->config->name, "address", n->config->bind, "http", http, "api", api, "state",
+        "name", n->config->name, "address", n->config->advertise, "http", http, "api", api, "state",
         "alive", "role", "voter", "leader", (int)r.leader, "instances", (int)count_live(n),
         "version", SKERRY_VERSION, "cpus", n->hello != NULL ? (int)n->hello->cpus : 0, "cpus_used",
         cpus_used(n), "memory_bytes", (json_int_t)(n->hello != NULL ? n->hello->memory_bytes : 0),

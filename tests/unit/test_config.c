@@ -93,8 +93,6 @@ static void check_defaults(const struct config *c)
     assert_int_equal(c->gateway.header_timeout_ms, 10000);
     assert_int_equal(c->gateway.connections_max, 10000);
     assert_false(c->gateway.forwarded);
-    assert_int_equal(c->history.keep_ms, 24 * 3600 * 1000);
-    assert_int_equal(c->history.instances_max, 10000);
     assert_false(c->sandbox.allow_unenforced);
     assert_true(strlen(c->name) > 0);
 }
