@@ -29,8 +29,13 @@ struct entry {
 };
 
 struct map_node {
-    uint32_t references; /* of parents and roots */
-    uint32_t count;      /* entries in this tree, its own among them */
+    union {
+        struct {
+            uint32_t references; /* of parents and roots */
+            uint32_t count;      /* entries in this tree, its own among them */
+        };
+        struct map_node *garbage_next; /* of a node that has no references any more */
+    };
     struct map_node *left;
     struct map_node *right;
     struct entry *entry;
@@ -326,6 +331,38 @@ void map_release(struct map *m)
     struct map_node *root = m->root;
     *m = (struct map){0};
     node_drop(root);
+}
+
+/* Drops a reference; a node that was held by it alone waits, with its children. */
+static void node_discard(struct map_node *node, struct map_garbage *garbage)
+{
+    if (node == NULL)
+        return;
+    assert_always(node->references > 0);
+    if (--node->references > 0)
+        return;
+    node->garbage_next = garbage->first;
+    garbage->first = node;
+}
+
+void map_discard(struct map *m, struct map_garbage *garbage)
+{
+    struct map_node *root = m->root;
+    *m = (struct map){0};
+    node_discard(root, garbage);
+}
+
+bool map_collect(struct map_garbage *garbage, size_t entries_max)
+{
+    for (; garbage->first != NULL && entries_max > 0; entries_max--) {
+        struct map_node *node = garbage->first;
+        garbage->first = node->garbage_next;
+        node_discard(node->left, garbage);
+        node_discard(node->right, garbage);
+        entry_drop(node->entry);
+        free(node);
+    }
+    return garbage->first != NULL;
 }
 
 struct map_value *map_get(const struct map *m, const void *key, size_t key_length)

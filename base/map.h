@@ -44,6 +44,16 @@ int map_remove(struct map *out, const struct map *in, const void *key, size_t ke
 struct map map_hold(const struct map *m);
 void map_release(struct map *m); /* *m becomes empty */
 
+/* As map_release, in slices: what nobody holds any more waits in `garbage` for map_collect, so that the
+ * end of an old root with a million entries of its own does not hold up a loop. `garbage` begins as
+ * zeros, belongs to the thread of the maps, and is empty once map_collect has answered false. */
+struct map_garbage {
+    struct map_node *first;
+};
+void map_discard(struct map *m, struct map_garbage *garbage);
+/* Frees at most so many entries; false: nothing is left. */
+bool map_collect(struct map_garbage *garbage, size_t entries_max);
+
 /* Any thread that holds the root: */
 struct map_value *map_get(const struct map *m, const void *key, size_t key_length);
 /* In key order (memcmp, shorter first). Starts at the first key >= `from` (NULL: the first). Stops

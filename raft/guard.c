@@ -298,8 +298,7 @@ static void io_close(struct raft_io *io, raft_io_close_cb cb)
     struct guard *g = guard_of(io);
     g->closing = true;
     g->close = cb;
-    if (g->works == 0)
-        g->options.inner->close(g->options.inner, close_cb);
+    g->options.inner->close(g->options.inner, close_cb);
 }
 
 static int io_load(struct raft_io *io, raft_term *term, raft_id *voted_for,
@@ -451,20 +450,13 @@ static int io_async_work(struct raft_io *io, struct raft_io_async_work *work,
     if (g->options.async_work == NULL)
         return g->options.inner->async_work(g->options.inner, work, cb);
     work->cb = cb;
-    int rv = g->options.async_work(g->options.user, work);
-    if (rv == 0)
-        g->works++;
-    return rv;
+    return g->options.async_work(g->options.user, work);
 }
 
 void guard_async_work_done(struct guard *g, struct raft_io_async_work *work, int status)
 {
-    assert_always(g->works > 0);
-    g->works--;
-    work->cb(work, g->closing ? RAFT_CANCELED : status);
-    if (g->closing && g->works == 0)
-        g->options.inner->close(g->options.inner, close_cb);
-    else if (!g->closing)
+    work->cb(work, status);
+    if (!g->closing)
         after(g);
 }
 

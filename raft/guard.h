@@ -41,7 +41,7 @@ struct guard_options {
     /* Once. Likewise only notes it. */
     void (*failed)(void *user, const struct err *error);
     /* Runs work->work(work) on another thread and gives what it answered to guard_async_work_done on
-     * the loop's; 0 or a code of libraft. NULL: the inner one does it. */
+     * the loop's, before libraft is closed; 0 or a code of libraft. NULL: the inner one does it. */
     int (*async_work)(void *user, struct raft_io_async_work *work);
 };
 

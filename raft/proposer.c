@@ -54,6 +54,8 @@ struct proposer {
     struct raft_apply apply;
     struct raft_barrier barrier;
     struct proposals batch;
+    struct proposal
+        *expected;     /* of the batch: the first that is not answered; they come in order */
     size_t unanswered; /* of the batch */
 
     struct proposer_counts counts;
@@ -221,6 +223,7 @@ static bool batch_ask(struct proposer *p)
         p->under_way = BATCH;
         p->called_back = false;
         p->unanswered = p->batch.count;
+        p->expected = p->batch.first;
         p->term = p->options.raft->current_term;
         p->apply.data = p;
         int rv =
@@ -286,15 +289,12 @@ void proposer_applied(struct proposer *p, const struct command_session *asked,
 {
     if (asked->node != p->options.node || asked->boot != p->options.boot)
         return;
-    struct proposal *i = p->batch.first;
-    while (i != NULL && i->sequence != asked->sequence)
-        i = i->next;
-    if (i != NULL) {
-        if (!i->answered) {
-            i->answered = true;
-            i->result = *result;
-            p->unanswered--;
-        }
+    struct proposal *i = p->under_way == BATCH ? p->expected : NULL;
+    if (i != NULL && i->sequence == asked->sequence) {
+        i->answered = true;
+        i->result = *result;
+        p->expected = i->next;
+        p->unanswered--;
         finish(p);
         return;
     }

@@ -35,6 +35,9 @@ struct replica {
     struct raft_io_async_work *work;
     int work_status;
 
+    bool closing;
+    uv_check_t closer;
+    unsigned handles; /* that are open: worker_done and closer */
     void (*closed)(void *user);
     void *closed_user;
 };
@@ -127,6 +130,8 @@ static int fsm_snapshot_finalize(struct raft_fsm *fsm, struct raft_buffer *buffe
     return 0;
 }
 
+static void close_soon(struct replica *r);
+
 /* --- the worker --------------------------------------------------------------------------------------- */
 
 static void worker_main(void *user)
@@ -145,6 +150,8 @@ static void worker_done_cb(uv_async_t *async)
     struct raft_io_async_work *work = r->work;
     r->work = NULL;
     guard_async_work_done(r->guard, work, r->work_status);
+    if (r->closing)
+        close_soon(r);
 }
 
 static int worker_start(void *user, struct raft_io_async_work *work)
@@ -285,9 +292,11 @@ static void release(struct replica *r)
 
 /* --- closing ------------------------------------------------------------------------------------------ */
 
-static void worker_closed_cb(uv_handle_t *handle)
+static void handle_closed_cb(uv_handle_t *handle)
 {
-    struct replica *r = container_of((uv_async_t *)handle, struct replica, worker_done);
+    struct replica *r = handle->data;
+    if (--r->handles > 0)
+        return;
     void (*closed)(void *user) = r->closed;
     void *user = r->closed_user;
     release(r);
@@ -299,15 +308,44 @@ static void raft_closed_cb(struct raft *raft)
 {
     struct replica *r = raft->data;
     raft_uv_close(&r->disk);
-    uv_close((uv_handle_t *)&r->worker_done, worker_closed_cb);
+    uv_close((uv_handle_t *)&r->worker_done, handle_closed_cb);
+    uv_close((uv_handle_t *)&r->closer, handle_closed_cb);
+}
+
+static void closer_cb(uv_check_t *closer)
+{
+    struct replica *r = container_of(closer, struct replica, closer);
+    uv_check_stop(closer);
+    raft_close(&r->raft, raft_closed_cb);
+}
+
+/* libraft's disk must be closed in the check phase of the loop, right before handles close: it does not
+ * wait for the handles of its writer, and if the last file work ended between its closing and theirs, it
+ * would call back, be freed, and be called once more by the writer. */
+static void close_soon(struct replica *r)
+{
+    uv_check_start(&r->closer, closer_cb);
+    uv_async_send(&r->worker_done); /* so that the loop does not wait before */
 }
 
 void replica_close(struct replica *r, void (*cb)(void *user), void *user)
 {
     r->closed = cb;
     r->closed_user = user;
-    r->halted = true;
-    raft_close(&r->raft, raft_closed_cb);
+    r->closing = true;
+    r->halted = true; /* and so no new snapshot */
+    if (r->work == NULL)
+        close_soon(r);
+}
+
+static void handles_open(struct replica *r)
+{
+    int rc = uv_async_init(r->loop, &r->worker_done, worker_done_cb);
+    rc |= uv_check_init(r->loop, &r->closer);
+    assert_always(rc == 0);
+    r->worker_done.data = r;
+    r->closer.data = r;
+    r->handles = 2;
 }
 
 int replica_open(struct replica **out, uv_loop_t *loop, const struct replica_options *options,
@@ -351,8 +389,7 @@ int replica_open(struct replica **out, uv_loop_t *loop, const struct replica_opt
         return rc;
     }
     r->raft.data = r;
-    rv = uv_async_init(loop, &r->worker_done, worker_done_cb);
-    assert_always(rv == 0);
+    handles_open(r);
     rc = raft_run(r, address, e);
     if (rc < 0) {
         replica_close(r, NULL, NULL);

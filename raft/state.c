@@ -9,6 +9,7 @@
 struct state {
     struct state_content now;
     struct registry_root *root; /* of `now`, or of an older state */
+    struct state_garbage *garbage;
     bool root_stale;
     bool halted;
     struct err halt_cause;
@@ -47,13 +48,29 @@ void state_content_release(struct state_content *c)
         map_release(&c->maps[i]);
 }
 
-static struct registry_root *root_new(const struct state_content *c)
+static void garbage_drop(struct state_garbage *garbage)
+{
+    if (--garbage->references > 0)
+        return;
+    map_collect(&garbage->maps, SIZE_MAX);
+    free(garbage);
+}
+
+static void content_discard(struct state_content *c, struct state_garbage *garbage)
+{
+    for (size_t i = 0; i < STATE_MAP_COUNT; i++)
+        map_discard(&c->maps[i], &garbage->maps);
+}
+
+static struct registry_root *root_new(const struct state *s)
 {
     struct registry_root *root = malloc(sizeof *root);
     if (root == NULL)
         return NULL;
     root->references = 1;
-    root->content = content_hold(c);
+    root->content = content_hold(&s->now);
+    root->garbage = s->garbage;
+    root->garbage->references++;
     return root;
 }
 
@@ -71,11 +88,23 @@ void registry_root_release(struct registry_root *root)
     assert_always(root->references > 0);
     if (--root->references > 0)
         return;
-    state_content_release(&root->content);
+    content_discard(&root->content, root->garbage);
+    garbage_drop(root->garbage);
     free(root);
 }
 
 /* --- life ------------------------------------------------------------------------------------------ */
+
+void state_free(struct state *s)
+{
+    if (s == NULL)
+        return;
+    registry_root_release(s->root);
+    state_content_release(&s->now);
+    if (s->garbage != NULL)
+        garbage_drop(s->garbage);
+    free(s);
+}
 
 int state_new(struct state **out, struct err *e)
 {
@@ -85,22 +114,17 @@ int state_new(struct state **out, struct err *e)
     s->now.feature_level = STATE_FEATURE_LEVEL;
     s->now.node_id_next = 1;
     s->now.generation = 1;
-    s->root = root_new(&s->now);
+    s->garbage = calloc(1, sizeof *s->garbage);
+    if (s->garbage != NULL) {
+        s->garbage->references = 1;
+        s->root = root_new(s);
+    }
     if (s->root == NULL) {
-        free(s);
+        state_free(s);
         return err_set(e, ERR_NO_MEMORY, "the registry's state: no memory");
     }
     *out = s;
     return 0;
-}
-
-void state_free(struct state *s)
-{
-    if (s == NULL)
-        return;
-    registry_root_release(s->root);
-    state_content_release(&s->now);
-    free(s);
 }
 
 bool state_halted(const struct state *s)
@@ -108,10 +132,15 @@ bool state_halted(const struct state *s)
     return s->halted;
 }
 
+bool state_collect(struct state *s, size_t entries_max)
+{
+    return map_collect(&s->garbage->maps, entries_max);
+}
+
 struct registry_root *state_root(struct state *s)
 {
     if (s->root_stale) {
-        struct registry_root *root = root_new(&s->now);
+        struct registry_root *root = root_new(s);
         if (root != NULL) {
             registry_root_release(s->root);
             s->root = root;
@@ -128,7 +157,7 @@ const struct state_content *state_content(const struct state *s)
 
 void state_restore(struct state *s, struct state_content *content)
 {
-    state_content_release(&s->now);
+    content_discard(&s->now, s->garbage);
     s->now = *content;
     memset(content->maps, 0, sizeof content->maps);
     s->root_stale = true;

@@ -7,7 +7,8 @@
  *
  * Thread:  the control loop; readers of a root as raft/registry.h says.
  * Memory:  a root is one consistent state. It shares all that did not change with the roots before
- *          and after it. */
+ *          and after it. What only an old root held is freed by state_collect, in slices: a snapshot of
+ *          a large registry holds its root for seconds, and may leave a hundred thousand entries. */
 #ifndef SKERRY_RAFT_STATE_H
 #define SKERRY_RAFT_STATE_H
 
@@ -108,9 +109,16 @@ struct state_result {
     struct registry_result result;
 };
 
+/* Counted: roots may outlive the state. */
+struct state_garbage {
+    uint32_t references;
+    struct map_garbage maps;
+};
+
 struct registry_root {
     uint32_t references;
     struct state_content content;
+    struct state_garbage *garbage;
 };
 
 struct state;
@@ -133,6 +141,8 @@ void state_restore(struct state *s, struct state_content *content);
 /* The newest root, referenced. Without memory for a new one: the one before, again. */
 struct registry_root *state_root(struct state *s);
 const struct state_content *state_content(const struct state *s);
+/* Frees at most so many entries that nobody holds any more; false: none are left. */
+bool state_collect(struct state *s, size_t entries_max);
 
 void state_content_release(struct state_content *c);
 

@@ -362,6 +362,43 @@ static void a_change_without_memory_changes_nothing(void **state)
     nothing_is_left();
 }
 
+static void a_discarded_map_is_freed_in_slices(void **state)
+{
+    (void)state;
+    enum { ENTRIES = 500 };
+    struct map m = {0};
+    struct map_garbage garbage = {0};
+    char key[16];
+    for (int i = 1; i <= ENTRIES; i++)
+        put(&m, key, key_of(i, key), i);
+    struct map old = map_hold(&m);
+    for (int i = 1; i <= ENTRIES; i++)
+        put(&m, key, key_of(i, key), -i);
+    size_t blocks = blocks_live;
+    map_discard(&old, &garbage);
+    assert_null(old.root);
+    assert_int_equal(old.count, 0);
+    assert_int_equal(blocks_live, blocks);
+    assert_int_equal(numbers_live, 2 * ENTRIES);
+    size_t slices = 1;
+    while (map_collect(&garbage, 30)) {
+        assert_true(numbers_live + 30 * slices >= 2 * ENTRIES);
+        slices++;
+    }
+    assert_int_equal(slices, (ENTRIES + 29) / 30);
+    assert_int_equal(numbers_live, ENTRIES);
+    assert_false(map_collect(&garbage, 30));
+    /* What is still held elsewhere stays. */
+    old = map_hold(&m);
+    map_discard(&old, &garbage);
+    assert_false(map_collect(&garbage, 30));
+    assert_int_equal(number_of(map_get(&m, "key7", 4)), -7);
+    map_discard(&m, &garbage);
+    assert_true(map_collect(&garbage, ENTRIES - 1));
+    assert_false(map_collect(&garbage, 1));
+    nothing_is_left();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -374,6 +411,7 @@ int main(void)
         cmocka_unit_test(removing_what_is_not_there_shares_everything),
         cmocka_unit_test(a_key_above_the_bound_is_refused),
         cmocka_unit_test(a_change_without_memory_changes_nothing),
+        cmocka_unit_test(a_discarded_map_is_freed_in_slices),
     };
     return cmocka_run_group_tests_name("map", tests, NULL, NULL);
 }
