@@ -44,6 +44,10 @@ static int check_enforced(const struct runner *r, const Skerry__Runner__Prepare 
         const char *name;
     } names[] = {
         {CGROUP_LIMIT_CPU, "cpus"}, {CGROUP_LIMIT_MEMORY, "memory"}, {CGROUP_LIMIT_PIDS, "pids"}};
+    if (p->network != 0)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "network: egress: this version of skerry gives instances no way out; "
+                       "use network: {mode: none}");
     const bool asked[] = {p->cpu_thousandths > 0, p->memory_bytes > 0, p->pids > 0};
     for (size_t n = 0; n < ARRAY_SIZE(names) && !p->allow_unenforced; n++)
         if (asked[n] && (r->cgroups.enforced & names[n].limit) == 0)

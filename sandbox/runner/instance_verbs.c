@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -313,6 +314,17 @@ void instance_sockets(struct instance *i, const Skerry__Runner__Sockets *s,
     server_answer(i->runner->server, asker, NULL, &reply, made, s->count);
 }
 
+/* What its root, /tmp and /dev/shm hold together: they lie on one file system. */
+static uint64_t disk_bytes(const struct instance *i)
+{
+    char path[64];
+    struct statvfs st;
+    text_format(path, sizeof path, "/proc/%d/root/tmp", (int)i->pid);
+    if (i->place == NULL || statvfs(path, &st) < 0)
+        return 0;
+    return (uint64_t)(st.f_blocks - st.f_bfree) * st.f_frsize;
+}
+
 void instance_stats(struct instance *i, const struct asker *asker)
 {
     if (i->place != NULL)
@@ -322,6 +334,7 @@ void instance_stats(struct instance *i, const struct asker *asker)
     stats.memory_bytes = i->stats.memory_bytes;
     stats.memory_peak_bytes = i->stats.memory_peak_bytes;
     stats.pids = i->stats.pids;
+    stats.disk_bytes = disk_bytes(i);
     Skerry__Runner__Reply reply = SKERRY__RUNNER__REPLY__INIT;
     reply.result_case = SKERRY__RUNNER__REPLY__RESULT_STATS;
     reply.stats = &stats;

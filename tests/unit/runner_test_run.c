@@ -281,6 +281,102 @@ static void seccomp_refuses_with_the_right_errors(void **state)
                                "EPERM EPERM EPERM ENOTTY ENOTTY ENOTTY\n");
 }
 
+/* Reads until `wanted` came, or nothing more does. */
+static bool terminal_says(int fd, const char *wanted)
+{
+    char text[1024] = "";
+    size_t length = 0;
+    struct pollfd wait = {.fd = fd, .events = POLLIN};
+    while (length < sizeof text - 1 && poll(&wait, 1, FIXTURE_WAIT_MS) == 1) {
+        ssize_t n = read(fd, text + length, sizeof text - 1 - length);
+        if (n <= 0)
+            break;
+        length += (size_t)n;
+        text[length] = '\0';
+        if (strstr(text, wanted) != NULL)
+            return true;
+    }
+    print_message("the terminal said: %s\n", text);
+    return false;
+}
+
+static void terminal_comes_with_commit_and_exec(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32];
+    Skerry__Runner__Prepare p;
+    struct fixture_answer answer;
+    fixture_id(id);
+    fixture_prepare_init(&p, id,
+                         WORDS("sh", "-c", "stty size; read line; echo got $line; sleep 60"));
+    p.tty = true;
+    p.rows = 33;
+    p.columns = 99;
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    assert_int_equal(answer.count, 0);
+    fixture_answer_free(&answer);
+    Skerry__Runner__Instance instance = SKERRY__RUNNER__INSTANCE__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    instance.id = id;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_COMMIT;
+    request.commit = &instance;
+    fixture_ask(f, &request, &answer);
+    assert_int_equal(answer.count, 1);
+    assert_true(terminal_says(answer.descriptors[0], "33 99"));
+    assert_int_equal(write(answer.descriptors[0], "hello\n", 6), 6);
+    assert_true(terminal_says(answer.descriptors[0], "got hello"));
+    fixture_answer_free(&answer);
+
+    Skerry__Runner__Exec exec = SKERRY__RUNNER__EXEC__INIT;
+    char *command[] = {(char *)(uintptr_t) "tty"};
+    exec.id = id;
+    exec.exec_id = 3;
+    exec.command = command;
+    exec.n_command = 1;
+    exec.tty = true;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_EXEC;
+    request.exec = &exec;
+    fixture_ask(f, &request, &answer);
+    assert_int_equal(answer.reply->error, 0);
+    assert_int_equal(answer.count, 1);
+    assert_true(terminal_says(answer.descriptors[0], "/dev/pts/"));
+    fixture_answer_free(&answer);
+    assert_int_equal(fixture_stop_instance(f, id, 0), 0);
+    assert_non_null(fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, FIXTURE_WAIT_MS));
+    assert_int_equal(fixture_forget(f, id), 0);
+}
+
+static void stats_tell_what_is_used(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32], byte;
+    Skerry__Runner__Prepare p;
+    struct fixture_answer answer, stats;
+    fixture_id(id);
+    fixture_prepare_init(
+        &p, id,
+        WORDS("sh", "-c", "dd if=/dev/zero of=/tmp/x bs=1M count=4 2>/dev/null; echo; cat"));
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    assert_int_equal(fixture_commit(f, id), 0);
+    struct pollfd wait = {.fd = answer.descriptors[1], .events = POLLIN};
+    assert_int_equal(poll(&wait, 1, FIXTURE_WAIT_MS), 1);
+    assert_int_equal(read(answer.descriptors[1], &byte, 1), 1);
+    Skerry__Runner__Instance instance = SKERRY__RUNNER__INSTANCE__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    instance.id = id;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_STATS;
+    request.stats = &instance;
+    fixture_ask(f, &request, &stats);
+    assert_in_range(stats.reply->stats->disk_bytes, 4u << 20, 5u << 20);
+    assert_in_range(stats.reply->stats->memory_bytes, 4u << 20, 64u << 20);
+    assert_in_range(stats.reply->stats->pids, 2, 10);
+    assert_true(stats.reply->stats->cpu_us > 0);
+    fixture_answer_free(&stats);
+    fixture_answer_free(&answer);
+    assert_non_null(fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, FIXTURE_WAIT_MS));
+    assert_int_equal(fixture_forget(f, id), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -298,6 +394,8 @@ int main(void)
         cmocka_unit_test(cpu_limit_holds),
         cmocka_unit_test(standard_output_can_be_opened_again),
         cmocka_unit_test(seccomp_refuses_with_the_right_errors),
+        cmocka_unit_test(terminal_comes_with_commit_and_exec),
+        cmocka_unit_test(stats_tell_what_is_used),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
