@@ -53,6 +53,8 @@ SANDBOX_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/obj/gen/sandbox/%.pb-c.o,$(
 AGENT_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/agent/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
 
 .DEFAULT_GOAL := all
+# Objects of tests are kept, not made again by every call.
+.SECONDARY:
 .PHONY: all
 all: deps-quick $(B)/skerry
 

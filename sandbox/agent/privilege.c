@@ -70,13 +70,13 @@ static void landlock(void)
     (void)syscall(SYS_landlock_restrict_self, ruleset, 0);
 }
 
-/* The runner may ignore or block signals; what we start must not inherit that. */
+/* The runner, or whoever started it, may ignore or block signals; what we start must not inherit
+ * that. By the system call itself: libc hides the two signals that it keeps for its threads. */
 static void reset_signals(void)
 {
-    for (int signal = 1; signal < NSIG; signal++) {
-        struct sigaction action = {.sa_handler = SIG_DFL};
-        (void)sigaction(signal, &action, NULL);
-    }
+    static const unsigned long by_default[4]; /* the kernel's struct sigaction, all zero: SIG_DFL */
+    for (int signal = 1; signal < NSIG; signal++)
+        (void)syscall(SYS_rt_sigaction, signal, by_default, NULL, NSIG / 8);
     sigset_t none;
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
