@@ -36,8 +36,8 @@ PROTOS := $(wildcard sandbox/*.proto raft/*.proto node/*.proto)
 PROTO_C := $(PROTOS:%.proto=$(B)/gen/%.pb-c.c)
 PROTO_H := $(PROTO_C:.c=.h)
 BASE := $(wildcard base/*.c)
-# base/ without the parts that need libuv: the runner has no loop of that kind.
-BASE_RUNNER := $(filter-out base/inbox.c base/map.c,$(BASE))
+# base/ without the parts that need libuv or TLS: the runner has neither.
+BASE_RUNNER := $(filter-out base/inbox.c base/map.c base/identity%.c base/secure_%.c,$(BASE))
 SANDBOX_SHARED := $(wildcard sandbox/shared/*.c)
 NODE_LIB := $(BASE) $(wildcard raft/*.c gateway/*.c scheduler/*.c gossip/*.c sandbox/*.c) \
             $(SANDBOX_SHARED) $(filter-out node/main.c,$(wildcard node/*.c))

@@ -17,6 +17,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "node/api_internal.h"
@@ -213,7 +214,7 @@ static int tcp_listen(const char *address, unsigned *port, struct err *e)
     memcpy(&bound_port, (const char *)&bound + offsetof(struct sockaddr_in, sin_port),
            sizeof(bound_port));
     *port = ntohs(bound_port);
-    if (!config_address_private(&bound))
+    if (!address_private(&bound))
         log_warn("api", "%s:%s is a public address; the API is meant for private ones", host,
                  colon + 1);
     return steal_fd(&fd);

@@ -3,7 +3,7 @@
  *     config_defaults, config_load (optional), config_flag for each flag, config_finish
  *
  * Each value is checked where it is read, so errors name file, line and key, or the flag. Addresses
- * are literal and canonical after that: "127.0.0.1:8080", "[::1]:8080".
+ * are literal and canonical after that (base/address.h).
  *
  * Thread: filled before threads start, then constant. Durations are milliseconds. */
 #ifndef SKERRY_NODE_CONFIG_H
@@ -11,7 +11,6 @@
 
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/socket.h>
 
 #include "base/err.h"
 #include "base/fields.h"
@@ -70,14 +69,5 @@ int config_finish(struct config *c, struct err *e) ERR_CHECKED;
 void config_free(struct config *c);
 /* The table, for docs and `--help`. */
 const struct field_table *config_fields(void);
-
-/* "10.0.0.1:7600", "[fd00::1]:7600", or without a port (then `default_port`; 0: one is needed).
- * Names of hosts are refused. */
-int config_address_parse(struct sockaddr_storage *out, const char *text, unsigned default_port,
-                         struct err *e) ERR_CHECKED;
-/* 10/8, 172.16/12, 192.168/16, 100.64/10, 127/8, fc00::/7, ::1. */
-bool config_address_private(const struct sockaddr_storage *address);
-#define CONFIG_ADDRESS_SIZE 64
-void config_address_format(const struct sockaddr_storage *address, char out[CONFIG_ADDRESS_SIZE]);
 
 #endif

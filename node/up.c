@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/address.h"
 #include "base/fields.h"
 #include "base/memory.h"
 #include "node/cli.h"
@@ -182,27 +183,27 @@ static int start_missing(struct up_node *n, bool *started, bool *fresh, struct e
 }
 
 /* The gateway's and the API's address, as the configuration and the flags say. */
-static void read_addresses(const struct up_node *n, char http[CONFIG_ADDRESS_SIZE],
-                           char api[CONFIG_ADDRESS_SIZE])
+static void read_addresses(const struct up_node *n, char http[ADDRESS_TEXT_SIZE],
+                           char api[ADDRESS_TEXT_SIZE])
 {
     char path[UP_PATH_SIZE];
     struct config config;
     up_node_path(n, "skerry.yaml", path);
-    (void)text_copy(http, CONFIG_ADDRESS_SIZE, n->http != NULL ? n->http : "");
-    (void)text_copy(api, CONFIG_ADDRESS_SIZE, n->api != NULL ? n->api : "");
+    (void)text_copy(http, ADDRESS_TEXT_SIZE, n->http != NULL ? n->http : "");
+    (void)text_copy(api, ADDRESS_TEXT_SIZE, n->api != NULL ? n->api : "");
     if (config_load(&config, path, NULL) != 0)
         return;
     if (n->http == NULL && config.http.count > 0)
-        (void)text_copy(http, CONFIG_ADDRESS_SIZE, config.http.items[0]);
+        (void)text_copy(http, ADDRESS_TEXT_SIZE, config.http.items[0]);
     if (n->api == NULL)
-        (void)text_copy(api, CONFIG_ADDRESS_SIZE, config.api);
+        (void)text_copy(api, ADDRESS_TEXT_SIZE, config.api);
     config_free(&config);
 }
 
 static void tell(const struct up_node *n, bool started, bool fresh, bool linked, bool detach,
                  const char *dir)
 {
-    char http[CONFIG_ADDRESS_SIZE], api[CONFIG_ADDRESS_SIZE];
+    char http[ADDRESS_TEXT_SIZE], api[ADDRESS_TEXT_SIZE];
     read_addresses(n, http, api);
     const char *port = strrchr(http, ':');
     printf("%s  %s\n", strrchr(n->directory, '/') + 1, started ? "is up" : "was up already");

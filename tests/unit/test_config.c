@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "base/address.h"
 #include "base/memory.h"
 #include "node/config.h"
 
@@ -241,12 +242,12 @@ static void private_addresses_are_these(void **state)
                                       "2001:db8::1",    "169.254.1.1", "::2"};
     struct sockaddr_storage address;
     for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
-        assert_int_equal(config_address_parse(&address, good[i], 1, NULL), 0);
-        assert_true(config_address_private(&address));
+        assert_int_equal(address_parse(&address, good[i], 1, NULL), 0);
+        assert_true(address_private(&address));
     }
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
-        assert_int_equal(config_address_parse(&address, bad[i], 1, NULL), 0);
-        assert_false(config_address_private(&address));
+        assert_int_equal(address_parse(&address, bad[i], 1, NULL), 0);
+        assert_false(address_private(&address));
     }
 }
 
@@ -254,7 +255,7 @@ static void addresses_are_literal_and_complete(void **state)
 {
     (void)state;
     struct sockaddr_storage address;
-    char text[CONFIG_ADDRESS_SIZE];
+    char text[ADDRESS_TEXT_SIZE];
     static const char *const good[][2] = {{"127.0.0.1:0", "127.0.0.1:0"},
                                           {"127.0.0.1:65535", "127.0.0.1:65535"},
                                           {"[::1]:80", "[::1]:80"},
@@ -262,8 +263,8 @@ static void addresses_are_literal_and_complete(void **state)
                                           {"::1", "[::1]:7"},
                                           {"1.2.3.4", "1.2.3.4:7"}};
     for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
-        assert_int_equal(config_address_parse(&address, good[i][0], 7, NULL), 0);
-        config_address_format(&address, text);
+        assert_int_equal(address_parse(&address, good[i][0], 7, NULL), 0);
+        address_format(&address, text);
         assert_string_equal(text, good[i][1]);
     }
     static const char *const bad[] = {
@@ -271,12 +272,12 @@ static void addresses_are_literal_and_complete(void **state)
         "[::1",   "[::1]80",      "[1.2.3.4]",   "[::1]:",          "[]:80",     "*:80",
         "a.b:80", "127.0.0.1:-1", "[::1]:80:80", "1.2.3.4 :80",     "fe80::1%lo"};
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
-        assert_int_equal(config_address_parse(&address, bad[i], 7, NULL), -ERR_INVALID);
-    assert_int_equal(config_address_parse(&address, "127.0.0.1", 0, NULL), -ERR_INVALID);
+        assert_int_equal(address_parse(&address, bad[i], 7, NULL), -ERR_INVALID);
+    assert_int_equal(address_parse(&address, "127.0.0.1", 0, NULL), -ERR_INVALID);
     char long_host[200];
     memset(long_host, '9', sizeof long_host);
     text_copy(long_host + 150, 4, ":80");
-    assert_int_equal(config_address_parse(&address, long_host, 7, NULL), -ERR_INVALID);
+    assert_int_equal(address_parse(&address, long_host, 7, NULL), -ERR_INVALID);
 }
 
 int main(void)
