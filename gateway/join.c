@@ -14,6 +14,9 @@
  * Failure: before a byte of the answer, a problem (after a look at why the instance ended); after
  * it, a transfer that the client can see is not whole. */
 
+/* What comes in larger pieces is acknowledged by TCP in time. */
+enum { SMALL_READ_BYTES = 4096 };
+
 static uint64_t until(uint64_t from_ms, uint64_t duration_ms)
 {
     return duration_ms == DURATION_NONE ? UINT64_MAX : from_ms + duration_ms;
@@ -427,6 +430,8 @@ void join_upstream_readable(struct connection *c)
         take_body(c, t->scratch, (size_t)n);
     else
         take_answer(c, t->scratch, (size_t)n);
+    if (x->upstream == u && !x->tunnel && n < SMALL_READ_BYTES)
+        upstream_acknowledge(u);
     if (x->upstream == u && u->mask == 0) /* polling stopped after an error; read on to its end */
         update_upstream(u, false);
 }

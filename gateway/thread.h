@@ -356,6 +356,8 @@ void upstream_close_all(struct gateway_thread *t);
 void upstream_free_all(struct gateway_thread *t);
 /* Sends the request's head and what is queued of its body. */
 enum queue_write upstream_flush(struct connection *c);
+/* More is to come: the code shall not wait for an acknowledgement. */
+void upstream_acknowledge(struct upstream *u);
 
 /* --- command.c --- */
 void command_begin(struct connection *c, struct gateway_ask *ask);
