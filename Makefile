@@ -13,6 +13,7 @@ VARIANT := $(if $(SAN),$(SAN),plain)$(if $(findstring clang,$(CC)),-clang)
 B ?= build$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
 
 LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl libarchive
+# nng has no .pc file: it stands where the libraries are used.
 LIBS_RUNNER := libprotobuf-c jansson yaml-0.1 libsodium libseccomp libcap libnl-route-3.0 libarchive
 LIBS_TEST := cmocka
 
@@ -103,7 +104,7 @@ $(B)/libskerry.a: $(call obj,$(NODE_LIB)) $(PROTO_OBJ)
 $(B)/skerry-runner: $(B)/obj/sandbox/runner/main.o $(B)/librunner.a $(B)/obj/embedded_agent.o
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
 $(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
 	@echo "built $@"
 
 # --- tests ---------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ UNIT_RUNNER := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/runn
 TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c tests/lib/fuzz_main.c,$(wildcard tests/lib/*.c)))
 $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
 	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lm
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lnng -lm
 $(B)/tests/runner_test_%: $(B)/obj/tests/unit/runner_test_%.o $(B)/librunner.a $(B)/obj/embedded_agent.o
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
@@ -129,7 +130,7 @@ $(B)/tests/runner_test_probe $(B)/tests/runner_test_layers: \
 # Programs to measure by hand.
 $(B)/bench/%: $(B)/obj/tests/bench/%.o $(TEST_LIB) $(B)/libskerry.a
 	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lm
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lnng -lm
 
 # Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.
 PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c)) $(B)/probe/probe
@@ -156,10 +157,10 @@ FUZZ_SECONDS ?= 600
 $(B)/fuzz/%: tests/fuzz/%.c $(wildcard */*.h sandbox/*/*.h) $(NODE_LIB) | $(PROTO_C) $(PROTO_H)
 	@mkdir -p $(dir $@)
 	@clang $(CPPFLAGS_ALL) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -pthread -o $@ $< \
-		$(NODE_LIB) $(PROTO_C) $(call pkg,--libs,$(LIBS_NODE)) -lm
+		$(NODE_LIB) $(PROTO_C) $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
 $(B)/fuzz-replay/%: $(B)/obj/tests/fuzz/%.o $(B)/obj/tests/lib/fuzz_main.o $(B)/libskerry.a
 	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
 $(B)/fuzz/runner_fuzz_%: tests/fuzz/runner_fuzz_%.c $(wildcard */*.h sandbox/*/*.h) $(RUNNER_LIB) \
 		$(B)/obj/embedded_agent.o | $(PROTO_C) $(PROTO_H)
 	@mkdir -p $(dir $@)
