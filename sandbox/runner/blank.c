@@ -283,6 +283,8 @@ static void blank_run(const int *descriptors, size_t count, int null_fd)
 {
     struct err e;
     int channel = descriptors[BLANK_FD_CHANNEL - BLANK_FD_LISTENER];
+    /* For whoever looks at a listing of processes. */
+    (void)prctl(PR_SET_NAME, "skerry-blank", 0, 0, 0);
     if (descriptors_arrange(descriptors, count, null_fd, &e) < 0)
         blank_fail(channel, &e);
     int rc = cgroup_enter(count - (BLANK_FD_ENTRIES - BLANK_FD_LISTENER), &e);
