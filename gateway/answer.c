@@ -58,6 +58,18 @@ static char *put_timing(char *p, const char *name, uint64_t us)
     return p;
 }
 
+void answer_request_id(struct connection *c)
+{
+    static const char digits[] = "0123456789abcdefghjkmnpqrstvwxyz";
+    uint64_t n = thread_random(c->thread);
+    char *p = c->x.request_id;
+    *p++ = 'r';
+    *p++ = '-';
+    for (int i = 0; i < 12; i++, n >>= 5)
+        *p++ = digits[n & 31u];
+    *p = '\0';
+}
+
 size_t answer_fields_write(struct connection *c, char *out)
 {
     struct exchange *x = &c->x;
@@ -152,10 +164,8 @@ void answer_problem(struct connection *c, const struct problem_report *report)
         connection_close(c, true);
         return;
     }
-    if (x->request_id[0] == '\0') {
-        text_format(x->request_id, sizeof x->request_id, "r-%013" PRIx64,
-                    thread_random(c->thread) >> 12);
-    }
+    if (x->request_id[0] == '\0')
+        answer_request_id(c);
     struct problem_report whole = *report;
     whole.request_id = x->request_id;
     if (whole.instance == NULL)

@@ -291,11 +291,14 @@ static bool finish_events(struct command *cmd, struct connection *c)
 static void finish_problem(struct connection *c, struct command *cmd, enum problem problem)
 {
     char detail[320];
-    text_format(detail, sizeof detail, "the command ended: %s. %s", end_reason_name(cmd->reason),
-                cmd->detail);
     const char *reason = end_reason_name(cmd->reason);
+    text_format(detail, sizeof detail, "the command ended: %s%s%s", reason,
+                cmd->detail[0] != '\0' ? ": " : "", cmd->detail);
     if (problem == PROBLEM_REQUEST_TIMEOUT)
         text_copy(detail, sizeof detail, "timeouts.request of the workload has passed");
+    if (problem == PROBLEM_INSTANCE_OOM)
+        text_copy(detail, sizeof detail,
+                  "the command used up its memory; raise deploy.resources.limits.memory");
     detach(cmd);
     c->phase = PHASE_FLUSH;
     answer_problem(c, &(struct problem_report){

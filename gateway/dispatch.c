@@ -20,18 +20,6 @@ static enum dispatch refuse(struct connection *c, enum problem problem, const ch
 
 /* --- the facts of the request --- */
 
-static void make_request_id(struct connection *c)
-{
-    static const char digits[] = "0123456789abcdefghjkmnpqrstvwxyz";
-    uint64_t n = thread_random(c->thread);
-    char *p = c->x.request_id;
-    *p++ = 'r';
-    *p++ = '-';
-    for (int i = 0; i < 12; i++, n >>= 5)
-        *p++ = digits[n & 31u];
-    *p = '\0';
-}
-
 /* "GET /w/hello/", cut, without the query, which may hold what is nobody's business. */
 static void note_asked_by(struct exchange *x, const struct http_head *head)
 {
@@ -82,7 +70,7 @@ static void exchange_begin(struct connection *c, const struct http_head *head)
     x->progress_ms = thread_now_ms(c->thread);
     x->request_until_ms = UINT64_MAX;
     flow_begin(&x->up, head->body, head->content_length, head->body == HTTP_BODY_CHUNKED);
-    make_request_id(c);
+    answer_request_id(c);
     note_asked_by(x, head);
 }
 
