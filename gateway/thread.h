@@ -323,6 +323,7 @@ void answer_options(struct connection *c);
 /* Skerry-Instance, -Node, -Start, -Request-Id and Server-Timing into out[]; returns bytes. */
 #define ANSWER_FIELDS_BYTES_MAX 1024u
 size_t answer_fields_write(struct connection *c, char *out);
+void answer_request_id(struct connection *c);
 void answer_count(struct connection *c, unsigned status);
 
 /* --- forward.c --- */
