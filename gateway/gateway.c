@@ -189,6 +189,7 @@ int gateway_open(struct gateway **out, const struct gateway_options *options, st
     if (rc == 0)
         rc = open_threads(g, e);
     if (rc != 0) {
+        atomic_store(&g->silent, THREADS_MAX); /* none has a reason to post yet */
         for (unsigned i = 0; i < g->thread_count; i++)
             if (g->threads[i]->started)
                 thread_close(g->threads[i]);

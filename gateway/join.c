@@ -32,6 +32,13 @@ static enum ran whether_it_ran(const struct exchange *x)
     return x->sent_any ? RAN_MAYBE : RAN_NO;
 }
 
+/* See upstream_suspect_idle. */
+static bool is_suspicious(const struct connection *c)
+{
+    return c->phase == PHASE_JOIN && c->x.upstream->connected && !c->x.answered &&
+           upstream_may_suspect(c);
+}
+
 void join_set_deadline(struct connection *c)
 {
     struct exchange *x = &c->x;
@@ -49,6 +56,8 @@ void join_set_deadline(struct connection *c)
         at = earlier(at, until(x->progress_ms, options->body_timeout_ms));
     else
         at = earlier(at, until(x->progress_ms, x->workload.first_byte_ms));
+    if (is_suspicious(c))
+        at = earlier(at, x->progress_ms + SUSPECT_IDLE_MS);
     connection_set_deadline(c, at);
 }
 
@@ -285,6 +294,8 @@ static bool take_head(struct connection *c, const char *data, size_t length)
     bool taken = head->status == 101 ? take_upgrade(c, head, length) : take_final(c, head, length);
     if (!taken)
         return false;
+    if (x->suspected_ms != 0)
+        upstream_suspicion_ends(c);
     x->answered = true;
     x->status = head->status;
     x->progress_ms = thread_now_ms(t);
@@ -497,6 +508,10 @@ void join_deadline(struct connection *c)
 {
     struct exchange *x = &c->x;
     join_set_deadline(c); /* something may have moved since */
+    if (passed(c, c->deadline_ms) && is_suspicious(c)) {
+        upstream_suspect_idle(c);
+        join_set_deadline(c);
+    }
     if (!passed(c, c->deadline_ms))
         return;
     bool left =

@@ -91,6 +91,10 @@ static void listeners_close(struct gateway_thread *t)
 static void sweep_cb(uv_timer_t *timer)
 {
     struct gateway_thread *t = container_of(timer, struct gateway_thread, sweep);
+    if (t->closing) {
+        thread_check_closed(t);
+        return;
+    }
     upstream_sweep(t);
     for (size_t i = 0; i < t->listener_count; i++)
         if (t->listeners[i].fd >= 0 && !t->listeners[i].polling)
@@ -157,10 +161,13 @@ static void close_deliver(struct inbox_message *message, void *owner)
     struct gateway_thread *t = owner;
     (void)message;
     t->closing = t->draining = true;
+    atomic_fetch_add(&t->gateway->silent, 1);
     listeners_close(t);
     while (t->connections != NULL)
         connection_close(t->connections, true);
     upstream_close_all(t);
+    /* The sweep looks whether the others have come so far too. */
+    uv_timer_start(&t->sweep, sweep_cb, CLOSE_CHECK_MS, CLOSE_CHECK_MS);
     thread_check_closed(t);
 }
 
@@ -180,8 +187,9 @@ void thread_close(struct gateway_thread *t)
 
 void thread_check_closed(struct gateway_thread *t)
 {
-    if (!t->closing || t->inbox_closing || t->connection_count > 0 || t->upstream_count > 0 ||
-        t->command_count > 0 || t->asks_out > 0 || t->sockets_out > 0)
+    if (!t->closing || t->inbox_closing ||
+        atomic_load(&t->gateway->silent) < t->gateway->thread_count || t->connection_count > 0 ||
+        t->upstream_count > 0 || t->command_count > 0 || t->asks_out > 0 || t->sockets_out > 0)
         return;
     t->inbox_closing = true;
     uv_close((uv_handle_t *)&t->sweep, handle_closed_cb);

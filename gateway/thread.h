@@ -45,10 +45,15 @@ enum {
     LINGER_MS = 2000,
     LINGER_BYTES_MAX = 256 * 1024,
     INFORMATIONAL_MAX = 16,
+    /* See upstream_suspect_idle. */
+    SUSPECT_IDLE_MS = 50,
+    SUSPECT_HELPED_MS = 20,
+    SUSPECT_AGAIN_MS = 10000,
     /* Below the 5 s after which node.js closes an idle connection. */
     UPSTREAM_IDLE_MS = 4000,
     SPARE_SOCKETS_IDLE_MS = 30000,
     SWEEP_MS = 1000,
+    CLOSE_CHECK_MS = 2,
     CONNECTIONS_KEPT_MAX = 256,
 };
 
@@ -106,6 +111,8 @@ struct pool {
     struct gateway_sockets want;
     bool want_out;
     unsigned batch;
+    bool one_at_a_time; /* the code serves one connection at a time: none is kept idle */
+    uint64_t suspect_after_ms;
     struct connection *waiting_first, *waiting_last;
 };
 
@@ -172,7 +179,8 @@ struct exchange {
     char autopsy_detail[160];
     uint64_t request_until_ms; /* UINT64_MAX: none */
     uint64_t connect_until_ms;
-    uint64_t progress_ms; /* when a byte last moved */
+    uint64_t suspected_ms; /* when idle connections were closed for its sake; 0: not */
+    uint64_t progress_ms;  /* when a byte last moved */
 };
 
 /* A client's connection. */
@@ -255,13 +263,15 @@ struct gateway {
     bool draining, closing; /* the control thread's */
     _Atomic unsigned connections;
     _Atomic unsigned running; /* threads */
-    uv_mutex_t mutex;         /* of `stopped` */
+    /* Threads that post nothing to others any more; only when all do not, inboxes may close. */
+    _Atomic unsigned silent;
+    uv_mutex_t mutex; /* of `stopped` */
     uv_cond_t stopped;
 };
 
 /* --- thread.c --- */
 uint64_t thread_random(struct gateway_thread *t);
-static inline uint64_t thread_now_ms(struct gateway_thread *t)
+static inline uint64_t thread_now_ms(const struct gateway_thread *t)
 {
     return uv_now(&t->loop);
 }
@@ -357,6 +367,12 @@ void upstream_close_all(struct gateway_thread *t);
 void upstream_free_all(struct gateway_thread *t);
 /* Sends the request's head and what is queued of its body. */
 enum queue_write upstream_flush(struct connection *c);
+/* The code has the request and is silent. If it serves one connection at a time, it may be waiting
+ * on one that idles in a pool, of whichever thread: those are closed. If that helped, none is kept
+ * for this instance any more; if not, the code is just slow, and is left alone for a while. */
+bool upstream_may_suspect(const struct connection *c);
+void upstream_suspect_idle(struct connection *c);
+void upstream_suspicion_ends(struct connection *c);
 /* More is to come: the code shall not wait for an acknowledgement. */
 void upstream_acknowledge(struct upstream *u);
 

@@ -83,7 +83,7 @@ void upstream_release(struct upstream *u, bool reusable)
     if (u->connection != NULL)
         u->connection->x.upstream = NULL;
     u->connection = NULL;
-    if (!reusable || t->closing || !slot_live(pool->ref)) {
+    if (!reusable || pool->one_at_a_time || t->closing || !slot_live(pool->ref)) {
         upstream_close(u);
         return;
     }
@@ -148,6 +148,8 @@ static struct pool *pool_find(struct gateway_thread *t, struct slot_ref ref)
         pool_empty(pool);
         pool->ref = ref;
         pool->batch = BATCH_FIRST;
+        pool->one_at_a_time = false;
+        pool->suspect_after_ms = 0;
     }
     return pool;
 }
@@ -438,6 +440,72 @@ void upstream_acknowledge(struct upstream *u)
 {
     int on = 1;
     setsockopt(u->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
+}
+
+/* --- code that serves one connection at a time --- */
+
+struct suspicion {
+    struct inbox_message message;
+    struct slot_ref slot;
+    bool confirmed;
+};
+
+static void suspect(struct gateway_thread *t, struct slot_ref slot, bool confirmed)
+{
+    struct pool *pool = slot.slot->index < t->pools_size ? t->pools[slot.slot->index] : NULL;
+    if (pool == NULL || pool->ref.generation != slot.generation)
+        return;
+    pool->one_at_a_time = pool->one_at_a_time || confirmed;
+    while (pool->idle_first != NULL) {
+        struct upstream *u = pool->idle_first;
+        idle_remove(u);
+        upstream_close(u);
+    }
+}
+
+static void suspicion_deliver(struct inbox_message *message, void *owner)
+{
+    struct suspicion *suspicion = container_of(message, struct suspicion, message);
+    suspect(owner, suspicion->slot, suspicion->confirmed);
+    free(suspicion);
+}
+
+static void suspect_everywhere(struct gateway_thread *t, struct slot_ref slot, bool confirmed)
+{
+    struct gateway *g = t->gateway;
+    suspect(t, slot, confirmed);
+    if (t->closing) /* the inboxes of others may be closed already */
+        return;
+    for (unsigned i = 0; i < g->thread_count; i++) {
+        struct suspicion *suspicion = i == t->index ? NULL : malloc(sizeof *suspicion);
+        if (suspicion == NULL)
+            continue; /* it is only a matter of speed */
+        *suspicion = (struct suspicion){{.deliver = suspicion_deliver}, slot, confirmed};
+        if (!inbox_post(g->threads[i]->inbox, &suspicion->message))
+            free(suspicion);
+    }
+}
+
+bool upstream_may_suspect(const struct connection *c)
+{
+    return c->x.suspected_ms == 0 && c->x.up.done && !c->thread->closing &&
+           thread_now_ms(c->thread) >= c->x.upstream->pool->suspect_after_ms;
+}
+
+void upstream_suspect_idle(struct connection *c)
+{
+    c->x.suspected_ms = thread_now_ms(c->thread);
+    suspect_everywhere(c->thread, c->x.slot, false);
+}
+
+void upstream_suspicion_ends(struct connection *c)
+{
+    struct pool *pool = c->x.upstream->pool;
+    uint64_t now_ms = thread_now_ms(c->thread);
+    if (now_ms - c->x.suspected_ms > SUSPECT_HELPED_MS)
+        pool->suspect_after_ms = now_ms + SUSPECT_AGAIN_MS; /* it is just slow */
+    else if (!pool->one_at_a_time)
+        suspect_everywhere(c->thread, c->x.slot, true);
 }
 
 /* --- upkeep --- */

@@ -289,7 +289,10 @@ static void *backend_main(void *argument)
         b->length = 0;
         pthread_t thread;
         pthread_create(&thread, NULL, backend_connection_main, b);
-        pthread_detach(thread);
+        if (f->options.one_at_a_time)
+            pthread_join(thread, NULL);
+        else
+            pthread_detach(thread);
     }
 }
 

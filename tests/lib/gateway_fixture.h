@@ -26,6 +26,7 @@ struct gateway_fixture_options {
     uint64_t body_bytes_max;
     unsigned connections_max;
     bool trust_forwarded;
+    bool one_at_a_time;    /* the code serves one connection until it is closed, then the next */
     const char *listen;    /* NULL: 127.0.0.1:0 */
     unsigned backend_port; /* 0: the code of the fixture */
     void (*on_ask)(struct gateway_fixture *f, struct gateway_ask *ask);

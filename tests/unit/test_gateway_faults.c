@@ -392,6 +392,24 @@ static void a_stale_connection_is_not_the_clients_trouble(void **state)
     test_client_close(&c);
 }
 
+static int start_one_at_a_time(void **state)
+{
+    struct gateway_fixture_options options = {.one_at_a_time = true, .threads = 4};
+    gateway_start_with(state, &options);
+    return 0;
+}
+
+/* Its first connection idles in the pool of some thread; without help, whoever comes to another
+ * thread would wait for seconds until that one is closed. */
+static void code_may_serve_one_connection_at_a_time(void **state)
+{
+    struct gateway_fixture *f = *state;
+    uint64_t begin_ms = clock_monotonic_ms();
+    for (int i = 0; i < 60; i++)
+        gateway_expect_body(f, GET("/w/web/"), "ok");
+    assert_in_range(clock_monotonic_ms() - begin_ms, 0, 3500);
+}
+
 /* --- the control thread --- */
 
 static void control_refuses(struct gateway_fixture *f, struct gateway_ask *ask)
@@ -564,6 +582,7 @@ int main(void)
         TEST(code_that_listens_no_more_is_unreachable, gateway_start_default),
         TEST(no_socket_means_unreachable, gateway_start_default),
         TEST(a_stale_connection_is_not_the_clients_trouble, gateway_start_default),
+        TEST(code_may_serve_one_connection_at_a_time, start_one_at_a_time),
         TEST(refusals_of_control_reach_the_client, start_refusing),
         TEST(a_cold_start_is_joined, start_starting),
         TEST(a_client_that_leaves_cancels_its_ask, start_keeping),
