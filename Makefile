@@ -147,8 +147,20 @@ $(B)/tests/runner_test_probe: | $(PROBES)
 unit: deps-quick $(UNIT) $(UNIT_RUNNER) $(B)/skerry
 	@B=$(B) tests/lib/run-unit $(UNIT) $(UNIT_RUNNER)
 check: unit $(PROBES)
+	@$(MAKE) --no-print-directory sim-check
 	@B=$(B) tests/lib/run-cluster
 	@$(MAKE) --no-print-directory fuzz-replay
+
+# --- the simulator: a cluster on one seeded clock; a failure prints its seed ------------------------
+SIM := $(call obj,$(wildcard tests/sim/*.c))
+SEEDS ?= 200
+$(B)/sim: $(SIM) $(B)/libskerry.a
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+.PHONY: sim sim-check
+sim: deps-quick $(B)/sim
+	@$(B)/sim --seeds $(SEEDS) --table 1000
+sim-check: deps-quick $(B)/sim
+	@$(B)/sim --seeds 200 --table 30
 
 # --- fuzzers: clang's libFuzzer; regressions in tests/fuzz/NAME.corpus are replayed with gcc too ---
 # fuzz_X.c links libskerry, runner_fuzz_X.c librunner, as with unit tests.
@@ -207,6 +219,7 @@ help:
 	@echo 'make demo       start Skerry here, run the examples, explain each step (KEEP=1: leave it running)'
 	@echo 'make check      build and run all tests; SAN=address or SAN=thread for the sanitizers'
 	@echo 'make unit       the unit tests alone'
+	@echo 'make sim        gossip of simulated clusters, SEEDS=200, and its table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
 	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
 	@echo 'make lint       format, static analysis, and the rules of this house'

@@ -135,3 +135,49 @@ bool address_equal(const struct sockaddr_storage *a, const struct sockaddr_stora
     address_format(b, y);
     return strcmp(x, y) == 0;
 }
+
+bool address_pack(struct address *out, const struct sockaddr_storage *from)
+{
+    *out = (struct address){0};
+    if (from->ss_family == AF_INET) {
+        struct sockaddr_in v4;
+        memcpy(&v4, from, sizeof v4);
+        out->family = ADDRESS_V4;
+        out->port = ntohs(v4.sin_port);
+        memcpy(out->bytes, &v4.sin_addr, 4);
+        return true;
+    }
+    if (from->ss_family == AF_INET6) {
+        struct sockaddr_in6 v6;
+        memcpy(&v6, from, sizeof v6);
+        out->family = ADDRESS_V6;
+        out->port = ntohs(v6.sin6_port);
+        memcpy(out->bytes, &v6.sin6_addr, 16);
+        return true;
+    }
+    return false;
+}
+
+bool address_unpack(struct sockaddr_storage *out, const struct address *from)
+{
+    struct sockaddr_in v4 = {.sin_family = AF_INET};
+    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
+    *out = (struct sockaddr_storage){0};
+    v4.sin_port = v6.sin6_port = htons(from->port);
+    if (from->family == ADDRESS_V4) {
+        memcpy(&v4.sin_addr, from->bytes, 4);
+        memcpy(out, &v4, sizeof v4);
+    } else if (from->family == ADDRESS_V6) {
+        memcpy(&v6.sin6_addr, from->bytes, 16);
+        memcpy(out, &v6, sizeof v6);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+bool address_pack_equal(const struct address *a, const struct address *b)
+{
+    return a->family == b->family && a->port == b->port &&
+           memcmp(a->bytes, b->bytes, sizeof a->bytes) == 0;
+}

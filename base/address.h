@@ -5,6 +5,7 @@
 #define SKERRY_BASE_ADDRESS_H
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/socket.h>
 
 #include "base/err.h"
@@ -26,5 +27,19 @@ int address_check_private(const struct sockaddr_storage *address, struct err *e)
 /* Of what bind, connect and accept want. */
 socklen_t address_length(const struct sockaddr_storage *address);
 bool address_equal(const struct sockaddr_storage *a, const struct sockaddr_storage *b);
+
+enum address_family { ADDRESS_NONE = 0, ADDRESS_V4 = 4, ADDRESS_V6 = 6 };
+
+/* The compact form, for tables and packets: all zero is "none". No scope ids: link-local addresses are
+ * not private ones. */
+struct address {
+    uint8_t family; /* enum address_family */
+    uint16_t port;
+    uint8_t bytes[16]; /* IPv4: the first four, the rest zero */
+};
+/* False, and ADDRESS_NONE, for anything but IPv4 and IPv6. */
+bool address_pack(struct address *out, const struct sockaddr_storage *from);
+bool address_unpack(struct sockaddr_storage *out, const struct address *from);
+bool address_pack_equal(const struct address *a, const struct address *b);
 
 #endif
