@@ -16,11 +16,16 @@ uint64_t refusals_count(const struct refusals *r, unsigned reason)
     return __atomic_load_n(&r->counts[reason], __ATOMIC_RELAXED);
 }
 
+void refusals_add(struct refusals *r, unsigned reason)
+{
+    __atomic_store_n(&r->counts[reason], refusals_count(r, reason) + 1, __ATOMIC_RELAXED);
+}
+
 void refusals_note(struct refusals *r, unsigned reason, const char *format, ...)
 {
     char text[256];
     uint64_t now_ms = clock_monotonic_ms();
-    __atomic_store_n(&r->counts[reason], refusals_count(r, reason) + 1, __ATOMIC_RELAXED);
+    refusals_add(r, reason);
     if (r->told_ms[reason] != 0 && now_ms - r->told_ms[reason] < TOLD_EVERY_MS) {
         r->untold[reason]++;
         return;

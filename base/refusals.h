@@ -20,6 +20,8 @@ struct refusals {
 /* `format` says who and what: "127.0.0.9:4711: its key is unknown". No secret may stand there. */
 void refusals_note(struct refusals *r, unsigned reason, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* Only counts: for what is usual. */
+void refusals_add(struct refusals *r, unsigned reason);
 uint64_t refusals_count(const struct refusals *r, unsigned reason);
 
 #endif
