@@ -105,7 +105,7 @@ static int link_dial(struct peer_link *link)
     if (rc != 0)
         return rc;
     if ((rc = nng_socket_set_size(link->socket, NNG_OPT_RECVMAXSZ,
-                                  link->rpc->options.bytes_max + SEAL_OVERHEAD_BYTES +
+                                  link->rpc->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES +
                                       PEER_NNG_HEADER_BYTES)) != 0 ||
         (rc = nng_socket_set_ms(link->socket, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE)) !=
             0 ||
@@ -161,7 +161,7 @@ void peer_rpc_forget(struct peer_rpc *rpc, node_id id)
     HASH_FIND(hh, rpc->links, &id, sizeof id, link);
     if (link != NULL)
         link_retire(link);
-    seal_forget(rpc->seal, id);
+    peer_seal_forget(rpc->seal, id);
 }
 
 /* --- calls ---------------------------------------------------------------------------------------- */
@@ -210,14 +210,14 @@ static void slot_give(struct peer_slot *slot)
 static int slot_send(struct peer_slot *slot, struct err *e)
 {
     nng_msg *body = NULL;
-    struct seal_content content = {.peer = slot->call.to,
-                                   .kind = SEAL_ASK,
-                                   .what = slot->call.what,
-                                   .payload = slot->payload,
-                                   .size = slot->call.size};
-    if (nng_msg_alloc(&body, content.size + SEAL_OVERHEAD_BYTES) != 0)
+    struct peer_seal_content content = {.peer = slot->call.to,
+                                        .kind = PEER_SEAL_ASK,
+                                        .what = slot->call.what,
+                                        .payload = slot->payload,
+                                        .size = slot->call.size};
+    if (nng_msg_alloc(&body, content.size + PEER_SEAL_OVERHEAD_BYTES) != 0)
         return err_set(e, ERR_NO_MEMORY, "no memory");
-    int rc = seal_message(slot->link->rpc->seal, &content, nng_msg_body(body), e);
+    int rc = peer_seal_message(slot->link->rpc->seal, &content, nng_msg_body(body), e);
     if (rc != 0) {
         nng_msg_free(body);
         return rc;
@@ -327,17 +327,17 @@ static void slot_deliver(struct inbox_message *message, void *owner)
 {
     struct peer_slot *slot = container_of(message, struct peer_slot, message);
     struct peer_rpc *rpc = owner;
-    struct seal_content content;
+    struct peer_seal_content content;
     if (slot->result != 0) {
         slot_fail_nng(slot);
         return;
     }
-    enum seal_result result =
-        seal_open(rpc->seal, nng_msg_body(slot->body), nng_msg_len(slot->body), &content);
-    if (result != SEAL_GOOD || content.peer != slot->call.to || content.kind == SEAL_ASK ||
-        content.answers != slot->counter)
+    enum peer_seal_result result =
+        peer_seal_open(rpc->seal, nng_msg_body(slot->body), nng_msg_len(slot->body), &content);
+    if (result != PEER_SEAL_GOOD || content.peer != slot->call.to ||
+        content.kind == PEER_SEAL_ASK || content.answers != slot->counter)
         slot_fail(slot, ERR_PROTOCOL, "what came is no answer of it to this question");
-    else if (content.kind == SEAL_REFUSAL)
+    else if (content.kind == PEER_SEAL_REFUSAL)
         ask_again(slot);
     else
         slot_end(slot, &(struct peer_answer){.payload = content.payload, .size = content.size});

@@ -7,7 +7,7 @@
 
 #include "base/inbox.h"
 #include "node/peer_rpc.h"
-#include "node/seal.h"
+#include "node/peer_seal.h"
 
 /* The receive bound of nng counts its own header too. */
 #define PEER_NNG_HEADER_BYTES 64u
@@ -19,7 +19,7 @@ struct peer_question {
     nng_aio *aio;
     nng_msg *body;
     bool sending; /* else receiving; of whichever thread works on it */
-    struct seal_content content;
+    struct peer_seal_content content;
 };
 
 /* One REQ socket for each node; a new one when the node moved. */
@@ -58,7 +58,7 @@ struct peer_rpc {
     struct peer_rpc_options options;
     uv_loop_t *loop;
     struct inbox *inbox;
-    struct seal *seal;
+    struct peer_seal *seal;
     nng_socket listener;
     struct peer_question *questions;
     struct peer_link *links;

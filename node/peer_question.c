@@ -59,20 +59,21 @@ static void release(struct peer_question *q)
     q->body = NULL;
 }
 
-static void reply(struct peer_question *q, enum seal_kind kind, const void *payload, size_t size)
+static void reply(struct peer_question *q, enum peer_seal_kind kind, const void *payload,
+                  size_t size)
 {
     struct err e;
     nng_msg *body = NULL;
-    struct seal_content content = {.peer = q->content.peer,
-                                   .kind = kind,
-                                   .what = q->content.what,
-                                   .answers = q->content.counter,
-                                   .boot = q->content.boot,
-                                   .payload = payload,
-                                   .size = size};
-    int rc = nng_msg_alloc(&body, size + SEAL_OVERHEAD_BYTES) != 0
+    struct peer_seal_content content = {.peer = q->content.peer,
+                                        .kind = kind,
+                                        .what = q->content.what,
+                                        .answers = q->content.counter,
+                                        .boot = q->content.boot,
+                                        .payload = payload,
+                                        .size = size};
+    int rc = nng_msg_alloc(&body, size + PEER_SEAL_OVERHEAD_BYTES) != 0
                  ? err_set(&e, ERR_NO_MEMORY, "no memory")
-                 : seal_message(q->rpc->seal, &content, nng_msg_body(body), &e);
+                 : peer_seal_message(q->rpc->seal, &content, nng_msg_body(body), &e);
     release(q);
     if (rc != 0) {
         log_warn("peer", "a question of node %" PRIu64 " stays without answer: %s", q->content.peer,
@@ -95,11 +96,11 @@ static void question_deliver(struct inbox_message *message, void *owner)
         release(q);
         return;
     }
-    enum seal_result result =
-        seal_open(rpc->seal, nng_msg_body(q->body), nng_msg_len(q->body), &q->content);
-    if (result == SEAL_EARLIER_LIFE) {
-        reply(q, SEAL_REFUSAL, NULL, 0);
-    } else if (result != SEAL_GOOD || q->content.kind != SEAL_ASK) {
+    enum peer_seal_result result =
+        peer_seal_open(rpc->seal, nng_msg_body(q->body), nng_msg_len(q->body), &q->content);
+    if (result == PEER_SEAL_EARLIER_LIFE) {
+        reply(q, PEER_SEAL_REFUSAL, NULL, 0);
+    } else if (result != PEER_SEAL_GOOD || q->content.kind != PEER_SEAL_ASK) {
         release(q);
         receive(q);
     } else {
@@ -129,7 +130,7 @@ void peer_question_answer(struct peer_question *q, const void *payload, size_t s
 {
     assert_always(q->body != NULL && q->rpc->counts.questions_now > 0);
     q->rpc->counts.questions_now--;
-    reply(q, SEAL_ANSWER, payload, size);
+    reply(q, PEER_SEAL_ANSWER, payload, size);
 }
 
 void peer_question_drop(struct peer_question *q)
@@ -181,9 +182,9 @@ static int listen_at(struct peer_rpc *rpc, const char *address, struct err *e)
 {
     char url[ADDRESS_TEXT_SIZE + 8];
     (void)text_format(url, sizeof url, "tcp://%s", address);
-    int rc =
-        nng_socket_set_size(rpc->listener, NNG_OPT_RECVMAXSZ,
-                            rpc->options.bytes_max + SEAL_OVERHEAD_BYTES + PEER_NNG_HEADER_BYTES);
+    int rc = nng_socket_set_size(rpc->listener, NNG_OPT_RECVMAXSZ,
+                                 rpc->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES +
+                                     PEER_NNG_HEADER_BYTES);
     for (int event = NNG_PIPE_EV_ADD_PRE; rc == 0 && event < NNG_PIPE_EV_NUM; event++)
         rc = nng_pipe_notify(rpc->listener, (nng_pipe_ev)event, pipe_cb, rpc);
     if (rc == 0)

@@ -25,7 +25,7 @@ static void all_stopped(void *owner)
     void *user = rpc->options.user;
     peer_links_free(rpc);
     peer_questions_free(rpc);
-    seal_free(rpc->seal);
+    peer_seal_free(rpc->seal);
     free(rpc);
     if (cb != NULL)
         cb(user);
@@ -44,18 +44,18 @@ int peer_rpc_open(struct peer_rpc **out, uv_loop_t *loop, const struct peer_rpc_
     rpc->options.address = NULL;
     rpc->loop = loop;
     set_defaults(&rpc->options);
-    struct seal_options seal = {.identity = options->identity,
-                                .id = options->id,
-                                .boot = options->boot,
-                                .key_of = options->key_of,
-                                .user = options->user,
-                                .bytes_max = rpc->options.bytes_max};
-    rc = seal_new(&rpc->seal, &seal, e);
+    struct peer_seal_options seal = {.identity = options->identity,
+                                     .id = options->id,
+                                     .boot = options->boot,
+                                     .key_of = options->key_of,
+                                     .user = options->user,
+                                     .bytes_max = rpc->options.bytes_max};
+    rc = peer_seal_new(&rpc->seal, &seal, e);
     /* What is posted is bounded by the contexts that post. */
     if (rc == 0)
         rc = inbox_open(&rpc->inbox, loop, rpc, rpc->options.questions_max, e);
     if (rc != 0) {
-        seal_free(rpc->seal);
+        peer_seal_free(rpc->seal);
         free(rpc);
         return rc;
     }
@@ -86,5 +86,5 @@ void peer_rpc_counts(const struct peer_rpc *rpc, struct peer_rpc_counts *out)
 
 const struct refusals *peer_rpc_refusals(const struct peer_rpc *rpc)
 {
-    return seal_refusals(rpc->seal);
+    return peer_seal_refusals(rpc->seal);
 }

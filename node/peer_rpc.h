@@ -1,4 +1,4 @@
-/* node/peer_rpc.h - questions and answers between nodes: nng REQ/REP, each message sealed (seal.h).
+/* node/peer_rpc.h - questions and answers between nodes: nng REQ/REP, each message sealed (peer_seal.h).
  *
  * For control: registry commands on their way to the leader, renewals, push/pull of gossip. Not for
  * joins, raft or images, which go by secure streams.
@@ -43,7 +43,7 @@ struct peer_rpc_options {
     node_id id;
     uint64_t boot;                          /* identity_boot_next */
     const struct sockaddr_storage *address; /* private; where questions come in */
-    /* As in seal.h. */
+    /* As in peer_seal.h. */
     bool (*key_of)(void *user, node_id id, struct identity_public *out);
     /* Where node `id` listens for questions; false when nobody knows. */
     bool (*address_of)(void *user, node_id id, struct sockaddr_storage *out);

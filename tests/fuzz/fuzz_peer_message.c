@@ -8,7 +8,7 @@
 
 #include "base/log.h"
 #include "base/memory.h"
-#include "node/seal.h"
+#include "node/peer_seal.h"
 
 #define BYTES_MAX 4096u
 #define NONCE_AT 12u
@@ -30,11 +30,11 @@ static bool key_of(void *user, node_id id, struct identity_public *out)
     return true;
 }
 
-static struct seal *open_seal(void)
+static struct peer_seal *open_seal(void)
 {
-    struct seal *s = NULL;
+    struct peer_seal *s = NULL;
     struct err e;
-    struct seal_options options = {
+    struct peer_seal_options options = {
         .identity = identities[2], .id = 2, .boot = 1, .key_of = key_of, .bytes_max = BYTES_MAX};
     if (identities[1] == NULL) {
         log_setup(LOG_LEVEL_ERROR, LOG_FORMAT_TEXT); /* each refusal of a new seal is told */
@@ -42,7 +42,7 @@ static struct seal *open_seal(void)
         assert_always(identity_new(&identities[2], &e) == 0);
         options.identity = identities[2];
     }
-    assert_always(seal_new(&s, &options, &e) == 0);
+    assert_always(peer_seal_new(&s, &options, &e) == 0);
     return s;
 }
 
@@ -58,19 +58,19 @@ static size_t seal_raw(uint8_t *out, const uint8_t *inside, size_t size)
     return INSIDE_AT + size;
 }
 
-static enum seal_result open_copy(struct seal *s, const uint8_t *bytes, size_t size)
+static enum peer_seal_result open_copy(struct peer_seal *s, const uint8_t *bytes, size_t size)
 {
-    struct seal_content content;
+    struct peer_seal_content content;
     uint8_t *copy = malloc(size + 1);
     assert_always(copy != NULL);
     memcpy(copy, bytes, size);
-    enum seal_result result = seal_open(s, copy, size, &content);
-    if (result == SEAL_GOOD) {
+    enum peer_seal_result result = peer_seal_open(s, copy, size, &content);
+    if (result == PEER_SEAL_GOOD) {
         assert_always(content.peer == 1 && content.counter > 0);
-        assert_always(content.kind >= SEAL_ASK && content.kind <= SEAL_REFUSAL);
-        assert_always((content.kind == SEAL_ASK) == (content.answers == 0));
-        assert_always(content.payload == copy + SEAL_OVERHEAD_BYTES);
-        assert_always(content.size == size - SEAL_OVERHEAD_BYTES && content.size <= BYTES_MAX);
+        assert_always(content.kind >= PEER_SEAL_ASK && content.kind <= PEER_SEAL_REFUSAL);
+        assert_always((content.kind == PEER_SEAL_ASK) == (content.answers == 0));
+        assert_always(content.payload == copy + PEER_SEAL_OVERHEAD_BYTES);
+        assert_always(content.size == size - PEER_SEAL_OVERHEAD_BYTES && content.size <= BYTES_MAX);
     }
     free(copy);
     return result;
@@ -80,21 +80,21 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size < 1 || size > BYTES_MAX)
         return 0;
-    struct seal *s = open_seal();
+    struct peer_seal *s = open_seal();
     if ((data[0] & 1) == 0) {
-        assert_always(open_copy(s, data + 1, size - 1) == SEAL_BAD);
+        assert_always(open_copy(s, data + 1, size - 1) == PEER_SEAL_BAD);
     } else {
         uint8_t *bytes = malloc(INSIDE_AT + size);
         assert_always(bytes != NULL);
         size_t length = seal_raw(bytes, data + 1, size - 1);
-        enum seal_result result = open_copy(s, bytes, length);
-        enum seal_result second = open_copy(s, bytes, length);
-        assert_always(second != SEAL_GOOD);
-        assert_always(result != SEAL_GOOD || length >= INSIDE_AT + INSIDE_BYTES);
+        enum peer_seal_result result = open_copy(s, bytes, length);
+        enum peer_seal_result second = open_copy(s, bytes, length);
+        assert_always(second != PEER_SEAL_GOOD);
+        assert_always(result != PEER_SEAL_GOOD || length >= INSIDE_AT + INSIDE_BYTES);
         bytes[length - 1] ^= 1;
-        assert_always(open_copy(s, bytes, length) == SEAL_BAD);
+        assert_always(open_copy(s, bytes, length) == PEER_SEAL_BAD);
         free(bytes);
     }
-    seal_free(s);
+    peer_seal_free(s);
     return 0;
 }

@@ -14,7 +14,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "node/peer_rpc.h"
-#include "node/seal.h"
+#include "node/peer_seal.h"
 
 enum { NODES = 4, BYTES_MAX = 100000, WAIT_MS = 10000, KEPT_MAX = 64 };
 
@@ -240,7 +240,7 @@ static bool has_ended(void *user)
     return ((struct asking *)user)->ended;
 }
 
-static uint64_t refused(struct world *w, node_id at, enum seal_refusal why)
+static uint64_t refused(struct world *w, node_id at, enum peer_seal_refusal why)
 {
     return refusals_count(peer_rpc_refusals(w->ends[at].rpc), why);
 }
@@ -365,7 +365,7 @@ static void a_restarted_peer_is_asked_again_by_itself(void **state)
     assert_true(wait_until(w, has_ended, &a));
     assert_string_equal(a.text, "y!");
     assert_int_equal(w->ends[2].asked, 1);
-    assert_int_equal(refused(w, 2, SEAL_REFUSED_LIFE), 1);
+    assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_LIFE), 1);
 }
 
 static void a_moved_peer_is_found(void **state)
@@ -456,7 +456,7 @@ static void a_removed_peer_is_neither_asked_nor_heard(void **state)
     assert_true(wait_until(w, has_ended, &a));
     assert_int_equal(a.code, ERR_TIMEOUT);
     assert_int_equal(w->ends[2].asked, asked);
-    assert_int_equal(refused(w, 2, SEAL_REFUSED_STRANGER), 1);
+    assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_STRANGER), 1);
 }
 
 static void public_addresses_are_refused(void **state)
@@ -532,7 +532,7 @@ static void strangers_get_no_answer(void **state)
     raw_open(&raw, w, 2);
     assert_int_equal(raw_ask(&raw, nonsense, sizeof nonsense), 0);
     assert_int_equal(raw_ask(&raw, nonsense, 1), 0);
-    assert_int_equal(refused(w, 2, SEAL_REFUSED_FORMAT), 2);
+    assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_FORMAT), 2);
     assert_int_equal(w->ends[2].asked, 0);
     (void)nng_close(raw.socket);
 }
@@ -559,39 +559,40 @@ static void a_recorded_question_is_not_asked_again(void **state)
 {
     struct world *w = *state;
     struct raw raw;
-    struct seal *sender = NULL;
+    struct peer_seal *sender = NULL;
     struct err e;
-    uint8_t bytes[SEAL_OVERHEAD_BYTES + 3];
-    struct seal_options options = {
+    uint8_t bytes[PEER_SEAL_OVERHEAD_BYTES + 3];
+    struct peer_seal_options options = {
         .identity = w->identities[3], .id = 3, .boot = 5, .key_of = key_of, .user = &w->ends[1]};
-    struct seal_content content = {
-        .peer = 2, .kind = SEAL_ASK, .what = 9, .payload = (const uint8_t *)"pay", .size = 3};
-    assert_int_equal(seal_new(&sender, &options, &e), 0);
+    struct peer_seal_content content = {
+        .peer = 2, .kind = PEER_SEAL_ASK, .what = 9, .payload = (const uint8_t *)"pay", .size = 3};
+    assert_int_equal(peer_seal_new(&sender, &options, &e), 0);
     raw_open(&raw, w, 2);
     /* Without the boot of node 2 it is told that, and nothing is asked. */
-    assert_int_equal(seal_message(sender, &content, bytes, &e), 0);
-    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), SEAL_OVERHEAD_BYTES);
+    assert_int_equal(peer_seal_message(sender, &content, bytes, &e), 0);
+    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), PEER_SEAL_OVERHEAD_BYTES);
     assert_int_equal(w->ends[2].asked, 0);
     /* With it, as an answer of kind ANSWER takes it from the content. */
-    content.kind = SEAL_ASK;
-    seal_free(sender);
-    assert_int_equal(seal_new(&sender, &options, &e), 0);
-    struct seal *receiver = NULL;
-    struct seal_options other = {
+    content.kind = PEER_SEAL_ASK;
+    peer_seal_free(sender);
+    assert_int_equal(peer_seal_new(&sender, &options, &e), 0);
+    struct peer_seal *receiver = NULL;
+    struct peer_seal_options other = {
         .identity = w->identities[2], .id = 2, .boot = 22, .key_of = key_of, .user = &w->ends[1]};
-    assert_int_equal(seal_new(&receiver, &other, &e), 0);
-    uint8_t hello[SEAL_OVERHEAD_BYTES];
-    struct seal_content refusal = {.peer = 3, .kind = SEAL_REFUSAL, .answers = 1, .boot = 5};
-    assert_int_equal(seal_message(receiver, &refusal, hello, &e), 0);
-    assert_int_equal(seal_open(sender, hello, sizeof hello, &refusal), SEAL_GOOD);
-    assert_int_equal(seal_message(sender, &content, bytes, &e), 0);
-    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), SEAL_OVERHEAD_BYTES + 4);
+    assert_int_equal(peer_seal_new(&receiver, &other, &e), 0);
+    uint8_t hello[PEER_SEAL_OVERHEAD_BYTES];
+    struct peer_seal_content refusal = {
+        .peer = 3, .kind = PEER_SEAL_REFUSAL, .answers = 1, .boot = 5};
+    assert_int_equal(peer_seal_message(receiver, &refusal, hello, &e), 0);
+    assert_int_equal(peer_seal_open(sender, hello, sizeof hello, &refusal), PEER_SEAL_GOOD);
+    assert_int_equal(peer_seal_message(sender, &content, bytes, &e), 0);
+    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), PEER_SEAL_OVERHEAD_BYTES + 4);
     assert_int_equal(w->ends[2].asked, 1);
     assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), 0);
     assert_int_equal(w->ends[2].asked, 1);
-    assert_int_equal(refused(w, 2, SEAL_REFUSED_REPLAY), 1);
-    seal_free(sender);
-    seal_free(receiver);
+    assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_REPLAY), 1);
+    peer_seal_free(sender);
+    peer_seal_free(receiver);
     (void)nng_close(raw.socket);
 }
 

@@ -1,4 +1,4 @@
-#include "node/seal.h"
+#include "node/peer_seal.h"
 
 #include <inttypes.h>
 #include <sodium.h>
@@ -14,11 +14,11 @@
 #define BOX_AT (NONCE_AT + crypto_box_NONCEBYTES)
 #define INSIDE_AT (BOX_AT + crypto_box_MACBYTES)
 #define INSIDE_BYTES 52u
-#define WINDOW_WORDS (SEAL_WINDOW / 64u)
+#define WINDOW_WORDS (PEER_SEAL_WINDOW / 64u)
 
-_Static_assert(INSIDE_AT + INSIDE_BYTES == SEAL_OVERHEAD_BYTES, "what a seal adds");
-_Static_assert(SEAL_WINDOW % 64 == 0, "whole words");
-_Static_assert(SEAL_REFUSAL_COUNT <= REFUSALS_REASONS_MAX, "each refusal has its count");
+_Static_assert(INSIDE_AT + INSIDE_BYTES == PEER_SEAL_OVERHEAD_BYTES, "what a seal adds");
+_Static_assert(PEER_SEAL_WINDOW % 64 == 0, "whole words");
+_Static_assert(PEER_SEAL_REFUSAL_COUNT <= REFUSALS_REASONS_MAX, "each refusal has its count");
 
 /* What stands in the box before the payload. */
 struct inside {
@@ -33,50 +33,50 @@ struct peer {
     uint64_t sent; /* the last counter of ours */
     uint64_t boot; /* its newest; 0: not heard yet */
     uint64_t seen; /* the highest counter of that boot, and what was seen up to it: */
-    uint64_t window[WINDOW_WORDS]; /* bit c % SEAL_WINDOW of counter c */
+    uint64_t window[WINDOW_WORDS]; /* bit c % PEER_SEAL_WINDOW of counter c */
     UT_hash_handle hh;
 };
 
-struct seal {
-    struct seal_options options;
+struct peer_seal {
+    struct peer_seal_options options;
     struct peer *peers;
     struct refusals refusals;
 };
 
-static const char *const refusal_names[SEAL_REFUSAL_COUNT] = {
-    [SEAL_REFUSED_FORMAT] = "format",     [SEAL_REFUSED_SIZE] = "size",
-    [SEAL_REFUSED_STRANGER] = "stranger", [SEAL_REFUSED_KEY] = "key",
-    [SEAL_REFUSED_OTHER] = "other",       [SEAL_REFUSED_LIFE] = "life",
-    [SEAL_REFUSED_STALE] = "stale",       [SEAL_REFUSED_REPLAY] = "replay",
-    [SEAL_REFUSED_PEERS] = "peers",
+static const char *const refusal_names[PEER_SEAL_REFUSAL_COUNT] = {
+    [PEER_SEAL_REFUSED_FORMAT] = "format",     [PEER_SEAL_REFUSED_SIZE] = "size",
+    [PEER_SEAL_REFUSED_STRANGER] = "stranger", [PEER_SEAL_REFUSED_KEY] = "key",
+    [PEER_SEAL_REFUSED_OTHER] = "other",       [PEER_SEAL_REFUSED_LIFE] = "life",
+    [PEER_SEAL_REFUSED_STALE] = "stale",       [PEER_SEAL_REFUSED_REPLAY] = "replay",
+    [PEER_SEAL_REFUSED_PEERS] = "peers",
 };
 
-int seal_new(struct seal **out, const struct seal_options *options, struct err *e)
+int peer_seal_new(struct peer_seal **out, const struct peer_seal_options *options, struct err *e)
 {
     assert_always(options->boot > 0 && options->id != 0);
-    struct seal *s = calloc(1, sizeof *s);
+    struct peer_seal *s = calloc(1, sizeof *s);
     if (s == NULL || sodium_init() < 0) {
         free(s);
         return err_set(e, ERR_NO_MEMORY, "seal of peer messages: no memory");
     }
     s->options = *options;
     if (s->options.peers_max == 0)
-        s->options.peers_max = SEAL_PEERS_MAX_DEFAULT;
+        s->options.peers_max = PEER_SEAL_PEERS_MAX_DEFAULT;
     if (s->options.bytes_max == 0)
-        s->options.bytes_max = SEAL_BYTES_MAX_DEFAULT;
+        s->options.bytes_max = PEER_SEAL_BYTES_MAX_DEFAULT;
     s->refusals = (struct refusals){.subject = "peer", .names = refusal_names};
     *out = s;
     return 0;
 }
 
-static void peer_free(struct seal *s, struct peer *peer)
+static void peer_free(struct peer_seal *s, struct peer *peer)
 {
     HASH_DEL(s->peers, peer);
     sodium_memzero(peer, sizeof *peer);
     free(peer);
 }
 
-void seal_free(struct seal *s)
+void peer_seal_free(struct peer_seal *s)
 {
     struct peer *peer, *next;
     if (s == NULL)
@@ -86,7 +86,7 @@ void seal_free(struct seal *s)
     free(s);
 }
 
-void seal_forget(struct seal *s, node_id id)
+void peer_seal_forget(struct peer_seal *s, node_id id)
 {
     struct peer *peer = NULL;
     HASH_FIND(hh, s->peers, &id, sizeof id, peer);
@@ -94,7 +94,7 @@ void seal_forget(struct seal *s, node_id id)
         peer_free(s, peer);
 }
 
-const struct refusals *seal_refusals(const struct seal *s)
+const struct refusals *peer_seal_refusals(const struct peer_seal *s)
 {
     return &s->refusals;
 }
@@ -104,13 +104,13 @@ const struct refusals *seal_refusals(const struct seal *s)
 enum found { FOUND, FOUND_NO_KEY, FOUND_NO_ROOM };
 
 /* The table holds only nodes that have, or had, a key. */
-static enum found peer_find(struct seal *s, node_id id, struct peer **out)
+static enum found peer_find(struct peer_seal *s, node_id id, struct peer **out)
 {
     struct identity_public key;
     struct peer *peer = NULL;
     HASH_FIND(hh, s->peers, &id, sizeof id, peer);
     if (id == 0 || !s->options.key_of(s->options.user, id, &key))
-        return FOUND_NO_KEY; /* what is known stays until seal_forget, lest a replay pass */
+        return FOUND_NO_KEY; /* what is known stays until peer_seal_forget, lest a replay pass */
     if (peer != NULL && identity_public_equal(&peer->key, &key)) {
         *out = peer;
         return FOUND;
@@ -180,7 +180,8 @@ static void get_inside(const uint8_t in[INSIDE_BYTES], struct inside *out)
 
 /* --- sealing -------------------------------------------------------------------------------------- */
 
-int seal_message(struct seal *s, struct seal_content *content, uint8_t *out, struct err *e)
+int peer_seal_message(struct peer_seal *s, struct peer_seal_content *content, uint8_t *out,
+                      struct err *e)
 {
     struct peer *peer = NULL;
     if (content->size > s->options.bytes_max)
@@ -196,7 +197,7 @@ int seal_message(struct seal *s, struct seal_content *content, uint8_t *out, str
     struct inside inside = {.from = s->options.id,
                             .to = content->peer,
                             .from_boot = s->options.boot,
-                            .to_boot = content->kind == SEAL_ASK ? peer->boot : content->boot,
+                            .to_boot = content->kind == PEER_SEAL_ASK ? peer->boot : content->boot,
                             .counter = content->counter,
                             .answers = content->answers,
                             .kind = content->kind,
@@ -214,11 +215,12 @@ int seal_message(struct seal *s, struct seal_content *content, uint8_t *out, str
 
 /* --- opening -------------------------------------------------------------------------------------- */
 
-static enum seal_result bad(struct seal *s, enum seal_refusal why, node_id from, const char *text)
+static enum peer_seal_result bad(struct peer_seal *s, enum peer_seal_refusal why, node_id from,
+                                 const char *text)
 {
     refusals_note(&s->refusals, why, "a message that says it is from node %" PRIu64 ": %s", from,
                   text);
-    return SEAL_BAD;
+    return PEER_SEAL_BAD;
 }
 
 /* A life of the sender that is newer than the one known: nothing of the earlier one counts. */
@@ -231,7 +233,7 @@ static void new_life(struct peer *peer, uint64_t boot)
 
 static uint64_t *window_word(struct peer *peer, uint64_t counter, uint64_t *bit)
 {
-    uint64_t at = counter % SEAL_WINDOW;
+    uint64_t at = counter % PEER_SEAL_WINDOW;
     *bit = 1ull << (at % 64);
     return &peer->window[at / 64];
 }
@@ -240,9 +242,9 @@ static uint64_t *window_word(struct peer *peer, uint64_t counter, uint64_t *bit)
 static bool first_time(struct peer *peer, uint64_t counter)
 {
     uint64_t bit = 0;
-    if (counter == 0 || counter + SEAL_WINDOW <= peer->seen)
+    if (counter == 0 || counter + PEER_SEAL_WINDOW <= peer->seen)
         return false;
-    if (counter > peer->seen + SEAL_WINDOW) {
+    if (counter > peer->seen + PEER_SEAL_WINDOW) {
         memset(peer->window, 0, sizeof peer->window);
         peer->seen = counter;
     }
@@ -259,57 +261,58 @@ static bool first_time(struct peer *peer, uint64_t counter)
 
 static bool inside_valid(const struct inside *in, node_id from)
 {
-    bool asks = in->kind == SEAL_ASK;
-    return in->from == from && in->zero == 0 && in->kind >= SEAL_ASK && in->kind <= SEAL_REFUSAL &&
-           asks == (in->answers == 0) && in->from_boot > 0 && in->counter > 0 &&
-           in->counter < UINT64_MAX - SEAL_WINDOW;
+    bool asks = in->kind == PEER_SEAL_ASK;
+    return in->from == from && in->zero == 0 && in->kind >= PEER_SEAL_ASK &&
+           in->kind <= PEER_SEAL_REFUSAL && asks == (in->answers == 0) && in->from_boot > 0 &&
+           in->counter > 0 && in->counter < UINT64_MAX - PEER_SEAL_WINDOW;
 }
 
 /* What an authentic message may do. No state changes before all of it is known to be new. */
-static enum seal_result admit(struct seal *s, struct peer *peer, const struct inside *in)
+static enum peer_seal_result admit(struct peer_seal *s, struct peer *peer, const struct inside *in)
 {
     if (!inside_valid(in, peer->id))
-        return bad(s, SEAL_REFUSED_FORMAT, peer->id, "nonsense inside");
+        return bad(s, PEER_SEAL_REFUSED_FORMAT, peer->id, "nonsense inside");
     if (in->to != s->options.id)
-        return bad(s, SEAL_REFUSED_OTHER, peer->id, "meant for another node");
+        return bad(s, PEER_SEAL_REFUSED_OTHER, peer->id, "meant for another node");
     if (in->to_boot != s->options.boot) {
-        refusals_add(&s->refusals, SEAL_REFUSED_LIFE);
-        return in->kind == SEAL_ASK ? SEAL_EARLIER_LIFE : SEAL_BAD;
+        refusals_add(&s->refusals, PEER_SEAL_REFUSED_LIFE);
+        return in->kind == PEER_SEAL_ASK ? PEER_SEAL_EARLIER_LIFE : PEER_SEAL_BAD;
     }
     if (in->from_boot < peer->boot)
-        return bad(s, SEAL_REFUSED_STALE, peer->id, "from an earlier life of it");
+        return bad(s, PEER_SEAL_REFUSED_STALE, peer->id, "from an earlier life of it");
     if (in->from_boot > peer->boot)
         new_life(peer, in->from_boot);
     if (!first_time(peer, in->counter))
-        return bad(s, SEAL_REFUSED_REPLAY, peer->id, "seen before");
-    return SEAL_GOOD;
+        return bad(s, PEER_SEAL_REFUSED_REPLAY, peer->id, "seen before");
+    return PEER_SEAL_GOOD;
 }
 
-enum seal_result seal_open(struct seal *s, uint8_t *bytes, size_t size, struct seal_content *out)
+enum peer_seal_result peer_seal_open(struct peer_seal *s, uint8_t *bytes, size_t size,
+                                     struct peer_seal_content *out)
 {
     struct peer *peer = NULL;
     struct inside inside;
-    if (size < SEAL_OVERHEAD_BYTES || memcmp(bytes, MAGIC, MAGIC_BYTES) != 0)
-        return bad(s, SEAL_REFUSED_FORMAT, 0, "no sealed message");
+    if (size < PEER_SEAL_OVERHEAD_BYTES || memcmp(bytes, MAGIC, MAGIC_BYTES) != 0)
+        return bad(s, PEER_SEAL_REFUSED_FORMAT, 0, "no sealed message");
     node_id from = get64(bytes + MAGIC_BYTES);
-    if (size > s->options.bytes_max + SEAL_OVERHEAD_BYTES)
-        return bad(s, SEAL_REFUSED_SIZE, from, "too large");
+    if (size > s->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES)
+        return bad(s, PEER_SEAL_REFUSED_SIZE, from, "too large");
     enum found found = peer_find(s, from, &peer);
     if (found == FOUND_NO_KEY)
-        return bad(s, SEAL_REFUSED_STRANGER, from, "it is no member of the cluster");
+        return bad(s, PEER_SEAL_REFUSED_STRANGER, from, "it is no member of the cluster");
     if (found == FOUND_NO_ROOM)
-        return bad(s, SEAL_REFUSED_PEERS, from, "too many nodes");
+        return bad(s, PEER_SEAL_REFUSED_PEERS, from, "too many nodes");
     if (crypto_box_open_detached_afternm(bytes + INSIDE_AT, bytes + INSIDE_AT, bytes + BOX_AT,
                                          size - INSIDE_AT, bytes + NONCE_AT, peer->shared) != 0)
-        return bad(s, SEAL_REFUSED_KEY, from, "sealed with another key, or altered");
+        return bad(s, PEER_SEAL_REFUSED_KEY, from, "sealed with another key, or altered");
     get_inside(bytes + INSIDE_AT, &inside);
-    *out = (struct seal_content){.peer = from,
-                                 .kind = (enum seal_kind)inside.kind,
-                                 .what = (uint16_t)inside.what,
-                                 .counter = inside.counter,
-                                 .answers = inside.answers,
-                                 .boot = inside.from_boot,
-                                 .payload = bytes + SEAL_OVERHEAD_BYTES,
-                                 .size = size - SEAL_OVERHEAD_BYTES};
+    *out = (struct peer_seal_content){.peer = from,
+                                      .kind = (enum peer_seal_kind)inside.kind,
+                                      .what = (uint16_t)inside.what,
+                                      .counter = inside.counter,
+                                      .answers = inside.answers,
+                                      .boot = inside.from_boot,
+                                      .payload = bytes + PEER_SEAL_OVERHEAD_BYTES,
+                                      .size = size - PEER_SEAL_OVERHEAD_BYTES};
     return admit(s, peer, &inside);
 }
