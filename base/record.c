@@ -7,14 +7,13 @@
 
 #define RESET_SIZE 4u
 
-_Static_assert(RECORD_DATA_BYTES_MAX < 1u << 24 && RECORD_BLOCK_BYTES_MAX < 1u << 24,
-               "three bytes");
+_Static_assert(RECORD_BYTES_MAX < 1u << 24, "three bytes");
 
 /* --- writing ------------------------------------------------------------------------------------ */
 
 void record_header(uint8_t out[RECORD_HEADER_BYTES], enum record_kind kind, size_t size)
 {
-    assert_always(size <= (kind == RECORD_DATA ? RECORD_DATA_BYTES_MAX : RECORD_BLOCK_BYTES_MAX));
+    assert_always(size <= RECORD_BYTES_MAX);
     assert_always(kind != RECORD_END || size == 0);
     out[0] = (uint8_t)kind;
     out[1] = (uint8_t)(size >> 16);
@@ -97,10 +96,8 @@ static bool size_valid(unsigned kind, uint32_t size)
         return size == 0;
     case RECORD_RESET:
         return size == RESET_SIZE;
-    case RECORD_DATA:
-        return size >= 1 && size <= RECORD_DATA_BYTES_MAX;
     default:
-        return size >= 1 && size <= RECORD_BLOCK_BYTES_MAX;
+        return size >= 1 && size <= RECORD_BYTES_MAX;
     }
 }
 

@@ -21,9 +21,8 @@
 #include "base/err.h"
 
 #define RECORD_HEADER_BYTES 4u
-#define RECORD_DATA_BYTES_MAX 65536u
-/* HEAD, INFO and TRAILERS: HTTP heads, which the gateway bounds more tightly. */
-#define RECORD_BLOCK_BYTES_MAX 65536u
+/* Of any record. HEAD, INFO and TRAILERS are HTTP heads, which the gateway bounds more tightly. */
+#define RECORD_BYTES_MAX 65536u
 /* Of one answer; a proxy passes a few 100, 102 and 103. */
 #define RECORD_INFOS_MAX 64u
 

@@ -81,9 +81,8 @@ void secure_stream_update(struct secure_stream *s)
         return;
     if (s->phase == SECURE_CONNECTING)
         mask = UV_WRITABLE;
-    else if (s->phase == SECURE_HANDSHAKE || s->phase == SECURE_GREETING)
-        mask = UV_READABLE;
-    else if (s->phase == SECURE_OPEN && (s->want & SECURE_WANT_READ) != 0 && !s->end_seen)
+    else if (s->phase == SECURE_HANDSHAKE || s->phase == SECURE_GREETING ||
+             (s->phase == SECURE_OPEN && (s->want & SECURE_WANT_READ) != 0 && !s->end_seen))
         mask = UV_READABLE;
     if (s->phase == SECURE_OPEN && (s->want & SECURE_WANT_WRITE) != 0)
         mask |= UV_WRITABLE;

@@ -172,8 +172,8 @@ static bool answer_forced_now(struct node *n, struct gateway_ask *ask, struct in
         return true;
     }
     if (i->closed) {
-        /* A draining instance takes nobody, but it has not ended yet. */
-        answer_problem(n, ask, PROBLEM_INSTANCE_FULL, "the instance is draining", 1000);
+        answer_problem(n, ask, PROBLEM_INSTANCE_GONE,
+                       "the instance is draining: it takes no joiner any more", 0);
         return true;
     }
     return false;

@@ -20,7 +20,7 @@ static void note(struct read *read, const struct record *r)
 {
     char kind = (char)r->kind;
     if (r->kind == RECORD_DATA) {
-        assert_always(r->size > 0 && r->size <= RECORD_DATA_BYTES_MAX);
+        assert_always(r->size > 0 && r->size <= RECORD_BYTES_MAX);
         read->data_bytes += r->size;
     } else {
         assert_always(buffer_append(&read->content, &kind, 1));
