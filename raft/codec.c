@@ -48,17 +48,11 @@ static bool bytes_read(uint8_t *out, size_t size, const ProtobufCBinaryData *in)
     return true;
 }
 
-/* protobuf-c never writes through the pointers of a message it packs. */
-static char *borrow(const char *text)
-{
-    return (char *)(uintptr_t)text;
-}
-
 void codec_node_write(Skerry__Registry__Node *out, const struct registry_node *node)
 {
     skerry__registry__node__init(out);
     out->id = node->id;
-    out->name = borrow(node->name);
+    out->name = codec_borrow(node->name);
     out->public_key.data = (uint8_t *)(uintptr_t)node->public_key;
     out->public_key.len = sizeof node->public_key;
 }
@@ -75,8 +69,8 @@ void codec_instance_write(struct codec_instance *out, const struct registry_inst
     Skerry__Registry__Instance *m = &out->message;
     skerry__registry__instance__init(m);
     skerry__registry__marks__init(&out->marks);
-    m->id = borrow(instance->id.text);
-    m->workload = borrow(instance->workload);
+    m->id = codec_borrow(instance->id.text);
+    m->workload = codec_borrow(instance->workload);
     m->version = instance->version;
     m->owner = instance->owner;
     m->epoch = instance->epoch;
@@ -84,7 +78,7 @@ void codec_instance_write(struct codec_instance *out, const struct registry_inst
     m->reason = (uint32_t)instance->reason;
     m->exit_code = instance->exit_code;
     m->signal = instance->signal;
-    m->key = borrow(instance->key);
+    m->key = codec_borrow(instance->key);
     m->started_wall_ms = instance->started_wall_ms;
     m->ended_wall_ms = instance->ended_wall_ms;
     out->marks.reserved_us = instance->marks.reserved_us;
@@ -94,8 +88,8 @@ void codec_instance_write(struct codec_instance *out, const struct registry_inst
     m->marks = &out->marks;
     m->joins = instance->joins;
     m->joiners_peak = instance->joiners_peak;
-    m->detail = borrow(instance->detail);
-    m->asked_by = borrow(instance->asked_by);
+    m->detail = codec_borrow(instance->detail);
+    m->asked_by = codec_borrow(instance->asked_by);
 }
 
 bool codec_instance_read(struct registry_instance *out, const Skerry__Registry__Instance *in)
@@ -130,13 +124,13 @@ bool codec_instance_read(struct registry_instance *out, const Skerry__Registry__
 void codec_token_write(Skerry__Registry__Token *out, const struct registry_token *token)
 {
     skerry__registry__token__init(out);
-    out->id = borrow(token->id);
+    out->id = codec_borrow(token->id);
     out->hash.data = (uint8_t *)(uintptr_t)token->hash;
     out->hash.len = sizeof token->hash;
     out->role = (uint32_t)token->role;
-    out->workload = borrow(token->workload);
-    out->instance = borrow(token->instance);
-    out->name = borrow(token->name);
+    out->workload = codec_borrow(token->workload);
+    out->instance = codec_borrow(token->instance);
+    out->name = codec_borrow(token->name);
     out->created_wall_ms = token->created_wall_ms;
     out->expires_wall_ms = token->expires_wall_ms;
 }
@@ -160,8 +154,8 @@ bool codec_token_read(struct registry_token *out, const Skerry__Registry__Token 
 void codec_image_write(Skerry__Registry__Image *out, const struct registry_image *image)
 {
     skerry__registry__image__init(out);
-    out->name = borrow(image->name);
-    out->digest = borrow(image->digest);
+    out->name = codec_borrow(image->name);
+    out->digest = codec_borrow(image->digest);
     out->bytes = image->bytes;
     out->files = image->files;
     out->imported_wall_ms = image->imported_wall_ms;

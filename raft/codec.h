@@ -30,6 +30,27 @@ bool codec_image_read(struct registry_image *out, const Skerry__Registry__Image 
 
 /* False if the message or one inside it has a field that this build does not know. */
 bool codec_known(const ProtobufCMessage *message);
+/* protobuf-c never writes through the pointers of a message that it packs. */
+static inline char *codec_borrow(const char *text)
+{
+    return (char *)(uintptr_t)text;
+}
+
+/* Little endian. */
+static inline void codec_put32(uint8_t *out, uint32_t value)
+{
+    for (unsigned i = 0; i < 4; i++)
+        out[i] = (uint8_t)(value >> (8 * i));
+}
+
+static inline uint32_t codec_get32(const uint8_t *in)
+{
+    uint32_t value = 0;
+    for (unsigned i = 0; i < 4; i++)
+        value |= (uint32_t)in[i] << (8 * i);
+    return value;
+}
+
 /* Copies `in` into an array, or false if it does not fit whole. */
 bool codec_text_read(char *out, size_t size, const char *in);
 /* True if `text` is ended within its array. */

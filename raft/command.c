@@ -134,21 +134,16 @@ struct bodies {
     Skerry__Registry__FeatureLevel feature_level;
 };
 
-static char *borrow(const char *text)
-{
-    return (char *)(uintptr_t)text;
-}
-
 static void body_name(Skerry__Registry__Command *m, struct bodies *b,
                       const struct registry_command *c)
 {
     skerry__registry__name__init(&b->name);
     if (c->kind == REGISTRY_TOKEN_REVOKE) {
-        b->name.name = borrow(c->token->id);
+        b->name.name = codec_borrow(c->token->id);
         m->body_case = SKERRY__REGISTRY__COMMAND__BODY_TOKEN_REVOKE;
         m->token_revoke = &b->name;
     } else {
-        b->name.name = borrow(c->image->name);
+        b->name.name = codec_borrow(c->image->name);
         m->body_case = SKERRY__REGISTRY__COMMAND__BODY_IMAGE_REMOVE;
         m->image_remove = &b->name;
     }
@@ -158,7 +153,7 @@ static void body_workload_name(Skerry__Registry__Command *m, struct bodies *b,
                                const struct registry_command *c)
 {
     skerry__registry__workload_name__init(&b->workload_name);
-    b->workload_name.name = borrow(c->name);
+    b->workload_name.name = codec_borrow(c->name);
     if (c->kind == REGISTRY_WORKLOAD_REMOVE) {
         m->body_case = SKERRY__REGISTRY__COMMAND__BODY_WORKLOAD_REMOVE;
         m->workload_remove = &b->workload_name;
@@ -191,7 +186,7 @@ static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
     switch (c->kind) {
     case REGISTRY_CLUSTER_INIT:
         skerry__registry__cluster_init__init(&b->cluster_init);
-        b->cluster_init.cluster_id = borrow(c->cluster_id);
+        b->cluster_init.cluster_id = codec_borrow(c->cluster_id);
         m->body_case = SKERRY__REGISTRY__COMMAND__BODY_CLUSTER_INIT;
         m->cluster_init = &b->cluster_init;
         return;
@@ -202,7 +197,7 @@ static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
         return;
     case REGISTRY_WORKLOAD_PUT:
         skerry__registry__workload_put__init(&b->workload_put);
-        b->workload_put.json = borrow(c->workload_json);
+        b->workload_put.json = codec_borrow(c->workload_json);
         m->body_case = SKERRY__REGISTRY__COMMAND__BODY_WORKLOAD_PUT;
         m->workload_put = &b->workload_put;
         return;
@@ -243,20 +238,6 @@ static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
     }
 }
 
-static void put32(uint8_t *out, uint32_t value)
-{
-    for (unsigned i = 0; i < 4; i++)
-        out[i] = (uint8_t)(value >> (8 * i));
-}
-
-static uint32_t get32(const uint8_t *in)
-{
-    uint32_t value = 0;
-    for (unsigned i = 0; i < 4; i++)
-        value |= (uint32_t)in[i] << (8 * i);
-    return value;
-}
-
 int command_encode(uint8_t **out, size_t *out_length, const struct command_session *session,
                    const struct registry_command *command, struct err *e)
 {
@@ -278,8 +259,8 @@ int command_encode(uint8_t **out, size_t *out_length, const struct command_sessi
     uint8_t *bytes = calloc(1, length);
     if (bytes == NULL)
         return err_set(e, ERR_NO_MEMORY, "registry command of %zu bytes: no memory", length);
-    put32(bytes, COMMAND_FORMAT);
-    put32(bytes + 4, (uint32_t)packed);
+    codec_put32(bytes, COMMAND_FORMAT);
+    codec_put32(bytes + 4, (uint32_t)packed);
     skerry__registry__command__pack(&m, bytes + HEADER_BYTES);
     *out = bytes;
     *out_length = length;
@@ -377,8 +358,8 @@ int command_decode(struct command *out, const void *data, size_t length, struct 
     if (length < HEADER_BYTES || length > COMMAND_BYTES_MAX || length % ALIGNMENT_BYTES != 0)
         return err_set(e, ERR_PROTOCOL, "registry command of %zu bytes: not a valid length",
                        length);
-    uint32_t format = get32(bytes);
-    uint32_t packed = get32(bytes + 4);
+    uint32_t format = codec_get32(bytes);
+    uint32_t packed = codec_get32(bytes + 4);
     if (format != COMMAND_FORMAT)
         return err_set(e, ERR_PROTOCOL,
                        "registry command of format %u: this build knows %u; upgrade this node",

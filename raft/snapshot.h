@@ -17,6 +17,10 @@
 #include "raft/state.h"
 
 #define SNAPSHOT_FORMAT 1u
+#define SNAPSHOT_MAGIC "SKERRYRS"
+#define SNAPSHOT_HEADER_BYTES 16
+#define SNAPSHOT_STAGE_BYTES                                                                       \
+    (64u * 1024u) /* of raw content, handed to lz4 and taken from it at once */
 /* A version's JSON and little else. */
 #define SNAPSHOT_RECORD_BYTES_MAX COMMAND_BYTES_MAX
 /* Compressed. A million instances take some 150 MB. */

@@ -1,290 +1,12 @@
+/* Reading snapshots: what was written by another build, or damaged, is refused and leaves nothing. */
 #include "raft/snapshot.h"
 
 #include <lz4frame.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
 #include "raft/codec.h"
 #include "raft/state_parts.h"
-
-static const char magic[8] = {'S', 'K', 'E', 'R', 'R', 'Y', 'R', 'S'};
-
-enum {
-    HEADER_BYTES = 16,
-    STAGE_BYTES = 64 * 1024, /* of raw content, handed to lz4 at once */
-};
-
-static void put32(uint8_t *out, uint32_t value)
-{
-    for (unsigned i = 0; i < 4; i++)
-        out[i] = (uint8_t)(value >> (8 * i));
-}
-
-static uint32_t get32(const uint8_t *in)
-{
-    uint32_t value = 0;
-    for (unsigned i = 0; i < 4; i++)
-        value |= (uint32_t)in[i] << (8 * i);
-    return value;
-}
-
-/* --- encoding ------------------------------------------------------------------------------------- */
-
-struct writer {
-    struct buffer *out;
-    LZ4F_cctx *lz4;
-    struct buffer stage;
-    uint64_t records;
-    bool failed;
-};
-
-static const LZ4F_preferences_t preferences = {
-    .frameInfo = {.blockSizeID = LZ4F_max64KB, .contentChecksumFlag = LZ4F_contentChecksumEnabled},
-};
-
-/* Room for what lz4 may write for `length` bytes; NULL at the bound. */
-static char *room(struct writer *w, size_t length, size_t *size)
-{
-    *size = LZ4F_compressBound(length, &preferences);
-    if (!buffer_reserve(w->out, *size))
-        return NULL;
-    return w->out->data + w->out->length;
-}
-
-static bool wrote(struct writer *w, size_t result)
-{
-    if (LZ4F_isError(result))
-        return false;
-    w->out->length += result;
-    return true;
-}
-
-static bool flush(struct writer *w)
-{
-    size_t size;
-    char *to = room(w, w->stage.length, &size);
-    if (to == NULL ||
-        !wrote(w, LZ4F_compressUpdate(w->lz4, to, size, w->stage.data, w->stage.length, NULL)))
-        return false;
-    buffer_consume(&w->stage, w->stage.length);
-    return true;
-}
-
-static bool record_write(struct writer *w, const Skerry__Registry__Record *record)
-{
-    size_t length = skerry__registry__record__get_packed_size(record);
-    assert_always(length <= SNAPSHOT_RECORD_BYTES_MAX);
-    if (w->stage.length + 4 + length > STAGE_BYTES && w->stage.length > 0 && !flush(w))
-        w->failed = true;
-    if (w->failed || !buffer_reserve(&w->stage, 4 + length)) {
-        w->failed = true;
-        return false;
-    }
-    uint8_t *to = (uint8_t *)w->stage.data + w->stage.length;
-    put32(to, (uint32_t)length);
-    skerry__registry__record__pack(record, to + 4);
-    w->stage.length += 4 + length;
-    w->records++;
-    return true;
-}
-
-static char *borrow(const char *text)
-{
-    return (char *)(uintptr_t)text;
-}
-
-/* Each is a visitor of one map. */
-
-static bool node_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Node m;
-    codec_node_write(&m, container_of(value, const struct registry_node, value));
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_NODE;
-    record.node = &m;
-    return record_write(user, &record);
-}
-
-static bool workload_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    const struct state_workload *w = container_of(value, const struct state_workload, value);
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Workload m = SKERRY__REGISTRY__WORKLOAD__INIT;
-    m.name = borrow(w->name);
-    m.version_last = w->version_last;
-    m.version_current = w->version_current;
-    m.removed_wall_ms = w->removed_wall_ms;
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_WORKLOAD;
-    record.workload = &m;
-    return record_write(user, &record);
-}
-
-static bool version_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    const struct state_version *v = container_of(value, const struct state_version, workload.value);
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Version m = SKERRY__REGISTRY__VERSION__INIT;
-    m.workload = borrow(v->workload.name);
-    m.version = v->workload.version;
-    m.deployed_wall_ms = v->workload.deployed_wall_ms;
-    m.json = v->spec->json;
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_VERSION;
-    record.version = &m;
-    return record_write(user, &record);
-}
-
-static bool instance_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    struct codec_instance m;
-    codec_instance_write(&m, container_of(value, const struct registry_instance, value));
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_INSTANCE;
-    record.instance = &m.message;
-    return record_write(user, &record);
-}
-
-static bool token_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Token m;
-    codec_token_write(&m, container_of(value, const struct registry_token, value));
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_TOKEN;
-    record.token = &m;
-    return record_write(user, &record);
-}
-
-static bool image_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Image m;
-    codec_image_write(&m, container_of(value, const struct registry_image, value));
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_IMAGE;
-    record.image = &m;
-    return record_write(user, &record);
-}
-
-static bool session_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    const struct state_session *s = container_of(value, const struct state_session, value);
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Session m = SKERRY__REGISTRY__SESSION__INIT;
-    m.node = s->node;
-    m.boot = s->boot;
-    m.sequence_last = s->sequence_last;
-    m.opened_index = s->opened_index;
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_SESSION;
-    record.session = &m;
-    return record_write(user, &record);
-}
-
-static bool result_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    (void)key;
-    (void)key_length;
-    const struct state_result *s = container_of(value, const struct state_result, value);
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Result m = SKERRY__REGISTRY__RESULT__INIT;
-    m.node = s->asked.node;
-    m.boot = s->asked.boot;
-    m.sequence = s->asked.sequence;
-    m.problem = (uint32_t)s->result.problem;
-    m.detail = borrow(s->result.detail);
-    m.index = s->result.index;
-    m.version = s->result.version;
-    m.changed = s->result.changed;
-    m.epoch = s->result.epoch;
-    m.existing = borrow(s->result.existing.text);
-    m.new_node = s->result.node;
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_RESULT;
-    record.result = &m;
-    return record_write(user, &record);
-}
-
-static bool header_write(struct writer *w, const struct state_content *c)
-{
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__Header m = SKERRY__REGISTRY__HEADER__INIT;
-    m.index = c->index;
-    m.feature_level = c->feature_level;
-    m.cluster_id = borrow(c->cluster_id);
-    m.node_id_next = c->node_id_next;
-    m.generation = c->generation;
-    m.epoch_sequence = c->epoch_sequence;
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_HEADER;
-    record.header = &m;
-    return record_write(w, &record);
-}
-
-static bool end_write(struct writer *w)
-{
-    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
-    Skerry__Registry__End m = SKERRY__REGISTRY__END__INIT;
-    m.records = w->records;
-    record.body_case = SKERRY__REGISTRY__RECORD__BODY_END;
-    record.end = &m;
-    return record_write(w, &record);
-}
-
-/* STATE_KEYS and STATE_ENDED follow from the instances. What refers to another stands after it. */
-static const struct {
-    enum state_map map;
-    bool (*visit)(void *user, const void *key, size_t key_length, struct map_value *value);
-} parts[] = {
-    {STATE_NODES, node_visit},       {STATE_WORKLOADS, workload_visit},
-    {STATE_VERSIONS, version_visit}, {STATE_INSTANCES, instance_visit},
-    {STATE_TOKENS, token_visit},     {STATE_IMAGES, image_visit},
-    {STATE_SESSIONS, session_visit}, {STATE_RESULTS, result_visit},
-};
-
-static bool content_write(struct writer *w, const struct state_content *c)
-{
-    size_t size;
-    char *to = room(w, 0, &size);
-    if (to == NULL || !wrote(w, LZ4F_compressBegin(w->lz4, to, size, &preferences)) ||
-        !header_write(w, c))
-        return false;
-    for (size_t i = 0; i < ARRAY_SIZE(parts) && !w->failed; i++)
-        map_walk(&c->maps[parts[i].map], NULL, 0, parts[i].visit, w);
-    if (w->failed || !end_write(w) || !flush(w))
-        return false;
-    to = room(w, 0, &size);
-    return to != NULL && wrote(w, LZ4F_compressEnd(w->lz4, to, size, NULL));
-}
-
-int snapshot_encode(const struct state_content *content, struct buffer *out, struct err *e)
-{
-    struct writer w = {.out = out};
-    uint8_t header[HEADER_BYTES] = {0};
-    memcpy(header, magic, sizeof magic);
-    put32(header + 8, SNAPSHOT_FORMAT);
-    buffer_init(&w.stage, STAGE_BYTES + 4 + SNAPSHOT_RECORD_BYTES_MAX);
-    bool done = !LZ4F_isError(LZ4F_createCompressionContext(&w.lz4, LZ4F_VERSION)) &&
-                buffer_append(out, header, sizeof header) && content_write(&w, content);
-    LZ4F_freeCompressionContext(w.lz4);
-    buffer_free(&w.stage);
-    if (!done)
-        return err_set(e, ERR_NO_MEMORY,
-                       "snapshot of %zu instances: no memory, or more than %zu bytes",
-                       content->maps[STATE_INSTANCES].count, out->length_max);
-    return 0;
-}
-
-/* --- decoding ------------------------------------------------------------------------------------- */
 
 struct reader {
     struct state_content *c;
@@ -507,7 +229,7 @@ static int records_take(struct reader *r, struct buffer *pending)
     size_t at = 0;
     while (pending->length - at >= 4) {
         const uint8_t *bytes = (const uint8_t *)pending->data + at;
-        uint32_t length = get32(bytes);
+        uint32_t length = codec_get32(bytes);
         if (length > SNAPSHOT_RECORD_BYTES_MAX)
             return damaged(r, "it is too long");
         if (pending->length - at - 4 < length)
@@ -525,9 +247,9 @@ static int frame_read(struct reader *r, LZ4F_dctx *lz4, struct buffer *pending,
                       const uint8_t *bytes, size_t length)
 {
     for (;;) {
-        if (!buffer_reserve(pending, STAGE_BYTES))
+        if (!buffer_reserve(pending, SNAPSHOT_STAGE_BYTES))
             return err_set(r->e, ERR_NO_MEMORY, "the snapshot: no memory");
-        size_t out = STAGE_BYTES, in = length;
+        size_t out = SNAPSHOT_STAGE_BYTES, in = length;
         size_t more = LZ4F_decompress(lz4, pending->data + pending->length, &out, bytes, &in, NULL);
         if (LZ4F_isError(more))
             return err_set(r->e, ERR_PROTOCOL, "the snapshot is damaged: lz4 says %s",
@@ -572,20 +294,21 @@ static int content_check(struct reader *r)
 int snapshot_decode(struct state_content *out, const void *data, size_t length, struct err *e)
 {
     const uint8_t *bytes = data;
-    if (length < HEADER_BYTES || memcmp(bytes, magic, sizeof magic) != 0)
+    if (length < SNAPSHOT_HEADER_BYTES || memcmp(bytes, SNAPSHOT_MAGIC, 8) != 0)
         return err_set(e, ERR_PROTOCOL, "%zu bytes that are no snapshot of a registry", length);
-    if (get32(bytes + 8) != SNAPSHOT_FORMAT || get32(bytes + 12) != 0)
+    if (codec_get32(bytes + 8) != SNAPSHOT_FORMAT || codec_get32(bytes + 12) != 0)
         return err_set(e, ERR_PROTOCOL,
                        "a snapshot of format %u: this build knows %u; upgrade this node",
-                       get32(bytes + 8), SNAPSHOT_FORMAT);
+                       codec_get32(bytes + 8), SNAPSHOT_FORMAT);
     struct state_content content = {0};
     struct reader r = {.c = &content, .e = e};
     struct buffer pending;
-    buffer_init(&pending, STAGE_BYTES + 4 + SNAPSHOT_RECORD_BYTES_MAX);
+    buffer_init(&pending, SNAPSHOT_STAGE_BYTES + 4 + SNAPSHOT_RECORD_BYTES_MAX);
     LZ4F_dctx *lz4 = NULL;
     int rc = LZ4F_isError(LZ4F_createDecompressionContext(&lz4, LZ4F_VERSION))
                  ? err_set(e, ERR_NO_MEMORY, "the snapshot: no memory")
-                 : frame_read(&r, lz4, &pending, bytes + HEADER_BYTES, length - HEADER_BYTES);
+                 : frame_read(&r, lz4, &pending, bytes + SNAPSHOT_HEADER_BYTES,
+                              length - SNAPSHOT_HEADER_BYTES);
     if (rc == 0)
         rc = content_check(&r);
     LZ4F_freeDecompressionContext(lz4);
