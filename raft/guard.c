@@ -5,6 +5,8 @@
 
 #include "base/memory.h"
 
+#define NOT_ASKED ((raft_index)-1)
+
 /* A message whose time has not come. Those kinds hold no memory but the address. */
 struct waiting {
     struct raft_message message;
@@ -17,6 +19,7 @@ struct append {
     struct raft_io_append *outer;
     struct guard *guard;
     struct append *next;
+    raft_index asked_index; /* as in struct guard */
 };
 
 struct put {
@@ -43,6 +46,10 @@ struct guard {
     raft_index barrier_index;
     raft_term barrier_term;
     struct raft_barrier barrier;
+
+    /* While libraft handles an append of a leader, or stores its entries: the last index that the leader
+     * asked about, and so the last at which the two logs are known to be the same. */
+    raft_index asked_index;
 
     struct waiting waiting[GUARD_WAITING_MAX];
     size_t waiting_count;
@@ -223,7 +230,10 @@ static void recv_cb(struct raft_io *inner, struct raft_message *m)
         wait_push(g, m);
         return;
     }
+    if (m->type == RAFT_IO_APPEND_ENTRIES)
+        g->asked_index = m->append_entries.prev_log_index + m->append_entries.n_entries;
     g->recv(&g->io, m);
+    g->asked_index = NOT_ASKED;
     after(g);
 }
 
@@ -243,8 +253,10 @@ static void append_cb(struct raft_io_append *inner, int status)
         return;
     }
     struct raft_io_append *outer = a->outer;
+    g->asked_index = a->asked_index;
     free(a);
     outer->cb(outer, status);
+    g->asked_index = NOT_ASKED;
     if (!g->closing)
         after(g);
 }
@@ -368,7 +380,12 @@ static int io_send(struct raft_io *io, struct raft_io_send *req, const struct ra
     struct guard *g = guard_of(io);
     if (g->failed)
         return RAFT_IOERR;
-    return g->options.inner->send(g->options.inner, req, message, cb);
+    struct raft_message m = *message;
+    if (!g->options.off && m.type == RAFT_IO_APPEND_ENTRIES_RESULT &&
+        m.append_entries_result.rejected == 0 &&
+        m.append_entries_result.last_log_index > g->asked_index)
+        m.append_entries_result.last_log_index = g->asked_index;
+    return g->options.inner->send(g->options.inner, req, &m, cb);
 }
 
 static int io_append(struct raft_io *io, struct raft_io_append *req,
@@ -381,6 +398,7 @@ static int io_append(struct raft_io *io, struct raft_io_append *req,
     if (a == NULL)
         return RAFT_NOMEM;
     a->guard = g;
+    a->asked_index = g->asked_index;
     a->outer = req;
     a->inner.data = a;
     req->cb = cb;
@@ -468,6 +486,7 @@ int guard_new(struct guard **out, const struct guard_options *options, struct er
     if (g == NULL)
         return err_set(e, ERR_NO_MEMORY, "the guard: no memory");
     g->options = *options;
+    g->asked_index = NOT_ASKED;
     g->io = (struct raft_io){
         .version = 2,
         .impl = g,

@@ -1,6 +1,6 @@
 /* raft/guard.h - what libraft 0.15 does wrong, put right between it and its disk and network.
  *
- * The guard is a raft_io around another. Three rules (design section 5):
+ * The guard is a raft_io around another. Its rules (design section 5):
  *
  * - A new leader proposes a barrier, and results of its followers' appends wait until the barrier is
  *   stored here. libraft counts replicas of entries of older terms and calls them committed, which a
@@ -9,6 +9,9 @@
  * - A failed append, truncate, set_term, set_vote, or installed snapshot ends everything: libraft would
  *   stay leader and use the index of the lost entry again. From then on nothing passes in either
  *   direction, and the owner must end the process.
+ * - A follower tells a leader no more than what it was asked about. libraft answers an append with the end
+ *   of its own log, whatever stands there from older terms; the leader takes it for its own entries, as
+ *   soon as it has as many, and calls them committed (found by tests/unit/test_registry_faults.c).
  * - While an append of this server's own is in flight, a follower hears no tick and gives no vote:
  *   libraft would campaign and vote with entries that the disk does not have yet.
  *

@@ -176,9 +176,31 @@ void cluster_close(struct cluster *c)
 
 /* --- time ------------------------------------------------------------------------------------------- */
 
+/* libraft's log is a ring, of which no entry is ever dropped here. */
+static raft_term term_at(const struct raft_log *log, raft_index index)
+{
+    return log->entries[(log->front + index - log->offset - 1) % log->size].term;
+}
+
+static void commits_follow(struct cluster *c, struct cluster_node *n)
+{
+    const struct raft *r = cluster_raft(c, n->i);
+    while (n->committed < r->commit_index) {
+        raft_index index = ++n->committed;
+        raft_term term = term_at(&r->log, index);
+        assert_always(index < CLUSTER_APPLIED_MAX);
+        if (c->committed[index] == 0)
+            c->committed[index] = term;
+        else if (c->committed[index] != term)
+            c->disagreed = true;
+    }
+}
+
 void cluster_step(struct cluster *c)
 {
     raft_fixture_step(&c->fixture);
+    for (unsigned i = 0; i < c->n; i++)
+        commits_follow(c, &c->nodes[i]);
     raft_time now = raft_fixture_time(&c->fixture);
     for (unsigned i = 0; i < c->n; i++) {
         struct cluster_node *n = &c->nodes[i];
@@ -307,6 +329,8 @@ int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms)
 
 bool cluster_agrees(const struct cluster *c)
 {
+    if (c->disagreed)
+        return false;
     for (unsigned i = 0; i < c->n; i++) {
         for (unsigned j = i + 1; j < c->n; j++) {
             const struct cluster_node *a = &c->nodes[i], *b = &c->nodes[j];

@@ -26,6 +26,7 @@ struct cluster_node {
     struct guard *guard;
     struct proposer *proposer;
     struct state *state;
+    raft_index committed; /* seen so far */
     bool failed;
     struct err failure;
     bool deaf; /* the proposer does not hear what is applied */
@@ -44,6 +45,9 @@ struct cluster_node {
 
 struct cluster {
     unsigned n;
+    /* The term of the entry at each index that any node has called committed; 0: none has. */
+    raft_term committed[CLUSTER_APPLIED_MAX];
+    bool disagreed; /* two nodes called different entries at one index committed */
     struct raft_fixture fixture;
     struct cluster_node nodes[CLUSTER_MAX];
 };
@@ -70,7 +74,7 @@ void cluster_heal(struct cluster *c);
 int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms);
 /* The held appends of node i come to their end, oldest first; no more are held. */
 void cluster_appends_finish(struct cluster *c, unsigned i, int status);
-/* No two nodes applied different commands at one index. */
+/* No two nodes ever called different entries at one index committed, or applied different commands. */
 bool cluster_agrees(const struct cluster *c);
 
 #endif

@@ -95,6 +95,51 @@ static void guarded_nothing_committed_is_overwritten(void **state)
     assert_true(figure_8(false));
 }
 
+/* --- a follower with more than it was asked about ------------------------------------------------------ */
+
+/* 1 has entries that nobody else has, from when it led. 0 leads now and asks 1 about what they have in
+ * common; when the answer comes, 0 has written an entry of its own, which it must not take for one of
+ * those. True if all agree in the end. */
+static bool longer_log(bool guard_off)
+{
+    struct cluster *c = open_cluster(3, guard_off);
+    cluster_elect(c, 1);
+    cluster_run(c, 300);
+    cluster_isolate(c, 1);
+    assert_int_equal(cluster_put(c, 1, 111), 0);
+    assert_int_equal(cluster_put(c, 1, 222), 0);
+    cluster_depose(c, 1);
+    cluster_elect(c, 0); /* by the vote of 2 */
+    cluster_isolate(c, 0);
+    cluster_join(c, 0, 1);
+    raft_index entry = raft_last_index(cluster_raft(c, 0)) + 1;
+    assert_int_equal(cluster_put(c, 0, 333), 0);
+    cluster_run(c, 500);
+    assert_true(cluster_raft(c, 0)->commit_index >= entry);
+    cluster_isolate(c, 0);
+    cluster_depose(c, 0);
+    cluster_join(c, 1, 2);
+    cluster_elect(c, 1);
+    assert_int_equal(cluster_put(c, 1, 444), 0);
+    cluster_run(c, 500);
+    assert_true(cluster_raft(c, 1)->commit_index > entry);
+    bool agrees = cluster_agrees(c);
+    close_cluster(c);
+    return agrees;
+}
+
+static void libraft_alone_takes_old_entries_for_its_own(void **state)
+{
+    (void)state;
+    assert_false(longer_log(true));
+}
+
+static void guarded_a_follower_answers_what_it_was_asked(void **state)
+{
+    (void)state;
+    assert_true(longer_log(false));
+}
+
 /* --- a disk that fails ------------------------------------------------------------------------------ */
 
 static bool failed_write(bool guard_off)
@@ -334,6 +379,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(libraft_alone_commits_what_is_overwritten),
         cmocka_unit_test(guarded_nothing_committed_is_overwritten),
+        cmocka_unit_test(libraft_alone_takes_old_entries_for_its_own),
+        cmocka_unit_test(guarded_a_follower_answers_what_it_was_asked),
         cmocka_unit_test(libraft_alone_uses_the_index_of_a_lost_write_again),
         cmocka_unit_test(guarded_a_failed_write_ends_it),
         cmocka_unit_test(writes_that_fail_together_end_it_once),
