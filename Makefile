@@ -57,13 +57,19 @@ AGENT_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/agent/gen/sandbox/%.pb-c.o,$(
 # Objects of tests are kept, not made again by every call.
 .SECONDARY:
 .PHONY: all
-all: deps-quick $(B)/skerry
+all: $(B)/skerry
 
-$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: %.proto
+# What is compiled needs the packages first, also with -j.
+DEPS := $(B)/deps.stamp
+$(DEPS): deploy/deps
+	@deploy/deps --quiet
+	@mkdir -p $(dir $@) && touch $@
+
+$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: %.proto | $(DEPS)
 	@mkdir -p $(dir $@)
 	@protoc-c --c_out=$(B)/gen $<
 
-$(B)/obj/%.o: %.c Makefile | $(PROTO_H)
+$(B)/obj/%.o: %.c Makefile | $(PROTO_H) $(DEPS)
 	@mkdir -p $(dir $@)
 	@$(CC) $(CPPFLAGS_ALL) $(CFLAGS_ALL) $(CFLAGS_FILE) -MMD -MP -c -o $@ $<
 
@@ -74,7 +80,7 @@ $(B)/obj/gen/%.o: $(B)/gen/%.c Makefile
 
 AGENT_CFLAGS := -std=gnu11 -Os -g $(WARNINGS) -fstack-protector-strong -D_FORTIFY_SOURCE=2 \
                 -ffunction-sections -fdata-sections -fno-pie
-$(B)/agent/%.o: %.c Makefile | $(PROTO_H)
+$(B)/agent/%.o: %.c Makefile | $(PROTO_H) $(DEPS)
 	@mkdir -p $(dir $@)
 	@$(CC) $(CPPFLAGS_ALL) $(AGENT_CFLAGS) -MMD -MP -c -o $@ $<
 $(B)/agent/gen/%.o: $(B)/gen/%.c Makefile
@@ -135,7 +141,7 @@ $(B)/bench/%: $(B)/obj/tests/bench/%.o $(TEST_LIB) $(B)/libskerry.a
 # Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.
 PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c)) $(B)/probe/probe
 PROBE_CFLAGS := -std=gnu11 -O2 -D_GNU_SOURCE -Wall -Wextra -Werror -static -pthread
-$(B)/probe/%: tests/sandbox/%.c
+$(B)/probe/%: tests/sandbox/%.c | $(DEPS)
 	@mkdir -p $(dir $@)
 	@$(CC) $(PROBE_CFLAGS) -o $@ $<
 $(B)/probe/probe: $(wildcard tests/sandbox/probe/*.c) tests/sandbox/probe/probe.h
@@ -144,7 +150,7 @@ $(B)/probe/probe: $(wildcard tests/sandbox/probe/*.c) tests/sandbox/probe/probe.
 $(B)/tests/runner_test_probe: | $(PROBES)
 
 .PHONY: unit check
-unit: deps-quick $(UNIT) $(UNIT_RUNNER) $(B)/skerry
+unit: $(UNIT) $(UNIT_RUNNER) $(B)/skerry
 	@B=$(B) tests/lib/run-unit $(UNIT) $(UNIT_RUNNER)
 check: unit $(PROBES)
 	@$(MAKE) --no-print-directory sim-check
@@ -157,9 +163,9 @@ SEEDS ?= 200
 $(B)/sim: $(SIM) $(B)/libskerry.a
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
 .PHONY: sim sim-check
-sim: deps-quick $(B)/sim
+sim:  $(B)/sim
 	@$(B)/sim --seeds $(SEEDS) --table 1000
-sim-check: deps-quick $(B)/sim
+sim-check:  $(B)/sim
 	@$(B)/sim --seeds 200 --table 30
 
 # --- fuzzers: clang's libFuzzer; regressions in tests/fuzz/NAME.corpus are replayed with gcc too ---
@@ -190,7 +196,7 @@ fuzz-replay: $(FUZZERS:%=$(B)/fuzz-replay/%)
 	@for f in $(FUZZERS); do $(B)/fuzz-replay/$$f tests/fuzz/$$f.corpus || exit 1; done
 
 # --- the rest ------------------------------------------------------------------------------------
-.PHONY: demo bench bench-core lint format deps deps-quick clean help install
+.PHONY: demo bench bench-core lint format deps clean help install
 demo: all
 	@B=$(B) deploy/demo/run $(if $(KEEP),--keep)
 bench-core: all $(PROBES)
@@ -207,8 +213,6 @@ install: all
 deps:
 	@deploy/deps --list
 	@deploy/deps
-deps-quick:
-	@deploy/deps --quiet
 .PHONY: deps-lint
 deps-lint:
 	@deploy/deps --quiet --lint
