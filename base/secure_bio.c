@@ -47,6 +47,11 @@ static int write_cb(BIO *bio, const char *data, size_t size, size_t *written)
         sent = n < 0 ? 0 : (size_t)n;
         s->out_blocked = sent < size;
     }
+    /* What was sent leaves the front when its room is needed. */
+    if (size - sent > s->out.length_max - s->out.length) {
+        buffer_consume(&s->out, s->out_sent);
+        s->out_sent = 0;
+    }
     if (!buffer_append(&s->out, data + sent, size - sent)) {
         errno = ENOMEM;
         return 0;

@@ -226,8 +226,9 @@ static void both_sides_know_each_other(void **state)
     assert_true(a.closed && b.closed);
 }
 
-/* Both send `bytes` and END; b reads in pieces of `piece`. */
-static void exchange(size_t bytes, size_t piece)
+/* Both send `bytes` and END; b reads in pieces of `piece`; the sockets take `socket_bytes` at once, or
+ * what the kernel likes. */
+static void exchange(size_t bytes, size_t piece, int socket_bytes)
 {
     struct secure_world w;
     struct end a, b;
@@ -236,6 +237,10 @@ static void exchange(size_t bytes, size_t piece)
     a.to_send = b.to_send = bytes;
     a.want_end = b.want_end = true;
     b.piece = piece;
+    if (socket_bytes != 0) {
+        assert_int_equal(setsockopt(a.s->fd, SOL_SOCKET, SO_SNDBUF, &socket_bytes, sizeof(int)), 0);
+        assert_int_equal(setsockopt(b.s->fd, SOL_SOCKET, SO_SNDBUF, &socket_bytes, sizeof(int)), 0);
+    }
     update_want(&a);
     update_want(&b);
     assert_true(secure_world_wait(&w, both_ended, &both));
@@ -252,9 +257,12 @@ static void bytes_flow_both_ways_in_any_size(void **state)
     (void)state;
     static const size_t sizes[] = {0, 1, 16383, 16384, 16385, 100000, 6000000};
     for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
-        exchange(sizes[i], 0);
-    exchange(3000, 1);
-    exchange(300000, 1000);
+        exchange(sizes[i], 0, 0);
+    exchange(3000, 1, 0);
+    exchange(300000, 1000, 0);
+    exchange(3000000, 0, 5000);
+    exchange(3000000, 0, 50000);
+    exchange(3000000, 30000, 200000);
 }
 
 static bool a_is_stuck(void *user)
