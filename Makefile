@@ -201,7 +201,18 @@ demo: all
 	@B=$(B) deploy/demo/run $(if $(KEEP),--keep)
 bench-core: all $(PROBES)
 	@B=$(B) tests/bench/core
-bench: bench-core
+# A node of NODES is killed, ROUNDS times, beside HOGS processes that burn CPU.
+ROUNDS ?= 20
+NODES ?= 5
+HOGS ?= 8
+.PHONY: bench-gossip
+$(B)/bench/%: $(B)/obj/tests/bench/%.o $(B)/libskerry.a
+	@mkdir -p $(dir $@)
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+bench-gossip: deps-quick $(B)/bench/gossip
+	@$(B)/bench/gossip $(ROUNDS) $(NODES) 0
+	@$(B)/bench/gossip $(ROUNDS) $(NODES) $(HOGS)
+bench: bench-core bench-gossip
 lint: deps-lint $(PROTO_H)
 	@B=$(B) tests/lib/lint
 format: deps-lint
@@ -226,6 +237,7 @@ help:
 	@echo 'make sim        gossip of simulated clusters, SEEDS=200, and its table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
 	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
+	@echo 'make bench-gossip a node is killed: how long until all others know, quiet and with busy cores'
 	@echo 'make lint       format, static analysis, and the rules of this house'
 	@echo 'make format     clang-format in place'
 	@echo 'make deps       list and install the Debian packages that are needed'

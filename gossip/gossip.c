@@ -187,6 +187,7 @@ static int take_packet(struct gossip *g, const struct gossip_event *event, struc
     const struct member *m = gossip_find(g, event->from);
     if (m != NULL && m->removed)
         return 0;
+    g->refuted = 0;
     int rc = gossip_read_items(g, &r, 0, e);
     if (rc == 0)
         gossip_probe_packet(g, event, &head);

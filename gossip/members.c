@@ -276,8 +276,11 @@ static void merge_state(struct gossip *g, const struct packet_item *item, node_i
             return;
     }
     int order = m->removed ? -1 : compare(item, m);
-    if (order < 0)
+    if (order < 0) {
+        if (item->state == GOSSIP_SUSPECT && m->state == GOSSIP_ALIVE)
+            g->refuted = m->id;
         return;
+    }
     if (order == 0) {
         if (item->state == GOSSIP_SUSPECT)
             gossip_suspicion_add(g, m, item->by, item->by_count);

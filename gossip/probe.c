@@ -95,6 +95,12 @@ static void help(struct gossip *g, const struct gossip_event *event, const struc
     struct member *m = gossip_find(g, head->target);
     if (m == NULL || m->boot == 0 || m->removed || head->target == g->options.self.id)
         return reply(g, event, PACKET_NACK, head->sequence, false);
+    if (g->refuted == m->id) {
+        /* The suspicion that came with it is out of date: the answer says so, at once. */
+        struct packet_head nack = {
+            .kind = PACKET_NACK, .sequence = head->sequence, .target = head->target};
+        return gossip_send(g, event->from, event->from_boot, &event->address, &nack, false);
+    }
     /* When there are too many, the oldest is given up. */
     struct relay *r = &g->relays[g->relay_next++ % RELAYS_MAX];
     uint64_t timeout_ms = g->options.probe_timeout_ms;

@@ -89,6 +89,7 @@ struct gossip {
 
     struct topic_queue queues[TOPIC_COUNT];
     uint32_t packet; /* serial of the one being filled */
+    node_id refuted; /* of whom the packet being read told a suspicion that is out of date, or 0 */
 
     struct probe probes[PROBES_MAX];
     struct relay relays[RELAYS_MAX];

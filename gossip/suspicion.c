@@ -126,18 +126,23 @@ void gossip_suspect(struct gossip *g, struct member *m)
     gossip_set_state(g, m, GOSSIP_SUSPECT);
 }
 
-/* The suspect is told, and asked, directly and through another: an answer brings its refutation. */
+/* The suspect is told, and asked, directly and through others: an answer brings its refutation, and so
+ * does one of theirs if they have heard of it. The last time is just before the verdict. */
 static void ask_again(struct gossip *g, struct suspicion *s)
 {
+    const struct gossip_options *o = &g->options;
     struct member *m = &g->members[s->member];
     struct packet_head head = {.kind = PACKET_PING, .sequence = ++g->sequence};
     gossip_send_member(g, m, &head);
-    const struct member *helper = &g->members[g->order[gossip_random_below(g, g->order_count)]];
-    if (helper != m) {
-        head = (struct packet_head){.kind = PACKET_ASK, .sequence = ++g->sequence, .target = m->id};
-        gossip_send_member(g, helper, &head);
+    head = (struct packet_head){.kind = PACKET_ASK, .sequence = ++g->sequence, .target = m->id};
+    for (uint32_t i = 0; i < o->indirect_probes; i++) {
+        const struct member *helper = &g->members[g->order[gossip_random_below(g, g->order_count)]];
+        if (helper->state == GOSSIP_ALIVE)
+            gossip_send_member(g, helper, &head);
     }
-    s->again_ms = g->now_ms + g->options.probe_interval_ms;
+    s->again_ms = g->now_ms + o->probe_interval_ms;
+    if (s->deadline_ms > g->now_ms + o->probe_timeout_ms)
+        s->again_ms = earlier(s->again_ms, s->deadline_ms - o->probe_timeout_ms);
 }
 
 void gossip_suspicions_tick(struct gossip *g)

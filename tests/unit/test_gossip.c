@@ -19,6 +19,8 @@ struct wire {
     size_t count;
     struct gossip *nodes[NODES_MAX];
     bool cut[NODES_MAX]; /* hears and says nothing; its clock stands still */
+    bool broken[NODES_MAX][NODES_MAX], no_sync;
+    unsigned pings_of_50;
     uint64_t next_ms[NODES_MAX], now_ms;
     unsigned sends, syncs;
     uint32_t changed; /* of all nodes */
@@ -73,7 +75,8 @@ static void deliver(struct wire *w, size_t i, const struct gossip_send *send)
     size_t to = (size_t)send->to - 1;
     w->sends++;
     assert_true(send->size <= GOSSIP_PACKET_BYTES_MAX);
-    if (to >= w->count || w->cut[to] || w->cut[i] || send->to_boot != BOOT)
+    w->pings_of_50 += send->to == 50 && send->data[0] == PACKET_PING;
+    if (to >= w->count || w->cut[to] || w->cut[i] || w->broken[i][to] || send->to_boot != BOOT)
         return;
     struct gossip_event event = {.kind = GOSSIP_PACKET,
                                  .from = i + 1,
@@ -107,7 +110,7 @@ static int step(struct wire *w, size_t i, const struct gossip_event *event)
     }
     for (size_t k = 0; k < actions.sync_count; k++) {
         size_t with = (size_t)actions.syncs[k] - 1;
-        if (with < w->count && !w->cut[with] && !w->cut[i]) {
+        if (with < w->count && !w->cut[with] && !w->cut[i] && !w->no_sync) {
             exchange(w, i, with);
             exchange(w, with, i);
         }
@@ -202,6 +205,14 @@ static struct packet_item statement(node_id id, uint64_t boot, uint32_t incarnat
                                 .address = address_of(id),
                                 .by_count = state == GOSSIP_SUSPECT ? 1 : 0,
                                 .by = {90}};
+}
+
+static void all_alive(struct wire *w)
+{
+    for (size_t i = 0; i < w->count; i++) {
+        for (node_id id = 1; id <= w->count; id++)
+            assert_int_equal(look(w, i, id).state, GOSSIP_ALIVE);
+    }
 }
 
 /* --- tests ------------------------------------------------------------------------------------ */
@@ -394,18 +405,22 @@ static void confirmations_shorten_a_suspicion(void **state)
         /* Only node 1 runs on; the others are silent, and it suspects all of them. */
         for (size_t i = 1; i < 6; i++)
             w.cut[i] = true;
-        uint64_t begin_ms = w.now_ms;
-        while (look(&w, 0, 2).state == GOSSIP_ALIVE)
+        node_id first = 0;
+        while (first == 0) {
             run(&w, 10);
-        struct packet_item item = statement(2, BOOT, 1, GOSSIP_SUSPECT);
+            for (node_id id = 2; id <= 6; id++)
+                first = look(&w, 0, id).state == GOSSIP_SUSPECT ? id : first;
+        }
+        uint64_t begin_ms = w.now_ms;
+        struct packet_item item = statement(first, BOOT, 1, GOSSIP_SUSPECT);
         item.by_count = 4;
         for (unsigned i = 0; i < 4; i++)
             item.by[i] = 80 + i;
         if (confirmed == 1)
             tell(&w, 0, 3, &item, 1);
-        while (look(&w, 0, 2).state == GOSSIP_SUSPECT && w.now_ms - begin_ms < 20000)
+        while (look(&w, 0, first).state == GOSSIP_SUSPECT && w.now_ms - begin_ms < 20000)
             run(&w, 10);
-        assert_int_equal(look(&w, 0, 2).state, GOSSIP_DEAD);
+        assert_int_equal(look(&w, 0, first).state, GOSSIP_DEAD);
         took_ms[confirmed] = w.now_ms - begin_ms;
         close_all(&w);
     }
@@ -427,6 +442,80 @@ static void hearsay_alone_kills_nobody(void **state)
     run(&w, 5000);
     assert_int_equal(look(&w, 0, 2).state, GOSSIP_ALIVE);
     assert_int_equal(look(&w, 0, 2).incarnation, 6);
+    close_all(&w);
+}
+
+static void nobody_is_pronounced_dead_unasked(void **state)
+{
+    struct wire w;
+    (void)state;
+    open(&w, 1);
+    /* So many that 50's turn does not come by itself, in the time it takes. */
+    for (node_id id = 50; id < 250; id++) {
+        struct packet_item item = statement(id, 1, 1, GOSSIP_ALIVE);
+        tell(&w, 0, 90, &item, 1);
+    }
+    struct packet_item item = statement(50, 1, 1, GOSSIP_SUSPECT);
+    item.by_count = 5;
+    for (unsigned i = 0; i < 5; i++)
+        item.by[i] = 80 + i;
+    tell(&w, 0, 90, &item, 1);
+    assert_int_equal(w.pings_of_50, 0);
+    run(&w, 1400);
+    assert_int_equal(look(&w, 0, 50).state, GOSSIP_SUSPECT);
+    assert_int_equal(w.pings_of_50, 0);
+    for (unsigned i = 0; i < 2000 && look(&w, 0, 50).state != GOSSIP_DEAD; i++)
+        run(&w, 10);
+    assert_int_equal(look(&w, 0, 50).state, GOSSIP_DEAD);
+    assert_true(w.pings_of_50 > 1);
+    close_all(&w);
+}
+
+static void a_third_bridges_a_link_that_is_broken(void **state)
+{
+    struct wire w;
+    struct gossip_counts counts;
+    (void)state;
+    open(&w, 4);
+    w.broken[0][1] = w.broken[1][0] = w.broken[2][3] = true;
+    run(&w, 20000);
+    all_alive(&w);
+    for (size_t i = 0; i < 4; i++) {
+        gossip_counts(w.nodes[i], &counts);
+        assert_int_equal(counts.suspicions, 0);
+        assert_int_equal(counts.health, 0);
+    }
+    gossip_counts(w.nodes[0], &counts);
+    assert_true(counts.indirect_probes > 10);
+    close_all(&w);
+}
+
+static void the_dead_are_told_so_when_they_speak(void **state)
+{
+    struct wire w;
+    (void)state;
+    open(&w, 3);
+    run(&w, 1000);
+    w.no_sync = true;
+    w.cut[2] = true;
+    run(&w, 10000);
+    assert_int_equal(look(&w, 0, 3).state, GOSSIP_DEAD);
+    w.cut[2] = false;
+    run(&w, 2000);
+    all_alive(&w);
+    assert_int_equal(look(&w, 0, 3).incarnation, 2);
+    close_all(&w);
+}
+
+static void syncs_are_asked_for_at_their_pace(void **state)
+{
+    struct wire w;
+    (void)state;
+    open(&w, 3);
+    run(&w, 20000);
+    w.syncs = 0;
+    run(&w, 100000);
+    assert_in_range(w.syncs, 20, 40); /* 3 nodes, 10 s */
     close_all(&w);
 }
 
@@ -452,9 +541,8 @@ static void who_did_not_run_judges_nobody(void **state)
     assert_true(look(&w, 0, 2).state <= GOSSIP_SUSPECT && look(&w, 0, 3).state <= GOSSIP_SUSPECT);
     w.cut[1] = w.cut[2] = false;
     run(&w, 3000);
+    all_alive(&w);
     for (size_t i = 0; i < 3; i++) {
-        for (node_id id = 1; id <= 3; id++)
-            assert_int_equal(look(&w, i, id).state, GOSSIP_ALIVE);
         gossip_counts(w.nodes[i], &counts);
         assert_int_equal(counts.deaths, 0);
     }
@@ -714,6 +802,10 @@ int main(void)
         cmocka_unit_test(the_dead_return_with_a_higher_incarnation_or_boot_only),
         cmocka_unit_test(confirmations_shorten_a_suspicion),
         cmocka_unit_test(hearsay_alone_kills_nobody),
+        cmocka_unit_test(nobody_is_pronounced_dead_unasked),
+        cmocka_unit_test(a_third_bridges_a_link_that_is_broken),
+        cmocka_unit_test(the_dead_are_told_so_when_they_speak),
+        cmocka_unit_test(syncs_are_asked_for_at_their_pace),
         cmocka_unit_test(who_did_not_run_judges_nobody),
         cmocka_unit_test(cut_apart_and_healed_they_find_each_other),
         cmocka_unit_test(a_seed_is_dead_until_the_sync_that_is_asked_for_at_once),
