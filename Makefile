@@ -209,7 +209,7 @@ HOGS ?= 8
 $(B)/bench/%: $(B)/obj/tests/bench/%.o $(B)/libskerry.a
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
-bench-gossip: deps-quick $(B)/bench/gossip
+bench-gossip: $(B)/bench/gossip
 	@$(B)/bench/gossip $(ROUNDS) $(NODES) 0
 	@$(B)/bench/gossip $(ROUNDS) $(NODES) $(HOGS)
 bench: bench-core bench-gossip
