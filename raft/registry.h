@@ -135,7 +135,7 @@ void registry_root_nodes(const struct registry_root *root,
 enum registry_command_kind {
     REGISTRY_CLUSTER_INIT = 1, /* cluster_id */
     REGISTRY_NODE_PUT,         /* node; id 0: a new one */
-    REGISTRY_WORKLOAD_PUT,     /* workload_json */
+    REGISTRY_WORKLOAD_PUT,     /* workload_json; its image must be registered, or "host" */
     REGISTRY_WORKLOAD_REMOVE,  /* name; live instances keep running until drained by the owner */
     REGISTRY_WORKLOAD_ROLLBACK, /* name, version (0: the one before): its spec becomes a new version */
     REGISTRY_INSTANCE_RESERVE, /* instance: id, workload, version, owner, key, started_wall_ms,
@@ -144,7 +144,7 @@ enum registry_command_kind {
     REGISTRY_INSTANCE_END,     /* instance: id, epoch, reason, exit_code, signal, ended_wall_ms,
                                   marks, joins, joiners_peak, detail */
     REGISTRY_SWEEP,            /* wall_ms: forgets what ended REGISTRY_ENDED_KEPT_MS before, and
-                                  expired tokens */
+                                  expired tokens; 500 things at once */
     REGISTRY_TOKEN_PUT,        /* token */
     REGISTRY_TOKEN_REVOKE,     /* token.id */
     REGISTRY_IMAGE_PUT,        /* image */
@@ -171,14 +171,15 @@ struct registry_result {
     char detail[REGISTRY_DETAIL_LENGTH_MAX + 1];
     uint64_t index;
     uint64_t version;            /* WORKLOAD_PUT (the current one if nothing changed), ROLLBACK */
-    bool changed;                /* WORKLOAD_PUT: a new version was made */
+    bool changed;                /* WORKLOAD_PUT: a new version was made; INSTANCE_END: it had not
+                                    ended before; SWEEP: there is more to forget, ask again */
     uint64_t epoch;              /* INSTANCE_RESERVE */
     struct instance_id existing; /* INSTANCE_RESERVE refused with CONFLICT: who holds the key */
     node_id node;                /* NODE_PUT */
 };
 
-/* `error` NULL: `result` holds the committed result. Else nothing is known to have happened
- * (ERR_UNAVAILABLE: not proposed; ERR_TIMEOUT: outcome unknown until the session is asked again). */
+/* `error` NULL: `result` holds the committed result. Else ERR_UNAVAILABLE: it was not proposed; or
+ * ERR_TIMEOUT, ERR_CANCELED: it is not known whether it will be done. */
 typedef void (*registry_result_cb)(void *user, const struct err *error,
                                    const struct registry_result *result);
 
@@ -203,14 +204,16 @@ struct registry_options {
 
 int registry_open(struct registry **out, uv_loop_t *loop, const struct registry_options *options,
                   struct err *e) ERR_CHECKED;
-/* Fails waiting proposals with ERR_CANCELED, then `cb`. */
+/* Fails waiting proposals with ERR_CANCELED, then `cb`. May be called from any callback here, `failed`
+ * included. Roots may be given back later. */
 void registry_close(struct registry *r, void (*cb)(void *user), void *user);
 
 /* Session, sequence number, batching (one batch in flight) and encoding are done here. */
 int registry_propose(struct registry *r, const struct registry_command *command,
                      registry_result_cb cb, void *user, struct err *e) ERR_CHECKED;
 
-struct registry_root *registry_root(struct registry *r); /* a counted reference */
+/* The newest root, a counted reference; without memory for it, the one before. */
+struct registry_root *registry_root(struct registry *r);
 struct registry_root *registry_root_hold(struct registry_root *root);
 void registry_root_release(struct registry_root *root);
 

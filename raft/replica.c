@@ -265,7 +265,7 @@ static int bootstrap(struct replica *r, const char *address, struct err *e)
                    raft_strerror(rv), raft_errmsg(&r->raft));
 }
 
-static int raft_run(struct replica *r, const char *address, struct err *e)
+static int start(struct replica *r, const char *address, struct err *e)
 {
     raft_set_election_timeout(&r->raft, REPLICA_ELECTION_TIMEOUT_MS);
     raft_set_heartbeat_timeout(&r->raft, REPLICA_HEARTBEAT_MS);
@@ -304,7 +304,7 @@ static void handle_closed_cb(uv_handle_t *handle)
         closed(user);
 }
 
-static void raft_closed_cb(struct raft *raft)
+static void closed_cb(struct raft *raft)
 {
     struct replica *r = raft->data;
     raft_uv_close(&r->disk);
@@ -316,7 +316,7 @@ static void closer_cb(uv_check_t *closer)
 {
     struct replica *r = container_of(closer, struct replica, closer);
     uv_check_stop(closer);
-    raft_close(&r->raft, raft_closed_cb);
+    raft_close(&r->raft, closed_cb);
 }
 
 /* libraft's disk must be closed in the check phase of the loop, right before handles close: it does not
@@ -390,7 +390,7 @@ int replica_open(struct replica **out, uv_loop_t *loop, const struct replica_opt
     }
     r->raft.data = r;
     handles_open(r);
-    rc = raft_run(r, address, e);
+    rc = start(r, address, e);
     if (rc < 0) {
         replica_close(r, NULL, NULL);
         return rc;

@@ -19,7 +19,7 @@
 #include "tests/lib/registry_help.h"
 
 enum {
-    SEEDS = 40,
+    SEEDS = 20,
     FAULTS = 150,
     ASKS_MAX = 2000,
     TIMEOUT_MS = 10000,
