@@ -30,6 +30,7 @@ OPT ?= -O2 -g
 CPPFLAGS_ALL = -iquote . -I$(B)/gen -D_GNU_SOURCE -DSKERRY_VERSION='"$(VERSION)"' $(CPPFLAGS)
 CFLAGS_ALL = -std=gnu11 $(OPT) $(WARNINGS) $(HARDENING) $(SANFLAGS) -pthread $(CFLAGS)
 LDFLAGS_ALL = -pie -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
+RUNNER_LDFLAGS = -pie -Wl,-z,relro,-z,now $(RUNNER_SANFLAGS) -pthread $(LDFLAGS)
 pkg = $(shell pkg-config $(1) $(2) 2>/dev/null)
 
 # --- sources by folder ---------------------------------------------------------------------------
@@ -46,11 +47,16 @@ RUNNER_LIB := $(BASE_RUNNER) $(SANDBOX_SHARED) $(filter-out sandbox/runner/main.
 AGENT_SRC := $(wildcard sandbox/agent/*.c) $(SANDBOX_SHARED) base/err.c base/memory.c base/clock.c base/buffer.c
 
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
+# The runner has one thread, and clones in ways that the thread sanitizer does not follow: it and its
+# tests are compiled without that one.
+RO := $(B)/$(if $(filter thread,$(SAN)),single,obj)
+RUNNER_SANFLAGS := $(if $(filter thread,$(SAN)),,$(SANFLAGS))
+robj = $(patsubst %.c,$(RO)/%.o,$(1))
 # The agent is static: its objects are compiled apart, without sanitizers.
 aobj = $(patsubst %.c,$(B)/agent/%.o,$(1))
 PROTO_OBJ := $(PROTO_C:$(B)/gen/%.c=$(B)/obj/gen/%.o)
 SANDBOX_PROTO_C := $(patsubst sandbox/%.proto,$(B)/gen/sandbox/%.pb-c.c,$(wildcard sandbox/*.proto))
-SANDBOX_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/obj/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
+SANDBOX_PROTO_OBJ := $(patsubst sandbox/%.proto,$(RO)/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
 AGENT_PROTO_OBJ := $(patsubst sandbox/%.proto,$(B)/agent/gen/sandbox/%.pb-c.o,$(wildcard sandbox/*.proto))
 
 .DEFAULT_GOAL := all
@@ -78,6 +84,13 @@ $(B)/obj/gen/%.o: $(B)/gen/%.c Makefile
 	@mkdir -p $(dir $@)
 	@$(CC) $(CPPFLAGS_ALL) $(filter-out $(WARNINGS),$(CFLAGS_ALL)) -MMD -MP -c -o $@ $<
 
+$(B)/single/%.o: %.c Makefile | $(PROTO_H) $(DEPS)
+	@mkdir -p $(dir $@)
+	@$(CC) $(CPPFLAGS_ALL) $(filter-out $(SANFLAGS),$(CFLAGS_ALL)) -MMD -MP -c -o $@ $<
+$(B)/single/gen/%.o: $(B)/gen/%.c Makefile
+	@mkdir -p $(dir $@)
+	@$(CC) $(CPPFLAGS_ALL) $(filter-out $(WARNINGS) $(SANFLAGS),$(CFLAGS_ALL)) -MMD -MP -c -o $@ $<
+
 AGENT_CFLAGS := -std=gnu11 -Os -g $(WARNINGS) -fstack-protector-strong -D_FORTIFY_SOURCE=2 \
                 -ffunction-sections -fdata-sections -fno-pie
 $(B)/agent/%.o: %.c Makefile | $(PROTO_H) $(DEPS)
@@ -102,13 +115,13 @@ $(B)/obj/embedded_agent.o: $(B)/skerry-agent
 $(B)/obj/embedded_runner.o: $(B)/skerry-runner
 	$(call embed,embedded_runner,$(B)/skerry-runner)
 
-$(B)/librunner.a: $(call obj,$(RUNNER_LIB)) $(SANDBOX_PROTO_OBJ)
+$(B)/librunner.a: $(call robj,$(RUNNER_LIB)) $(SANDBOX_PROTO_OBJ)
 	@rm -f $@; ar rcs $@ $^
 $(B)/libskerry.a: $(call obj,$(NODE_LIB)) $(PROTO_OBJ)
 	@rm -f $@; ar rcs $@ $^
 
-$(B)/skerry-runner: $(B)/obj/sandbox/runner/main.o $(B)/librunner.a $(B)/obj/embedded_agent.o
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
+$(B)/skerry-runner: $(RO)/sandbox/runner/main.o $(B)/librunner.a $(B)/obj/embedded_agent.o
+	@$(CC) $(RUNNER_LDFLAGS) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
 $(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
 	@echo "built $@"
@@ -122,16 +135,16 @@ TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c tests/lib/fuzz_main.c,$(w
 $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lnng -lm
-$(B)/tests/runner_test_%: $(B)/obj/tests/unit/runner_test_%.o $(B)/librunner.a $(B)/obj/embedded_agent.o
+$(B)/tests/runner_test_%: $(RO)/tests/unit/runner_test_%.o $(B)/librunner.a $(B)/obj/embedded_agent.o
 	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
+	@$(CC) $(RUNNER_LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
 # What the node packs, the store must take: these have both sides.
-$(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call obj,node/pack.c node/pack_walk.c)
+$(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call robj,node/pack.c node/pack_walk.c)
 
 # A real runner and a plain client of it.
 $(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart \
 $(B)/tests/runner_test_probe $(B)/tests/runner_test_layers: \
-	$(call obj,tests/lib/runner_fixture.c)
+	$(call robj,tests/lib/runner_fixture.c)
 
 # Programs to measure by hand.
 $(B)/bench/%: $(B)/obj/tests/bench/%.o $(TEST_LIB) $(B)/libskerry.a

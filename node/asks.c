@@ -115,8 +115,11 @@ static void ask_propose(struct node *n, struct node_ask *ask)
     *p = (struct proposal){.node = n, .ask = ask};
     if (registry_propose(n->registry, ask->command, propose_cb, p, &e) != 0) {
         free(p);
-        asks_refuse(ask, e.code == ERR_LIMIT ? PROBLEM_LIMIT_REACHED : PROBLEM_NO_QUORUM, "%s",
-                    e.msg);
+        asks_refuse(ask,
+                    e.code == ERR_LIMIT     ? PROBLEM_LIMIT_REACHED
+                    : e.code == ERR_INVALID ? PROBLEM_BAD_REQUEST
+                                            : PROBLEM_NO_QUORUM,
+                    "%s", e.msg);
     }
 }
 

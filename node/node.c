@@ -260,23 +260,29 @@ void node_progress(struct node *n)
 
 /* --- timers -------------------------------------------------------------------------------------------- */
 
+static void sweep(struct node *n);
+
 static void sweep_cb(void *user, const struct err *error, const struct registry_result *result)
 {
-    (void)user;
-    (void)result;
     if (error != NULL)
         log_warn("registry", "sweep: %s", error->msg);
+    else if (result->changed)
+        sweep(user); /* a command forgets a few hundred at most: there may be more */
 }
 
-static void sweep_timer_cb(uv_timer_t *timer)
+static void sweep(struct node *n)
 {
-    struct node *n = container_of(timer, struct node, sweep_timer);
-    if (!n->leader)
+    if (!n->leader || n->stopping)
         return;
     struct registry_command command = {.kind = REGISTRY_SWEEP, .wall_ms = clock_wall_ms()};
     struct err e = {0};
     if (registry_propose(n->registry, &command, sweep_cb, n, &e) != 0)
         log_warn("registry", "sweep: %s", e.msg);
+}
+
+static void sweep_timer_cb(uv_timer_t *timer)
+{
+    sweep(container_of(timer, struct node, sweep_timer));
 }
 
 static void lag_timer_cb(uv_timer_t *timer)
