@@ -50,8 +50,9 @@ void gossip_probe(struct gossip *g, struct member *m, bool regular)
 static void ask_others(struct gossip *g, struct probe *p)
 {
     struct packet_head head = {.kind = PACKET_ASK, .sequence = p->sequence, .target = p->target};
-    node_id asked[GOSSIP_INDIRECT_MAX];
+    node_id asked[GOSSIP_INDIRECT_MAX] = {0};
     p->asked = true;
+    p->nacks_wanted = 0;
     for (uint32_t i = 0; i < 3 * g->options.indirect_probes; i++) {
         if (p->nacks_wanted == g->options.indirect_probes || g->order_count == 0)
             return;

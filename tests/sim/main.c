@@ -282,7 +282,7 @@ static bool table_line(uint32_t nodes, uint32_t slow_permille, uint64_t seed)
     for (unsigned i = 0; i < kills; i++) {
         struct measured m = {0};
         measure(seed + i, &h, false, &m);
-        double node_seconds = (double)nodes * (double)(h.quiet_us / SECOND) * kills;
+        double node_seconds = (double)nodes * (double)h.quiet_us / (double)SECOND * kills;
         suspect[i] = m.detection.first_suspect_us / MS;
         dead[i] = m.detection.first_dead_us / MS;
         all[i] = m.detection.all_dead_us / MS;

@@ -142,10 +142,14 @@ static void run(struct sim *s, struct event event)
         n->burst_us = event.at_us;
         n->awake_us = event.at_us + sim_below(s, n->stall_max_us);
     }
-    if (event.run != NULL)
+    if (event.run != NULL) {
         event.run(event.user, event.node, event.number);
-    else if (!event.message ||
-             (s->nodes[event.from].life == event.from_life && reachable(s, event.from, event.node)))
+        return;
+    }
+    assert_always(n != NULL);
+    bool whole =
+        s->nodes[event.from].life == event.from_life && reachable(s, event.from, event.node);
+    if (!event.message || whole)
         event.deliver(event.user, event.node, event.from, event.data, event.size);
     free(event.data);
 }

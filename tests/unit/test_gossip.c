@@ -1,5 +1,4 @@
-/* gossip's state machine, alone and in small groups on a wire without delay. What needs many members,
- * loss and time is in tests/sim. */
+/* gossip's state machine, alone and in small groups. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,212 +9,7 @@
 #include <cmocka.h>
 
 #include "base/memory.h"
-#include "gossip/gossip.h"
-#include "gossip/packet.h"
-
-enum { NODES_MAX = 6, STEPS_MAX = 100000, BOOT = 7 };
-
-struct wire {
-    size_t count;
-    struct gossip *nodes[NODES_MAX];
-    bool cut[NODES_MAX]; /* hears and says nothing; its clock stands still */
-    bool broken[NODES_MAX][NODES_MAX], no_sync;
-    unsigned pings_of_50;
-    uint64_t next_ms[NODES_MAX], now_ms;
-    unsigned sends, syncs;
-    uint32_t changed; /* of all nodes */
-    bool left, impostor;
-    unsigned depth;
-};
-
-static struct address address_of(node_id id)
-{
-    return (struct address){.family = ADDRESS_V4, .port = 7602, .bytes = {10, 0, 0, (uint8_t)id}};
-}
-
-static struct gossip *make(node_id id, void (*tune)(struct gossip_options *))
-{
-    struct gossip_meta meta = {.roles = 5, .label_count = 1};
-    struct gossip_options options;
-    struct gossip *g = NULL;
-    struct err e = {0};
-    (void)text_format(meta.name, sizeof meta.name, "node%u", (unsigned)id);
-    (void)text_copy(meta.labels[0].key, GOSSIP_LABEL_SIZE, "disk");
-    (void)text_copy(meta.labels[0].value, GOSSIP_LABEL_SIZE, "ssd");
-    gossip_options_defaults(&options);
-    options.self.id = id;
-    options.self.boot = BOOT;
-    options.self.address = address_of(id);
-    options.self.meta = &meta;
-    options.seed = id;
-    if (tune != NULL)
-        tune(&options);
-    if (gossip_new(&g, &options, &e) != 0)
-        fail_msg("%s", e.msg);
-    return g;
-}
-
-static int step(struct wire *w, size_t i, const struct gossip_event *event);
-
-static void exchange(struct wire *w, size_t i, size_t j)
-{
-    struct buffer state;
-    buffer_init(&state, 1u << 20);
-    assert_int_equal(gossip_sync_write(w->nodes[i], &state, NULL), 0);
-    struct gossip_event event = {.kind = GOSSIP_SYNC,
-                                 .from = i + 1,
-                                 .data = (const uint8_t *)state.data,
-                                 .size = state.length};
-    assert_int_equal(step(w, j, &event), 0);
-    buffer_free(&state);
-}
-
-static void deliver(struct wire *w, size_t i, const struct gossip_send *send)
-{
-    size_t to = (size_t)send->to - 1;
-    w->sends++;
-    assert_true(send->size <= GOSSIP_PACKET_BYTES_MAX);
-    w->pings_of_50 += send->to == 50 && send->data[0] == PACKET_PING;
-    if (to >= w->count || w->cut[to] || w->cut[i] || w->broken[i][to] || send->to_boot != BOOT)
-        return;
-    struct gossip_event event = {.kind = GOSSIP_PACKET,
-                                 .from = i + 1,
-                                 .from_boot = BOOT,
-                                 .address = address_of(i + 1),
-                                 .data = send->data,
-                                 .size = send->size};
-    assert_int_equal(step(w, to, &event), 0);
-}
-
-static int step(struct wire *w, size_t i, const struct gossip_event *event)
-{
-    struct gossip_actions actions;
-    struct err e;
-    int rc = gossip_step(w->nodes[i], event, w->now_ms, &actions, &e);
-    w->next_ms[i] = actions.next_ms;
-    w->left |= actions.left;
-    w->impostor |= actions.impostor;
-    for (size_t k = 0; k < actions.change_count; k++)
-        w->changed |= actions.changes[k].changed;
-    w->syncs += (unsigned)actions.sync_count;
-    /* Answers may step this node again: what is sent has to be kept. */
-    size_t count = actions.send_count;
-    struct gossip_send sends[64];
-    assert_true(count <= ARRAY_SIZE(sends) && ++w->depth < 50);
-    uint8_t *bytes = malloc(count * GOSSIP_PACKET_BYTES_MAX + 1);
-    for (size_t k = 0; k < count; k++) {
-        sends[k] = actions.sends[k];
-        sends[k].data = bytes + k * GOSSIP_PACKET_BYTES_MAX;
-        memcpy(bytes + k * GOSSIP_PACKET_BYTES_MAX, actions.sends[k].data, sends[k].size);
-    }
-    for (size_t k = 0; k < actions.sync_count; k++) {
-        size_t with = (size_t)actions.syncs[k] - 1;
-        if (with < w->count && !w->cut[with] && !w->cut[i] && !w->no_sync) {
-            exchange(w, i, with);
-            exchange(w, with, i);
-        }
-    }
-    for (size_t k = 0; k < count; k++)
-        deliver(w, i, &sends[k]);
-    free(bytes);
-    w->depth--;
-    return rc;
-}
-
-static void run(struct wire *w, uint64_t ms)
-{
-    uint64_t end_ms = w->now_ms + ms;
-    for (unsigned n = 0; n < STEPS_MAX; n++) {
-        size_t next = w->count;
-        for (size_t i = 0; i < w->count; i++) {
-            if (!w->cut[i] && (next == w->count || w->next_ms[i] < w->next_ms[next]))
-                next = i;
-        }
-        if (next == w->count || w->next_ms[next] > end_ms) {
-            w->now_ms = end_ms;
-            return;
-        }
-        if (w->next_ms[next] > w->now_ms)
-            w->now_ms = w->next_ms[next];
-        struct gossip_event tick = {.kind = GOSSIP_TICK};
-        assert_int_equal(step(w, next, &tick), 0);
-    }
-    fail_msg("time stands still");
-}
-
-static void open_tuned(struct wire *w, size_t count, void (*tune)(struct gossip_options *))
-{
-    struct gossip_event tick = {.kind = GOSSIP_TICK};
-    *w = (struct wire){.count = count, .now_ms = 1000};
-    for (size_t i = 0; i < count; i++)
-        w->nodes[i] = make(i + 1, tune);
-    for (size_t i = 0; i < count; i++)
-        assert_int_equal(step(w, i, &tick), 0);
-    for (size_t i = 1; i < count; i++)
-        exchange(w, i, 0);
-    for (size_t i = 1; i < count; i++)
-        exchange(w, 0, i);
-}
-
-static void open(struct wire *w, size_t count)
-{
-    open_tuned(w, count, NULL);
-}
-
-static void close_all(struct wire *w)
-{
-    for (size_t i = 0; i < w->count; i++)
-        gossip_free(w->nodes[i]);
-}
-
-static struct gossip_member look(struct wire *w, size_t i, node_id id)
-{
-    struct gossip_member m = {.state = GOSSIP_STATE_COUNT};
-    (void)gossip_member_get(w->nodes[i], id, &m);
-    return m;
-}
-
-/* Tells node i, as if by a packet of `from`. */
-static void tell(struct wire *w, size_t i, node_id from, const struct packet_item *items,
-                 size_t count)
-{
-    uint8_t bytes[GOSSIP_PACKET_BYTES_MAX];
-    struct packet_writer writer = {bytes, sizeof bytes, 0};
-    struct packet_head head = {.kind = PACKET_GOSSIP};
-    assert_true(packet_write_head(&writer, &head));
-    for (size_t k = 0; k < count; k++)
-        assert_true(packet_write_item(&writer, &items[k]));
-    struct gossip_event event = {.kind = GOSSIP_PACKET,
-                                 .from = from,
-                                 .from_boot = BOOT,
-                                 .address = address_of(from),
-                                 .data = bytes,
-                                 .size = writer.length};
-    assert_int_equal(step(w, i, &event), 0);
-}
-
-static struct packet_item statement(node_id id, uint64_t boot, uint32_t incarnation,
-                                    enum gossip_state state)
-{
-    return (struct packet_item){.kind = PACKET_STATE,
-                                .id = id,
-                                .boot = boot,
-                                .incarnation = incarnation,
-                                .state = state,
-                                .address = address_of(id),
-                                .by_count = state == GOSSIP_SUSPECT ? 1 : 0,
-                                .by = {90}};
-}
-
-static void all_alive(struct wire *w)
-{
-    for (size_t i = 0; i < w->count; i++) {
-        for (node_id id = 1; id <= w->count; id++)
-            assert_int_equal(look(w, i, id).state, GOSSIP_ALIVE);
-    }
-}
-
-/* --- tests ------------------------------------------------------------------------------------ */
+#include "tests/lib/gossip_wire.h"
 
 static void options_out_of_range_are_refused(void **state)
 {
@@ -227,7 +21,7 @@ static void options_out_of_range_are_refused(void **state)
     gossip_options_defaults(&good);
     good.self.id = 1;
     good.self.boot = 1;
-    good.self.address = address_of(1);
+    good.self.address = gossip_wire_address_of(1);
     good.self.meta = &meta;
     for (unsigned i = 0; i < 9; i++) {
         bad = good;
@@ -270,15 +64,15 @@ static void options_out_of_range_are_refused(void **state)
 
 static void those_who_synced_stay_alive_and_know_each_other(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_meta meta;
     (void)state;
-    open(&w, 5);
-    run(&w, 30000);
+    gossip_wire_open(&w, 5);
+    gossip_wire_run(&w, 30000);
     for (size_t i = 0; i < 5; i++) {
         for (node_id id = 1; id <= 5; id++) {
-            assert_int_equal(look(&w, i, id).state, GOSSIP_ALIVE);
-            assert_int_equal(look(&w, i, id).incarnation, 1);
+            assert_int_equal(gossip_wire_look(&w, i, id).state, GOSSIP_ALIVE);
+            assert_int_equal(gossip_wire_look(&w, i, id).incarnation, 1);
             assert_true(gossip_meta_get(w.nodes[i], id, &meta));
             assert_string_equal(meta.labels[0].value, "ssd");
         }
@@ -289,47 +83,47 @@ static void those_who_synced_stay_alive_and_know_each_other(void **state)
         assert_int_equal(counts.suspicions, 0);
         assert_in_range(counts.probes, 140, 155); /* one each 200 ms */
     }
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void a_silent_member_is_dead_to_all_within_the_bound(void **state)
 {
     (void)state;
     for (size_t count = 2; count <= 5; count++) {
-        struct wire w;
-        open(&w, count);
-        run(&w, 3000);
+        struct gossip_wire w;
+        gossip_wire_open(&w, count);
+        gossip_wire_run(&w, 3000);
         w.cut[count - 1] = true;
         uint64_t begin_ms = w.now_ms;
         /* Probed by someone within count - 1 intervals; failed after one; confirmed; told. */
-        run(&w, 200 * count + 500 + 100);
+        gossip_wire_run(&w, 200 * count + 500 + 100);
         for (size_t i = 0; i + 1 < count; i++) {
-            assert_int_equal(look(&w, i, count).state, GOSSIP_DEAD);
-            assert_true(look(&w, i, count).since_ms - begin_ms >= 500);
+            assert_int_equal(gossip_wire_look(&w, i, count).state, GOSSIP_DEAD);
+            assert_true(gossip_wire_look(&w, i, count).since_ms - begin_ms >= 500);
             for (node_id id = 1; id < count; id++)
-                assert_int_equal(look(&w, i, id).state, GOSSIP_ALIVE);
+                assert_int_equal(gossip_wire_look(&w, i, id).state, GOSSIP_ALIVE);
         }
-        close_all(&w);
+        gossip_wire_close(&w);
     }
 }
 
 static void a_suspected_member_refutes(void **state)
 {
-    struct wire w;
-    struct packet_item item = statement(2, BOOT, 1, GOSSIP_SUSPECT);
+    struct gossip_wire w;
+    struct packet_item item = gossip_wire_statement(2, GOSSIP_WIRE_BOOT, 1, GOSSIP_SUSPECT);
     struct gossip_counts counts;
     (void)state;
-    open(&w, 3);
-    run(&w, 1000);
-    tell(&w, 0, 3, &item, 1);
-    run(&w, 300);
+    gossip_wire_open(&w, 3);
+    gossip_wire_run(&w, 1000);
+    gossip_wire_tell(&w, 0, 3, &item, 1);
+    gossip_wire_run(&w, 300);
     for (size_t i = 0; i < 3; i++) {
-        assert_int_equal(look(&w, i, 2).state, GOSSIP_ALIVE);
-        assert_int_equal(look(&w, i, 2).incarnation, 2);
+        assert_int_equal(gossip_wire_look(&w, i, 2).state, GOSSIP_ALIVE);
+        assert_int_equal(gossip_wire_look(&w, i, 2).incarnation, 2);
     }
     gossip_counts(w.nodes[1], &counts);
     assert_int_equal(counts.refutations, 1);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 /* Every order of the same statements gives the same belief. */
@@ -351,47 +145,47 @@ static void merging_does_not_depend_on_order(void **state)
             order[j] = order[i - 1];
             order[i - 1] = k;
         }
-        struct wire w;
-        open(&w, 1);
+        struct gossip_wire w;
+        gossip_wire_open(&w, 1);
         for (unsigned i = 0; i < ARRAY_SIZE(all); i++) {
-            struct packet_item item =
-                statement(50, all[order[i]].boot, all[order[i]].incarnation, all[order[i]].state);
-            tell(&w, 0, 51, &item, 1);
+            struct packet_item item = gossip_wire_statement(
+                50, all[order[i]].boot, all[order[i]].incarnation, all[order[i]].state);
+            gossip_wire_tell(&w, 0, 51, &item, 1);
         }
-        struct gossip_member m = look(&w, 0, 50);
+        struct gossip_member m = gossip_wire_look(&w, 0, 50);
         assert_int_equal(m.boot, 7);
         assert_int_equal(m.incarnation, 2);
         assert_int_equal(m.state, GOSSIP_DEAD);
-        close_all(&w);
+        gossip_wire_close(&w);
     }
 }
 
 static void the_dead_return_with_a_higher_incarnation_or_boot_only(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 1);
-    struct packet_item item = statement(50, 7, 3, GOSSIP_ALIVE);
-    tell(&w, 0, 51, &item, 1);
-    item = statement(50, 7, 3, GOSSIP_DEAD);
-    tell(&w, 0, 51, &item, 1);
+    gossip_wire_open(&w, 1);
+    struct packet_item item = gossip_wire_statement(50, 7, 3, GOSSIP_ALIVE);
+    gossip_wire_tell(&w, 0, 51, &item, 1);
+    item = gossip_wire_statement(50, 7, 3, GOSSIP_DEAD);
+    gossip_wire_tell(&w, 0, 51, &item, 1);
     for (uint32_t incarnation = 1; incarnation <= 3; incarnation++) {
-        item = statement(50, 7, incarnation, GOSSIP_ALIVE);
-        tell(&w, 0, 51, &item, 1);
-        item = statement(50, 6, incarnation + 10, GOSSIP_ALIVE);
-        tell(&w, 0, 51, &item, 1);
-        assert_int_equal(look(&w, 0, 50).state, GOSSIP_DEAD);
+        item = gossip_wire_statement(50, 7, incarnation, GOSSIP_ALIVE);
+        gossip_wire_tell(&w, 0, 51, &item, 1);
+        item = gossip_wire_statement(50, 6, incarnation + 10, GOSSIP_ALIVE);
+        gossip_wire_tell(&w, 0, 51, &item, 1);
+        assert_int_equal(gossip_wire_look(&w, 0, 50).state, GOSSIP_DEAD);
     }
-    item = statement(50, 7, 4, GOSSIP_ALIVE);
-    tell(&w, 0, 51, &item, 1);
-    assert_int_equal(look(&w, 0, 50).state, GOSSIP_ALIVE);
-    item = statement(50, 7, 4, GOSSIP_LEFT);
-    tell(&w, 0, 51, &item, 1);
-    item = statement(50, 8, 1, GOSSIP_ALIVE);
-    tell(&w, 0, 51, &item, 1);
-    assert_int_equal(look(&w, 0, 50).state, GOSSIP_ALIVE);
-    assert_int_equal(look(&w, 0, 50).boot, 8);
-    close_all(&w);
+    item = gossip_wire_statement(50, 7, 4, GOSSIP_ALIVE);
+    gossip_wire_tell(&w, 0, 51, &item, 1);
+    assert_int_equal(gossip_wire_look(&w, 0, 50).state, GOSSIP_ALIVE);
+    item = gossip_wire_statement(50, 7, 4, GOSSIP_LEFT);
+    gossip_wire_tell(&w, 0, 51, &item, 1);
+    item = gossip_wire_statement(50, 8, 1, GOSSIP_ALIVE);
+    gossip_wire_tell(&w, 0, 51, &item, 1);
+    assert_int_equal(gossip_wire_look(&w, 0, 50).state, GOSSIP_ALIVE);
+    assert_int_equal(gossip_wire_look(&w, 0, 50).boot, 8);
+    gossip_wire_close(&w);
 }
 
 static void confirmations_shorten_a_suspicion(void **state)
@@ -399,87 +193,88 @@ static void confirmations_shorten_a_suspicion(void **state)
     uint64_t took_ms[2];
     (void)state;
     for (unsigned confirmed = 0; confirmed < 2; confirmed++) {
-        struct wire w;
-        open(&w, 6);
-        run(&w, 3000);
+        struct gossip_wire w;
+        gossip_wire_open(&w, 6);
+        gossip_wire_run(&w, 3000);
         /* Only node 1 runs on; the others are silent, and it suspects all of them. */
         for (size_t i = 1; i < 6; i++)
             w.cut[i] = true;
         node_id first = 0;
         while (first == 0) {
-            run(&w, 10);
+            gossip_wire_run(&w, 10);
             for (node_id id = 2; id <= 6; id++)
-                first = look(&w, 0, id).state == GOSSIP_SUSPECT ? id : first;
+                first = gossip_wire_look(&w, 0, id).state == GOSSIP_SUSPECT ? id : first;
         }
         uint64_t begin_ms = w.now_ms;
-        struct packet_item item = statement(first, BOOT, 1, GOSSIP_SUSPECT);
+        struct packet_item item = gossip_wire_statement(first, GOSSIP_WIRE_BOOT, 1, GOSSIP_SUSPECT);
         item.by_count = 4;
         for (unsigned i = 0; i < 4; i++)
             item.by[i] = 80 + i;
         if (confirmed == 1)
-            tell(&w, 0, 3, &item, 1);
-        while (look(&w, 0, first).state == GOSSIP_SUSPECT && w.now_ms - begin_ms < 20000)
-            run(&w, 10);
-        assert_int_equal(look(&w, 0, first).state, GOSSIP_DEAD);
+            gossip_wire_tell(&w, 0, 3, &item, 1);
+        while (gossip_wire_look(&w, 0, first).state == GOSSIP_SUSPECT &&
+               w.now_ms - begin_ms < 20000)
+            gossip_wire_run(&w, 10);
+        assert_int_equal(gossip_wire_look(&w, 0, first).state, GOSSIP_DEAD);
         took_ms[confirmed] = w.now_ms - begin_ms;
-        close_all(&w);
+        gossip_wire_close(&w);
     }
     assert_true(took_ms[1] + 500 < took_ms[0]);
 }
 
 static void hearsay_alone_kills_nobody(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 3);
-    run(&w, 1000);
+    gossip_wire_open(&w, 3);
+    gossip_wire_run(&w, 1000);
     /* Many say so of a member that answers; its refutations are lost on the way to node 1. */
-    struct packet_item item = statement(2, BOOT, 5, GOSSIP_SUSPECT);
+    struct packet_item item = gossip_wire_statement(2, GOSSIP_WIRE_BOOT, 5, GOSSIP_SUSPECT);
     item.by_count = 5;
     for (unsigned i = 0; i < 5; i++)
         item.by[i] = 80 + i;
-    tell(&w, 0, 3, &item, 1);
-    run(&w, 5000);
-    assert_int_equal(look(&w, 0, 2).state, GOSSIP_ALIVE);
-    assert_int_equal(look(&w, 0, 2).incarnation, 6);
-    close_all(&w);
+    gossip_wire_tell(&w, 0, 3, &item, 1);
+    gossip_wire_run(&w, 5000);
+    assert_int_equal(gossip_wire_look(&w, 0, 2).state, GOSSIP_ALIVE);
+    assert_int_equal(gossip_wire_look(&w, 0, 2).incarnation, 6);
+    gossip_wire_close(&w);
 }
 
 static void nobody_is_pronounced_dead_unasked(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 1);
+    gossip_wire_open(&w, 1);
     /* So many that 50's turn does not come by itself, in the time it takes. */
     for (node_id id = 50; id < 250; id++) {
-        struct packet_item item = statement(id, 1, 1, GOSSIP_ALIVE);
-        tell(&w, 0, 90, &item, 1);
+        struct packet_item item = gossip_wire_statement(id, 1, 1, GOSSIP_ALIVE);
+        gossip_wire_tell(&w, 0, 90, &item, 1);
     }
-    struct packet_item item = statement(50, 1, 1, GOSSIP_SUSPECT);
+    struct packet_item item = gossip_wire_statement(50, 1, 1, GOSSIP_SUSPECT);
     item.by_count = 5;
     for (unsigned i = 0; i < 5; i++)
         item.by[i] = 80 + i;
-    tell(&w, 0, 90, &item, 1);
+    gossip_wire_tell(&w, 0, 90, &item, 1);
     assert_int_equal(w.pings_of_50, 0);
-    run(&w, 1400);
-    assert_int_equal(look(&w, 0, 50).state, GOSSIP_SUSPECT);
+    gossip_wire_run(&w, 1400);
+    assert_int_equal(gossip_wire_look(&w, 0, 50).state, GOSSIP_SUSPECT);
     assert_int_equal(w.pings_of_50, 0);
-    for (unsigned i = 0; i < 2000 && look(&w, 0, 50).state != GOSSIP_DEAD; i++)
-        run(&w, 10);
-    assert_int_equal(look(&w, 0, 50).state, GOSSIP_DEAD);
+    for (unsigned i = 0; i < 2000 && gossip_wire_look(&w, 0, 50).state != GOSSIP_DEAD; i++)
+        gossip_wire_run(&w, 10);
+    assert_int_equal(gossip_wire_look(&w, 0, 50).state, GOSSIP_DEAD);
     assert_true(w.pings_of_50 > 1);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void a_third_bridges_a_link_that_is_broken(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_counts counts;
     (void)state;
-    open(&w, 4);
+    gossip_wire_open(&w, 4);
     w.broken[0][1] = w.broken[1][0] = w.broken[2][3] = true;
-    run(&w, 20000);
-    all_alive(&w);
+    gossip_wire_run(&w, 20000);
+    gossip_wire_all_alive(&w);
     for (size_t i = 0; i < 4; i++) {
         gossip_counts(w.nodes[i], &counts);
         assert_int_equal(counts.suspicions, 0);
@@ -487,207 +282,209 @@ static void a_third_bridges_a_link_that_is_broken(void **state)
     }
     gossip_counts(w.nodes[0], &counts);
     assert_true(counts.indirect_probes > 10);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void the_dead_are_told_so_when_they_speak(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 3);
-    run(&w, 1000);
+    gossip_wire_open(&w, 3);
+    gossip_wire_run(&w, 1000);
     w.no_sync = true;
     w.cut[2] = true;
-    run(&w, 10000);
-    assert_int_equal(look(&w, 0, 3).state, GOSSIP_DEAD);
+    gossip_wire_run(&w, 10000);
+    assert_int_equal(gossip_wire_look(&w, 0, 3).state, GOSSIP_DEAD);
     w.cut[2] = false;
-    run(&w, 2000);
-    all_alive(&w);
-    assert_int_equal(look(&w, 0, 3).incarnation, 2);
-    close_all(&w);
+    gossip_wire_run(&w, 2000);
+    gossip_wire_all_alive(&w);
+    assert_int_equal(gossip_wire_look(&w, 0, 3).incarnation, 2);
+    gossip_wire_close(&w);
 }
 
 static void syncs_are_asked_for_at_their_pace(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 3);
-    run(&w, 20000);
+    gossip_wire_open(&w, 3);
+    gossip_wire_run(&w, 20000);
     w.syncs = 0;
-    run(&w, 100000);
+    gossip_wire_run(&w, 100000);
     assert_in_range(w.syncs, 20, 40); /* 3 nodes, 10 s */
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void who_did_not_run_judges_nobody(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_counts counts;
     (void)state;
-    open(&w, 3);
-    run(&w, 3000);
+    gossip_wire_open(&w, 3);
+    gossip_wire_run(&w, 3000);
     /* A probe is under way when node 1 is stopped for a minute; then its timer comes first. */
     struct gossip_event tick = {.kind = GOSSIP_TICK};
     w.cut[1] = w.cut[2] = true;
-    run(&w, 190);
+    gossip_wire_run(&w, 190);
     w.cut[0] = true;
-    run(&w, 60000);
+    gossip_wire_run(&w, 60000);
     w.cut[0] = false;
-    assert_int_equal(step(&w, 0, &tick), 0);
+    assert_int_equal(gossip_wire_step(&w, 0, &tick), 0);
     gossip_counts(w.nodes[0], &counts);
     assert_int_equal(counts.late, 1);
     assert_int_equal(counts.deaths, 0);
     assert_int_equal(counts.health, 1);
-    assert_true(look(&w, 0, 2).state <= GOSSIP_SUSPECT && look(&w, 0, 3).state <= GOSSIP_SUSPECT);
+    assert_true(gossip_wire_look(&w, 0, 2).state <= GOSSIP_SUSPECT &&
+                gossip_wire_look(&w, 0, 3).state <= GOSSIP_SUSPECT);
     w.cut[1] = w.cut[2] = false;
-    run(&w, 3000);
-    all_alive(&w);
+    gossip_wire_run(&w, 3000);
+    gossip_wire_all_alive(&w);
     for (size_t i = 0; i < 3; i++) {
         gossip_counts(w.nodes[i], &counts);
         assert_int_equal(counts.deaths, 0);
     }
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void cut_apart_and_healed_they_find_each_other(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 2);
-    run(&w, 1000);
+    gossip_wire_open(&w, 2);
+    gossip_wire_run(&w, 1000);
     /* Node 2 goes on in silence. */
     struct gossip *kept = w.nodes[1];
     w.cut[1] = true;
-    run(&w, 5000);
-    assert_int_equal(look(&w, 0, 2).state, GOSSIP_DEAD);
+    gossip_wire_run(&w, 5000);
+    assert_int_equal(gossip_wire_look(&w, 0, 2).state, GOSSIP_DEAD);
     w.cut[1] = false;
     w.nodes[1] = kept;
-    run(&w, 5000);
-    assert_int_equal(look(&w, 0, 2).state, GOSSIP_ALIVE);
-    assert_int_equal(look(&w, 1, 1).state, GOSSIP_ALIVE);
-    assert_true(look(&w, 0, 2).incarnation > 1);
-    close_all(&w);
+    gossip_wire_run(&w, 5000);
+    assert_int_equal(gossip_wire_look(&w, 0, 2).state, GOSSIP_ALIVE);
+    assert_int_equal(gossip_wire_look(&w, 1, 1).state, GOSSIP_ALIVE);
+    assert_true(gossip_wire_look(&w, 0, 2).incarnation > 1);
+    gossip_wire_close(&w);
 }
 
 static void a_seed_is_dead_until_the_sync_that_is_asked_for_at_once(void **state)
 {
-    struct wire w = {.count = 1, .now_ms = 1000};
+    struct gossip_wire w = {.count = 1, .now_ms = 1000};
     struct gossip_event tick = {.kind = GOSSIP_TICK};
-    struct gossip_event seed = {.kind = GOSSIP_SEED, .from = 9, .address = address_of(9)};
+    struct gossip_event seed = {
+        .kind = GOSSIP_SEED, .from = 9, .address = gossip_wire_address_of(9)};
     (void)state;
-    w.nodes[0] = make(1, NULL);
-    assert_int_equal(step(&w, 0, &tick), 0);
-    assert_int_equal(step(&w, 0, &seed), 0);
-    assert_int_equal(look(&w, 0, 9).state, GOSSIP_DEAD);
+    w.nodes[0] = gossip_wire_make(1, NULL);
+    assert_int_equal(gossip_wire_step(&w, 0, &tick), 0);
+    assert_int_equal(gossip_wire_step(&w, 0, &seed), 0);
+    assert_int_equal(gossip_wire_look(&w, 0, 9).state, GOSSIP_DEAD);
     assert_int_equal(w.next_ms[0], w.now_ms);
     assert_int_equal(w.syncs, 0);
-    run(&w, 0);
+    gossip_wire_run(&w, 0);
     assert_int_equal(w.syncs, 1);
-    run(&w, 10000);
+    gossip_wire_run(&w, 10000);
     assert_in_range(w.syncs, 7, 22);
     assert_int_equal(w.sends, 0); /* nobody is pinged whose boot is not known */
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void a_removed_member_is_never_heard_again(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_event remove = {.kind = GOSSIP_REMOVE, .from = 3};
     struct gossip_counts counts;
     (void)state;
-    open(&w, 3);
-    run(&w, 1000);
-    assert_int_equal(step(&w, 0, &remove), 0);
-    assert_true(look(&w, 0, 3).removed);
-    run(&w, 10000);
-    struct packet_item item = statement(3, BOOT + 5, 100, GOSSIP_ALIVE);
-    tell(&w, 0, 2, &item, 1);
-    item = statement(60, 1, 1, GOSSIP_ALIVE);
-    tell(&w, 0, 3, &item, 1);
-    assert_true(look(&w, 0, 3).removed);
-    assert_int_equal(look(&w, 0, 3).state, GOSSIP_LEFT);
-    assert_int_equal(look(&w, 0, 60).state, GOSSIP_STATE_COUNT); /* nor what it says */
+    gossip_wire_open(&w, 3);
+    gossip_wire_run(&w, 1000);
+    assert_int_equal(gossip_wire_step(&w, 0, &remove), 0);
+    assert_true(gossip_wire_look(&w, 0, 3).removed);
+    gossip_wire_run(&w, 10000);
+    struct packet_item item = gossip_wire_statement(3, GOSSIP_WIRE_BOOT + 5, 100, GOSSIP_ALIVE);
+    gossip_wire_tell(&w, 0, 2, &item, 1);
+    item = gossip_wire_statement(60, 1, 1, GOSSIP_ALIVE);
+    gossip_wire_tell(&w, 0, 3, &item, 1);
+    assert_true(gossip_wire_look(&w, 0, 3).removed);
+    assert_int_equal(gossip_wire_look(&w, 0, 3).state, GOSSIP_LEFT);
+    assert_int_equal(gossip_wire_look(&w, 0, 60).state, GOSSIP_STATE_COUNT); /* nor what it says */
     gossip_counts(w.nodes[0], &counts);
     assert_int_equal(counts.members[GOSSIP_LEFT], 1);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void leaving_is_told_before_it_is_done(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_event leave = {.kind = GOSSIP_LEAVE};
     (void)state;
-    open(&w, 4);
-    run(&w, 1000);
-    assert_int_equal(step(&w, 3, &leave), 0);
-    run(&w, 2000);
+    gossip_wire_open(&w, 4);
+    gossip_wire_run(&w, 1000);
+    assert_int_equal(gossip_wire_step(&w, 3, &leave), 0);
+    gossip_wire_run(&w, 2000);
     assert_true(w.left);
     w.cut[3] = true;
-    run(&w, 5000);
+    gossip_wire_run(&w, 5000);
     for (size_t i = 0; i < 3; i++)
-        assert_int_equal(look(&w, i, 4).state, GOSSIP_LEFT);
-    close_all(&w);
+        assert_int_equal(gossip_wire_look(&w, i, 4).state, GOSSIP_LEFT);
+    gossip_wire_close(&w);
 
-    open(&w, 1); /* alone: nobody to tell */
-    assert_int_equal(step(&w, 0, &leave), 0);
-    run(&w, 200);
+    gossip_wire_open(&w, 1); /* alone: nobody to tell */
+    assert_int_equal(gossip_wire_step(&w, 0, &leave), 0);
+    gossip_wire_run(&w, 200);
     assert_true(w.left);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void another_process_under_our_id_is_noticed(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 2);
-    struct packet_item item = statement(1, BOOT - 1, 100, GOSSIP_DEAD);
-    tell(&w, 0, 2, &item, 1);
+    gossip_wire_open(&w, 2);
+    struct packet_item item = gossip_wire_statement(1, GOSSIP_WIRE_BOOT - 1, 100, GOSSIP_DEAD);
+    gossip_wire_tell(&w, 0, 2, &item, 1);
     assert_false(w.impostor);
-    assert_int_equal(look(&w, 0, 1).incarnation, 1);
-    item = statement(1, BOOT + 1, 1, GOSSIP_ALIVE);
-    tell(&w, 0, 2, &item, 1);
+    assert_int_equal(gossip_wire_look(&w, 0, 1).incarnation, 1);
+    item = gossip_wire_statement(1, GOSSIP_WIRE_BOOT + 1, 1, GOSSIP_ALIVE);
+    gossip_wire_tell(&w, 0, 2, &item, 1);
     assert_true(w.impostor);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void loads_travel_and_the_newest_counts(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_load load = {.instances = 3, .joiners = 12, .workload_count = 1}, heard;
     struct gossip_event event = {.kind = GOSSIP_TELL_LOAD, .load = &load};
     (void)state;
     load.workloads[0] = (struct gossip_load_workload){gossip_workload_hash("hello"), 3, 12};
-    open(&w, 4);
-    run(&w, 1000);
+    gossip_wire_open(&w, 4);
+    gossip_wire_run(&w, 1000);
     for (unsigned i = 0; i < 50; i++) {
         load.joiners = i;
-        assert_int_equal(step(&w, 1, &event), 0);
-        run(&w, 20);
+        assert_int_equal(gossip_wire_step(&w, 1, &event), 0);
+        gossip_wire_run(&w, 20);
     }
-    run(&w, 1500);
+    gossip_wire_run(&w, 1500);
     for (size_t i = 0; i < 4; i++) {
         assert_true(gossip_load_get(w.nodes[i], 2, &heard));
         assert_int_equal(heard.joiners, 49);
         assert_int_equal(heard.workloads[0].workload, gossip_workload_hash("hello"));
         /* 50 in a second, told each 500 ms. */
-        assert_in_range(look(&w, i, 2).load_version, 2, 4);
+        assert_in_range(gossip_wire_look(&w, i, 2).load_version, 2, 4);
     }
     assert_true((w.changed & GOSSIP_CHANGED_LOAD) != 0);
     assert_false(gossip_load_get(w.nodes[0], 3, &heard));
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void a_new_meta_replaces_the_old_everywhere(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_meta meta = {.name = "renamed", .roles = 9}, heard;
     struct gossip_event event = {.kind = GOSSIP_TELL_META, .meta = &meta};
     struct err e;
     (void)state;
-    open(&w, 3);
-    run(&w, 1000);
-    assert_int_equal(step(&w, 0, &event), 0);
-    run(&w, 1000);
+    gossip_wire_open(&w, 3);
+    gossip_wire_run(&w, 1000);
+    assert_int_equal(gossip_wire_step(&w, 0, &event), 0);
+    gossip_wire_run(&w, 1000);
     for (size_t i = 0; i < 3; i++) {
         assert_true(gossip_meta_get(w.nodes[i], 1, &heard));
         assert_string_equal(heard.name, "renamed");
@@ -698,7 +495,7 @@ static void a_new_meta_replaces_the_old_everywhere(void **state)
     assert_int_equal(gossip_step(w.nodes[0], &event, w.now_ms, &actions, &e), -ERR_LIMIT);
     assert_true(gossip_meta_get(w.nodes[0], 1, &heard));
     assert_string_equal(heard.name, "renamed");
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void few_members(struct gossip_options *options)
@@ -708,40 +505,40 @@ static void few_members(struct gossip_options *options)
 
 static void a_full_table_forgets_the_longest_dead_only(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_counts counts;
     (void)state;
-    open_tuned(&w, 1, few_members);
+    gossip_wire_open_tuned(&w, 1, few_members);
     for (node_id id = 50; id < 53; id++) {
-        struct packet_item item = statement(id, 1, 1, GOSSIP_ALIVE);
-        tell(&w, 0, 51, &item, 1);
+        struct packet_item item = gossip_wire_statement(id, 1, 1, GOSSIP_ALIVE);
+        gossip_wire_tell(&w, 0, 51, &item, 1);
     }
-    struct packet_item item = statement(53, 1, 1, GOSSIP_ALIVE);
-    tell(&w, 0, 51, &item, 1);
-    assert_int_equal(look(&w, 0, 53).state, GOSSIP_STATE_COUNT);
+    struct packet_item item = gossip_wire_statement(53, 1, 1, GOSSIP_ALIVE);
+    gossip_wire_tell(&w, 0, 51, &item, 1);
+    assert_int_equal(gossip_wire_look(&w, 0, 53).state, GOSSIP_STATE_COUNT);
     gossip_counts(w.nodes[0], &counts);
     assert_int_equal(counts.dropped, 1);
-    struct packet_item dead = statement(51, 1, 1, GOSSIP_DEAD);
-    tell(&w, 0, 52, &dead, 1);
-    tell(&w, 0, 52, &item, 1);
-    assert_int_equal(look(&w, 0, 51).state, GOSSIP_STATE_COUNT);
-    assert_int_equal(look(&w, 0, 50).state, GOSSIP_ALIVE);
-    assert_int_equal(look(&w, 0, 52).state, GOSSIP_ALIVE);
-    assert_int_equal(look(&w, 0, 53).state, GOSSIP_ALIVE);
-    close_all(&w);
+    struct packet_item dead = gossip_wire_statement(51, 1, 1, GOSSIP_DEAD);
+    gossip_wire_tell(&w, 0, 52, &dead, 1);
+    gossip_wire_tell(&w, 0, 52, &item, 1);
+    assert_int_equal(gossip_wire_look(&w, 0, 51).state, GOSSIP_STATE_COUNT);
+    assert_int_equal(gossip_wire_look(&w, 0, 50).state, GOSSIP_ALIVE);
+    assert_int_equal(gossip_wire_look(&w, 0, 52).state, GOSSIP_ALIVE);
+    assert_int_equal(gossip_wire_look(&w, 0, 53).state, GOSSIP_ALIVE);
+    gossip_wire_close(&w);
 }
 
 static void an_update_is_told_so_often_and_no_more(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     (void)state;
-    open(&w, 5);
-    run(&w, 10000);
+    gossip_wire_open(&w, 5);
+    gossip_wire_run(&w, 10000);
     w.sends = 0;
-    run(&w, 10000);
+    gossip_wire_run(&w, 10000);
     /* 5 nodes, 5 pings and 5 acks a second each, nothing else. */
     assert_in_range(w.sends, 480, 520);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void malformed_packets_and_syncs_are_refused_and_counted(void **state)
@@ -759,36 +556,36 @@ static void malformed_packets_and_syncs_are_refused_and_counted(void **state)
                {GOSSIP_PACKET, NULL, 0, 2},
                {GOSSIP_PACKET, bad_item, 4, 1}, /* from ourselves */
                {GOSSIP_SYNC, bad_item, sizeof bad_item, 2}};
-    struct wire w;
+    struct gossip_wire w;
     struct gossip_counts counts;
     (void)state;
-    open(&w, 2);
+    gossip_wire_open(&w, 2);
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         struct gossip_event event = {.kind = bad[i].kind,
                                      .from = bad[i].from,
-                                     .from_boot = BOOT,
-                                     .address = address_of(bad[i].from),
+                                     .from_boot = GOSSIP_WIRE_BOOT,
+                                     .address = gossip_wire_address_of(bad[i].from),
                                      .data = bad[i].data,
                                      .size = bad[i].size};
-        assert_int_equal(step(&w, 0, &event), -ERR_PROTOCOL);
+        assert_int_equal(gossip_wire_step(&w, 0, &event), -ERR_PROTOCOL);
         gossip_counts(w.nodes[0], &counts);
         assert_int_equal(counts.malformed, i + 1);
     }
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 static void a_sync_that_does_not_fit_says_so(void **state)
 {
-    struct wire w;
+    struct gossip_wire w;
     struct buffer small;
     struct err e;
     (void)state;
-    open(&w, 3);
+    gossip_wire_open(&w, 3);
     buffer_init(&small, 100);
     assert_int_equal(gossip_sync_write(w.nodes[0], &small, &e), -ERR_LIMIT);
     assert_int_equal(small.length, 0);
     buffer_free(&small);
-    close_all(&w);
+    gossip_wire_close(&w);
 }
 
 int main(void)

@@ -91,7 +91,7 @@ static void what_is_written_is_read(void **state)
 
 static void what_does_not_fit_leaves_nothing(void **state)
 {
-    uint8_t bytes[64];
+    uint8_t bytes[64] = {0};
     struct packet_item item = {
         .kind = PACKET_STATE, .id = 1, .boot = 1, .address = {.family = ADDRESS_V4, .port = 1}};
     (void)state;
