@@ -209,7 +209,7 @@ fuzz-replay: $(FUZZERS:%=$(B)/fuzz-replay/%)
 	@for f in $(FUZZERS); do $(B)/fuzz-replay/$$f tests/fuzz/$$f.corpus || exit 1; done
 
 # --- the rest ------------------------------------------------------------------------------------
-.PHONY: demo bench bench-core lint format deps clean help install
+.PHONY: demo bench bench-core bench-stream lint format deps clean help install
 demo: all
 	@B=$(B) deploy/demo/run $(if $(KEEP),--keep)
 bench-core: all $(PROBES)
@@ -219,13 +219,12 @@ ROUNDS ?= 20
 NODES ?= 5
 HOGS ?= 8
 .PHONY: bench-gossip
-$(B)/bench/%: $(B)/obj/tests/bench/%.o $(B)/libskerry.a
-	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
 bench-gossip: $(B)/bench/gossip
 	@$(B)/bench/gossip $(ROUNDS) $(NODES) 0
 	@$(B)/bench/gossip $(ROUNDS) $(NODES) $(HOGS)
-bench: bench-core bench-gossip
+bench-stream: $(B)/bench/stream
+	@B=$(B) tests/bench/stream
+bench: bench-core bench-gossip bench-stream
 lint: deps-lint $(PROTO_H)
 	@B=$(B) tests/lib/lint
 format: deps-lint
@@ -251,6 +250,7 @@ help:
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
 	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
 	@echo 'make bench-gossip a node is killed: how long until all others know, quiet and with busy cores'
+	@echo 'make bench-stream  streams between nodes beside plain TCP and nginx'
 	@echo 'make lint       format, static analysis, and the rules of this house'
 	@echo 'make format     clang-format in place'
 	@echo 'make deps       list and install the Debian packages that are needed'

@@ -16,7 +16,8 @@
 #define INSIDE_BYTES 52u
 #define WINDOW_WORDS (PEER_SEAL_WINDOW / 64u)
 
-_Static_assert(INSIDE_AT + INSIDE_BYTES == PEER_SEAL_OVERHEAD_BYTES, "what a seal adds");
+enum { PAYLOAD_AT = INSIDE_AT + INSIDE_BYTES };
+_Static_assert(PAYLOAD_AT == PEER_SEAL_OVERHEAD_BYTES, "what a seal adds");
 _Static_assert(PEER_SEAL_WINDOW % 64 == 0, "whole words");
 _Static_assert(PEER_SEAL_REFUSAL_COUNT <= REFUSALS_REASONS_MAX, "each refusal has its count");
 
@@ -207,7 +208,7 @@ int peer_seal_message(struct peer_seal *s, struct peer_seal_content *content, ui
     randombytes_buf(out + NONCE_AT, crypto_box_NONCEBYTES);
     put_inside(out + INSIDE_AT, &inside);
     if (content->size > 0)
-        memmove(out + INSIDE_AT + INSIDE_BYTES, content->payload, content->size);
+        memmove(out + PAYLOAD_AT, content->payload, content->size);
     (void)crypto_box_detached_afternm(out + INSIDE_AT, out + BOX_AT, out + INSIDE_AT,
                                       INSIDE_BYTES + content->size, out + NONCE_AT, peer->shared);
     return 0;
@@ -312,7 +313,7 @@ enum peer_seal_result peer_seal_open(struct peer_seal *s, uint8_t *bytes, size_t
                                       .counter = inside.counter,
                                       .answers = inside.answers,
                                       .boot = inside.from_boot,
-                                      .payload = bytes + PEER_SEAL_OVERHEAD_BYTES,
-                                      .size = size - PEER_SEAL_OVERHEAD_BYTES};
+                                      .payload = bytes + PAYLOAD_AT,
+                                      .size = size - PAYLOAD_AT};
     return admit(s, peer, &inside);
 }

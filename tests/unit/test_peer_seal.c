@@ -16,6 +16,7 @@ struct world {
     struct identity *identities[NODES + 1];
     struct peer_seal *seals[NODES + 1];
     bool removed[NODES + 1];
+    bool twins; /* node 3 has the key of node 2 */
 };
 
 static bool key_of(void *user, node_id id, struct identity_public *out)
@@ -23,7 +24,7 @@ static bool key_of(void *user, node_id id, struct identity_public *out)
     struct world *w = user;
     if (id == 0 || id >= NODES || w->removed[id]) /* 4 is a stranger */
         return false;
-    *out = *identity_public(w->identities[id]);
+    *out = *identity_public(w->identities[w->twins && id == 3 ? 2 : id]);
     return true;
 }
 
@@ -223,6 +224,21 @@ static void nothing_is_accepted_twice(void **state)
     assert_int_equal(read_letter(w, 3, &l, NULL), PEER_SEAL_BAD);
 }
 
+static void a_message_is_for_one_node_even_if_keys_are_equal(void **state)
+{
+    struct world *w = *state;
+    w->twins = true;
+    introduce(w, 1, 2);
+    struct letter l = ask(w, 1, 3, "for three");
+    assert_int_equal(read_letter(w, 2, &l, NULL), PEER_SEAL_BAD);
+    assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_OTHER), 1);
+    /* Sent back with its sender's name changed, it opens, and is not believed. */
+    l = ask(w, 1, 2, "for two");
+    l.bytes[11] = 2;
+    assert_int_equal(read_letter(w, 1, &l, NULL), PEER_SEAL_BAD);
+    assert_int_equal(refused(w, 1, PEER_SEAL_REFUSED_FORMAT), 1);
+}
+
 static void messages_may_overtake_each_other_within_the_window(void **state)
 {
     struct world *w = *state;
@@ -339,6 +355,7 @@ int main(void)
         TEST(a_removed_node_is_not_heard),
         TEST(every_changed_byte_is_noticed),
         TEST(nothing_is_accepted_twice),
+        TEST(a_message_is_for_one_node_even_if_keys_are_equal),
         TEST(messages_may_overtake_each_other_within_the_window),
         TEST(a_jump_beyond_the_window_forgets_nothing_newer),
         TEST(an_earlier_life_of_the_sender_is_refused),
