@@ -235,6 +235,14 @@ enum dispatch dispatch_request(struct connection *c, const char *data, size_t le
     enum dispatch next = find_target(c, &route, head);
     if (next != DISPATCH_READY)
         return next;
+    if (c->x.workload.no_port && !c->x.unknown) {
+        char detail[240];
+        text_format(detail, sizeof detail,
+                    "%s has no port, so it cannot be joined over HTTP; reach it by skerry exec and "
+                    "skerry cp, or give it a port",
+                    c->x.workload.name);
+        return refuse(c, PROBLEM_CONFLICT, detail);
+    }
     if (head->body == HTTP_BODY_LENGTH && head->content_length > t->gateway->options.body_bytes_max)
         return refuse(c, PROBLEM_BODY_TOO_LARGE, "the body is larger than allowed here");
     if (c->x.workload.kind == WORKLOAD_COMMAND) {

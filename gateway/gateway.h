@@ -38,6 +38,7 @@ struct gateway_workload {
     uint64_t version;
     enum workload_kind kind;
     bool public_access;
+    bool no_port; /* a server that never listens: nothing to join */
     enum join_key_source key_source;
     char key_name[64]; /* header, query or cookie name; for JOIN_KEY_PATH its number */
     uint64_t first_byte_ms, request_ms, stream_idle_ms, queue_timeout_ms; /* DURATION_NONE: none */

@@ -66,6 +66,18 @@ static void fill_timing(struct gateway_ask *ask, const struct instance *i,
     ask->timing.code_us = i->code_us;
 }
 
+static void answer_problem(struct node *n, struct gateway_ask *ask, enum problem problem,
+                           const char *detail, uint64_t retry_after_ms)
+{
+    ask->problem = problem;
+    ask->ran = RAN_NO;
+    ask->retry_after_s = seconds_up(retry_after_ms);
+    text_copy(ask->detail, sizeof ask->detail, detail != NULL ? detail : "");
+    explain_remember(n, ask->request_id, ask->id.text[0] != '\0' ? &ask->id : NULL, problem,
+                     ask->detail);
+    gateway_answer(ask);
+}
+
 void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum scheduler_start start)
 {
     struct gateway_ask *ask = w->gateway_ask;
@@ -76,8 +88,14 @@ void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum sche
         asks_answer(node_ask);
         return;
     }
-    ask->problem = PROBLEM_NONE;
     ask->id = i->id;
+    if (ask->kind == WORKLOAD_SERVER && i->slot.slot == NULL) {
+        /* The gateway refuses these; a version without a port may have come in between. */
+        answer_problem(n, ask, PROBLEM_CONFLICT,
+                       "the instance has no port: it can be reached by exec and files only", 0);
+        return;
+    }
+    ask->problem = PROBLEM_NONE;
     ask->slot = i->slot;
     ask->start = (enum gateway_start)start;
     fill_timing(ask, i, start);
@@ -90,18 +108,6 @@ void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum sche
     /* Who reads the id in this answer may come back with it at once, to another thread. */
     if (n->publish_wanted)
         routes_publish(n);
-    gateway_answer(ask);
-}
-
-static void answer_problem(struct node *n, struct gateway_ask *ask, enum problem problem,
-                           const char *detail, uint64_t retry_after_ms)
-{
-    ask->problem = problem;
-    ask->ran = RAN_NO;
-    ask->retry_after_s = seconds_up(retry_after_ms);
-    text_copy(ask->detail, sizeof ask->detail, detail != NULL ? detail : "");
-    explain_remember(n, ask->request_id, ask->id.text[0] != '\0' ? &ask->id : NULL, problem,
-                     ask->detail);
     gateway_answer(ask);
 }
 
