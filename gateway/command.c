@@ -265,7 +265,7 @@ static bool finish_json(struct command *cmd, struct connection *c)
     struct buffer *output = &cmd->held[STREAM_OUT];
     struct buffer *errors = &cmd->held[STREAM_ERR];
     struct buffer body;
-    buffer_init(&body, (size_t)RESULT_BYTES_MAX * 12 + 4096);
+    buffer_init(&body, (size_t)RESULT_BYTES_MAX * 16 + 4096);
     bool ok =
         result_json(&body, &cmd->end, (struct result_bytes){output->data, output->length},
                     (struct result_bytes){errors->data, errors->length}, cmd->truncated) &&
@@ -295,7 +295,7 @@ static void finish_problem(struct connection *c, struct command *cmd, enum probl
     text_format(detail, sizeof detail, "the command ended: %s%s%s", reason,
                 cmd->detail[0] != '\0' ? ": " : "", cmd->detail);
     if (problem == PROBLEM_REQUEST_TIMEOUT)
-        text_copy(detail, sizeof detail, "timeouts.request of the workload has passed");
+        dispatch_late_text(c, detail, sizeof detail);
     if (problem == PROBLEM_INSTANCE_OOM)
         text_copy(detail, sizeof detail,
                   "the command used up its memory; raise deploy.resources.limits.memory");
@@ -625,8 +625,9 @@ void command_deadline(struct connection *c)
     if (cmd->canceled && now_ms >= cmd->wait_until_ms) {
         command_abandon(c, END_TIMED_OUT);
         c->phase = PHASE_FLUSH;
-        answer_problem_simple(c, PROBLEM_REQUEST_TIMEOUT, RAN_YES,
-                              "timeouts.request of the workload has passed");
+        char detail[200];
+        dispatch_late_text(c, detail, sizeof detail);
+        answer_problem_simple(c, PROBLEM_REQUEST_TIMEOUT, RAN_YES, detail);
         return;
     }
     if (!cmd->canceled && now_ms >= x->request_until_ms)

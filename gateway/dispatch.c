@@ -1,8 +1,11 @@
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/memory.h"
+#include "base/units.h"
 #include "gateway/thread.h"
 
 /* From a request's head to the instance that serves it.
@@ -74,6 +77,14 @@ static void exchange_begin(struct connection *c, const struct http_head *head)
     note_asked_by(x, head);
 }
 
+void dispatch_late_text(const struct connection *c, char *out, size_t size)
+{
+    char limit[UNIT_TEXT_SIZE];
+    duration_format(c->x.workload.request_ms, limit);
+    text_format(out, size, "%s took longer than its timeouts.request of %s", c->x.workload.name,
+                limit);
+}
+
 /* --- what is asked for --- */
 
 static void answer_gone(struct connection *c, const struct gateway_instance *instance)
@@ -83,7 +94,7 @@ static void answer_gone(struct connection *c, const struct gateway_instance *ins
     char detail[480];
     if (instance->ended_at[0] != '\0')
         text_format(at, sizeof at, " at %s", instance->ended_at);
-    if (instance->reason == END_EXITED)
+    if (instance->reason == END_EXITED && instance->exit_code >= 0)
         text_format(exit_code, sizeof exit_code, " with code %d", instance->exit_code);
     text_format(detail, sizeof detail, "instance %s of %s ended%s: %s%s%s%s", c->x.id.text,
                 c->x.workload.name, at, end_reason_name(instance->reason), exit_code,
@@ -92,6 +103,21 @@ static void answer_gone(struct connection *c, const struct gateway_instance *ins
                                                .ran = RAN_NO,
                                                .detail = detail,
                                                .reason = end_reason_name(instance->reason)});
+}
+
+/* Who guesses tokens leaves a line. Of the token only the part before the secret is written: 16
+ * characters behind "skt_". */
+static void log_refused(struct connection *c, enum problem problem, struct http_text token)
+{
+    char id[17] = "";
+    if (token.length > 21 && memcmp(token.data, "skt_", 4) == 0)
+        for (size_t i = 0; i < 16 && isalnum((unsigned char)token.data[4 + i]); i++)
+            id[i] = token.data[4 + i];
+    log_warn("gateway", "%s: %s from %s, request %s, token %s", problem_word(problem)->code,
+             c->x.asked_by, forward_peer_text(c), c->x.request_id,
+             token.length == 0 ? "none"
+             : id[0] != '\0'   ? id
+                               : "malformed");
 }
 
 static enum dispatch authorize(struct connection *c, const struct http_head *head,
@@ -106,12 +132,26 @@ static enum dispatch authorize(struct connection *c, const struct http_head *hea
                                             token.length > 0 ? token.data : NULL, token.length);
     if (problem == PROBLEM_NONE)
         return DISPATCH_READY;
+    log_refused(c, problem, token);
     return refuse(c, problem,
                   problem == PROBLEM_FORBIDDEN ? "the token is valid, but not for this workload"
                   : token.length > 0
                       ? "the token is unknown, expired or revoked"
                       : "this workload is private: send Skerry-Token: skt_..., or Authorization: "
                         "Bearer skt_...");
+}
+
+static enum dispatch refuse_keyless(struct connection *c)
+{
+    static const char *const sources[] = {
+        [JOIN_KEY_NONE] = "",         [JOIN_KEY_HEADER] = "header", [JOIN_KEY_QUERY] = "query",
+        [JOIN_KEY_COOKIE] = "cookie", [JOIN_KEY_PATH] = "path",
+    };
+    char detail[320];
+    text_format(detail, sizeof detail,
+                "the request has no key: join.key of %s is %s:%s; Skerry-Key: KEY does as well",
+                c->x.workload.name, sources[c->x.workload.key_source], c->x.workload.key_name);
+    return refuse(c, PROBLEM_KEY_MISSING, detail);
 }
 
 static enum dispatch find_workload(struct connection *c, const struct route *route,
@@ -133,6 +173,8 @@ static enum dispatch find_workload(struct connection *c, const struct route *rou
         return allowed;
     const char *why = NULL;
     enum problem problem = route_key(c->x.key, route, head, &c->x.workload, &why);
+    if (problem == PROBLEM_KEY_MISSING)
+        return refuse_keyless(c);
     return problem == PROBLEM_NONE ? DISPATCH_READY : refuse(c, problem, why);
 }
 
@@ -197,7 +239,9 @@ static enum dispatch find_target(struct connection *c, const struct route *route
                       "joins go to the host WORKLOAD.DOMAIN or INSTANCE.DOMAIN, or to the paths "
                       "/w/WORKLOAD/ and /i/INSTANCE/");
     case ROUTE_INSTANCE_WRONG:
-        return refuse(c, PROBLEM_INSTANCE_UNKNOWN, "this is not the id of an instance");
+        return refuse(c, PROBLEM_INSTANCE_UNKNOWN,
+                      "this is not the id of an instance; whole ids are in the Skerry-Instance of "
+                      "answers, and in skerry ps --no-trunc");
     case ROUTE_WORKLOAD:
         return find_workload(c, route, head);
     case ROUTE_INSTANCE:

@@ -49,7 +49,7 @@ static void put_number(struct writer *w, uint64_t n)
 
 /* --- requests --- */
 
-static const char *peer_text(struct connection *c)
+const char *forward_peer_text(struct connection *c)
 {
     if (c->peer_text[0] == '\0') {
         const void *address = &((const struct sockaddr_in *)(const void *)&c->peer)->sin_addr;
@@ -161,7 +161,7 @@ static void put_forwarded(struct writer *w, struct connection *c, const struct h
                           const struct route *route, bool trusted)
 {
     put_literal(w, "X-Forwarded-For: ");
-    put(w, peer_text(c), strlen(peer_text(c)));
+    put(w, forward_peer_text(c), strlen(forward_peer_text(c)));
     put_literal(w, "\r\n");
     if (!trusted || http_field_find(head, HTTP_NAME_X_FORWARDED_PROTO) == NULL)
         put_literal(w, "X-Forwarded-Proto: http\r\n");

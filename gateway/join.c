@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 
 #include "base/memory.h"
+#include "base/units.h"
 #include "gateway/thread.h"
 
 /* The bridge between a client and code that listens.
@@ -490,18 +491,24 @@ static void slow_before_answer(struct connection *c)
     struct exchange *x = &c->x;
     enum ran ran = whether_it_ran(x);
     const struct gateway_options *options = &c->thread->gateway->options;
-    if (passed(c, x->request_until_ms))
-        fail(c, PROBLEM_REQUEST_TIMEOUT, ran, "timeouts.request of the workload has passed");
-    else if (c->phase == PHASE_SOCKET || !x->upstream->connected)
+    char limit[UNIT_TEXT_SIZE];
+    char detail[240];
+    if (passed(c, x->request_until_ms)) {
+        dispatch_late_text(c, detail, sizeof detail);
+        fail(c, PROBLEM_REQUEST_TIMEOUT, ran, detail);
+    } else if (c->phase == PHASE_SOCKET || !x->upstream->connected) {
         fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE,
                       "the code did not take the connection in time");
-    else if (!x->up.done && !c->reading_stopped && !x->up_broken &&
-             passed(c, until(x->progress_ms, options->body_timeout_ms)))
+    } else if (!x->up.done && !c->reading_stopped && !x->up_broken &&
+               passed(c, until(x->progress_ms, options->body_timeout_ms))) {
         fail(c, PROBLEM_BODY_TIMEOUT, ran, "the body stopped coming");
-    else
-        fail(c, PROBLEM_FIRST_BYTE_TIMEOUT, ran,
-             "timeouts.first_byte of the workload has passed: the code took the request and did "
-             "not begin an answer");
+    } else {
+        duration_format(x->workload.first_byte_ms, limit);
+        text_format(detail, sizeof detail,
+                    "%s took the request and began no answer within its timeouts.first_byte of %s",
+                    x->workload.name, limit);
+        fail(c, PROBLEM_FIRST_BYTE_TIMEOUT, ran, detail);
+    }
 }
 
 void join_deadline(struct connection *c)

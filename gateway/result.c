@@ -117,10 +117,11 @@ bool result_base64(struct buffer *out, const char *data, size_t length)
 
 static bool output_member(struct buffer *out, const char *name, struct result_bytes bytes)
 {
+    if (!buffer_printf(out, "\"%s\":", name) || !result_json_text(out, bytes.data, bytes.length))
+        return false;
     if (result_is_utf8(bytes.data, bytes.length))
-        return buffer_printf(out, "\"%s\":", name) &&
-               result_json_text(out, bytes.data, bytes.length);
-    return buffer_printf(out, "\"%s_base64\":\"", name) &&
+        return true;
+    return buffer_printf(out, ",\"%s_base64\":\"", name) &&
            result_base64(out, bytes.data, bytes.length) && buffer_append(out, "\"", 1);
 }
 

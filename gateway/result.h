@@ -1,8 +1,8 @@
 /* gateway/result.h - how a command ended, as JSON and as an event stream; for the gateway and the API.
  *
- * Output is bytes. What is valid UTF-8 becomes a JSON string as it is; anything else goes as base64
- * under another name, so that nothing is lost: {"stdout": "..."} or {"stdout_base64": "..."}, in
- * events {"text": "..."} or {"base64": "..."}.
+ * Output is bytes. `stdout` and `stderr` are always there; bytes that are not UTF-8 are replaced in
+ * them, and then all goes as base64 too, so that nothing is lost: {"stdout": "...",
+ * "stdout_base64": "..."}. In events it is {"text": "..."} or {"base64": "..."}.
  *
  * Thread: any. All functions append to `out` and return false when it is at its bound or memory is
  * gone. */

@@ -320,6 +320,8 @@ enum dispatch dispatch_request(struct connection *c, const char *data, size_t le
 void dispatch_find_instance(struct connection *c);
 void dispatch_cancel(struct connection *c, enum end_reason reason);
 void dispatch_leave_slot(struct connection *c);
+/* "chat took longer than its timeouts.request of 60s" */
+void dispatch_late_text(const struct connection *c, char *out, size_t size);
 /* Asks why the code's side broke before it answered; `otherwise` is for when the instance lives. */
 void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const char *detail);
 void dispatch_autopsy_late(struct connection *c);
@@ -337,6 +339,8 @@ void answer_request_id(struct connection *c);
 void answer_count(struct connection *c, unsigned status);
 
 /* --- forward.c --- */
+/* The client's address as text. */
+const char *forward_peer_text(struct connection *c);
 bool forward_request_write(struct connection *c, const struct http_head *head,
                            const struct route *route, size_t head_length);
 bool forward_answer_write(struct connection *c, const struct http_head *head, size_t head_length);

@@ -33,6 +33,71 @@ class Contract(unittest.TestCase):
             self.assertIn("portless has no port", answer.json()["detail"])
         self.assertEqual(node.cli("exec", found[0]["id"], "--", "echo", "in").stdout, b"in\n")
 
+    def test_a_refused_token_leaves_one_line(self):
+        node = self.node
+        node.deploy(server_spec("closed", access="private"), server(PLAIN))
+        self.assertEqual(node.get("/w/closed/").status, 401)
+        secret = "skt_0123456789abcdef_" + "z" * 52
+        self.assertEqual(node.get("/w/closed/", {"Skerry-Token": secret}).status, 401)
+
+        def log():
+            with open(node.path("serve.log")) as f:
+                return f.read()
+        lines = wait_until(lambda: [line for line in log().splitlines() if "/w/closed/" in line][1:]
+                           and [line for line in log().splitlines() if "/w/closed/" in line],
+                           5, "two lines")
+        self.assertEqual(len(lines), 2, lines)
+        self.assertIn("gateway: unauthorized: GET /w/closed/ from 127.0.0.1", lines[0])
+        self.assertIn("token none", lines[0])
+        self.assertIn("token 0123456789abcdef", lines[1])
+        self.assertNotIn("zzz", log())
+
+    def test_results_have_stdout_and_stderr_always(self):
+        node = self.node
+        node.deploy({"id": "bytes", "kind": "command", "access": "public",
+                     "command": ["sh", "-c", "printf 'a\\377'"]})
+        result = node.get("/w/bytes/", {"Accept": "application/json"}).json()
+        self.assertEqual((result["stdout"], result["stderr"]), ("a\ufffd", ""))
+        self.assertEqual(base64.b64decode(result["stdout_base64"]), b"a\xff")
+
+    def test_exit_codes_are_those_of_code_that_ended_by_itself(self):
+        node = self.node
+        node.cli("run", "--", "sh", "-c", "kill -9 $$", check=False)
+        node.cli("run", "--timeout", "300ms", "--", "sleep", "9", check=False)
+        node.deploy(server_spec("deaf", timeouts={"start": "500ms"},
+                                command=["sleep", "1000"]), server(PLAIN))
+        self.assertEqual(node.get("/w/deaf/").error, "start_timeout")
+        ended = wait_until(lambda: (lambda all: all if len(all) >= 3 else None)(
+            [i for i in node.ps("-a") if i["state"] == "ended" and i["reason"] in
+             ("exited", "timed_out", "start_timeout") and i["exit_code"] != 0]), 10, "three ends")
+        codes = {i["reason"]: i["exit_code"] for i in ended}
+        self.assertEqual(codes, {"exited": 137, "timed_out": None, "start_timeout": None})
+
+    def test_an_invoke_token_is_enough_for_invoke(self):
+        node = self.node
+        node.deploy(server_spec("scoped", access="private"), server(PLAIN))
+        token = node.cli("token", "create", "--workload", "scoped").stdout.decode().strip()
+        environment = {"SKERRY_TOKEN": token, "SKERRY_ADDR": "127.0.0.1:%d" % node.api_port}
+        done = node.cli("invoke", "scoped", environment=environment)
+        self.assertTrue(done.stdout)
+        refused = node.cli("ps", environment=environment, check=False)
+        self.assertEqual(refused.returncode, 5)
+
+    def test_problems_name_the_value_and_the_remedy(self):
+        node = self.node
+        node.deploy(server_spec("hangs", timeouts={"request": "300ms"}), server(PLAIN))
+        node.get("/w/hangs/")
+        self.assertIn("hangs took longer than its timeouts.request of 300ms",
+                      node.get("/w/hangs/hang").json()["detail"])
+        node.deploy(server_spec("rooms", join={"key": "header:X-Room"}), server(PLAIN))
+        self.assertIn("join.key of rooms is header:X-Room",
+                      node.get("/w/rooms/").json()["detail"])
+
+    def test_the_api_says_what_it_allows(self):
+        answer = self.node.request("GET", "/v1/run", port=self.node.api_port,
+                                   headers={"Host": "127.0.0.1"})
+        self.assertEqual((answer.status, answer.header("Allow")), (405, "POST"))
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -217,12 +217,13 @@ class Node:
         e["NO_COLOR"] = "1"
         return e
 
-    def cli(self, *arguments, stdin=b"", check=True, timeout=60):
-        """Runs skerry; a CompletedProcess with bytes."""
+    def cli(self, *arguments, stdin=b"", check=True, timeout=60, environment=None):
+        """Runs skerry; a CompletedProcess with bytes. `environment` is added to ours."""
         if isinstance(stdin, str):
             stdin = stdin.encode()
         done = subprocess.run([SKERRY, *arguments], input=stdin, capture_output=True,
-                              timeout=timeout, env=self.environment())
+                              timeout=timeout,
+                              env=dict(self.environment(), **(environment or {})))
         if check and done.returncode != 0:
             raise AssertionError("skerry %s: exit code %d\n%s\n%s" % (
                 " ".join(arguments), done.returncode, done.stdout.decode(errors="replace"),

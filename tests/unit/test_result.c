@@ -49,8 +49,13 @@ static void bytes_that_are_no_text_lose_nothing(void **state)
 {
     (void)state;
     json_t *json = result_of(BYTES("\xff\x00\x01"), BYTES(""), false);
-    assert_null(json_object_get(json, "stdout"));
+    static const char replaced[] = "\xef\xbf\xbd\0\x01";
+    const json_t *text = json_object_get(json, "stdout");
+    assert_int_equal(json_string_length(text), sizeof replaced - 1);
+    assert_memory_equal(json_string_value(text), replaced, sizeof replaced - 1);
     assert_string_equal(json_string_value(json_object_get(json, "stdout_base64")), "/wAB");
+    assert_string_equal(json_string_value(json_object_get(json, "stderr")), "");
+    assert_null(json_object_get(json, "stderr_base64"));
     json_decref(json);
     /* A character that the bound cut in two does not turn the rest into base64. */
     json = result_of(BYTES("abc\xe2\x82"), BYTES(""), true);
