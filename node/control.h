@@ -257,6 +257,8 @@ int instance_open(struct instance *i, const Skerry__Runner__Address *address,
 void instance_ended(struct instance *i, const Skerry__Runner__Ended *ended);
 /* Its agent or runner is gone, or it never came to be: as if the runner had said so. */
 void instance_ended_locally(struct instance *i, enum end_reason reason, const char *message);
+/* Of code that ended by itself: its own, or 128 + signal; -1: none, it was ended. */
+int instance_exit_code(const struct instance *i);
 struct instance *instance_new(struct node *n, const struct instance_id *id);
 void instance_link(struct instance *i);
 void instance_unpend(struct instance *i);

@@ -401,6 +401,13 @@ static void end_cb(void *user, const struct err *error, const struct registry_re
     instance_unpend(i);
 }
 
+int instance_exit_code(const struct instance *i)
+{
+    if (i->end_reason != END_EXITED)
+        return -1;
+    return i->signal != 0 ? 128 + (int)i->signal : i->exit_code;
+}
+
 static void record_end(struct instance *i)
 {
     struct err e = {0};
@@ -413,7 +420,7 @@ static void record_end(struct instance *i)
         .epoch = i->epoch,
         .state = INSTANCE_STATE_ENDED,
         .reason = i->end_reason,
-        .exit_code = i->exit_code,
+        .exit_code = instance_exit_code(i),
         .signal = i->signal,
         .ended_wall_ms = clock_wall_ms(),
         .marks = i->marks,
@@ -471,7 +478,10 @@ static void finish(struct instance *i, enum end_reason reason)
     }
     if (!was_ready)
         explain_failure(i);
-    instance_note(i, "ended", "%s%s%s", end_reason_name(i->end_reason),
+    char code[32] = "";
+    if (instance_exit_code(i) >= 0)
+        text_format(code, sizeof code, " with code %d", instance_exit_code(i));
+    instance_note(i, "ended", "%s%s%s%s", end_reason_name(i->end_reason), code,
                   i->end_message[0] != '\0' ? ", " : "", i->end_message);
     routes_instance(n, i);
     pthread_mutex_lock(&n->facts_mutex);

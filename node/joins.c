@@ -164,7 +164,7 @@ static bool answer_forced_now(struct node *n, struct gateway_ask *ask, struct in
         return true;
     }
     if (i->phase == PHASE_ENDED || i->phase == PHASE_STOPPING) {
-        refuse_gone(n, ask, i->end_reason, i->exit_code, i->end_message);
+        refuse_gone(n, ask, i->end_reason, instance_exit_code(i), i->end_message);
         return true;
     }
     if (i->handle == 0 || i->spec->kind == WORKLOAD_COMMAND) {
