@@ -131,7 +131,8 @@ bool api_authorize(struct api_request *r)
 {
     if (r->route->open)
         return true;
-    return allowed(r, r->route->need, NULL, r->route->scope == API_SCOPE_BODY);
+    enum api_scope scope = r->route->scope;
+    return allowed(r, r->route->need, NULL, scope == API_SCOPE_BODY || scope == API_SCOPE_ANY);
 }
 
 bool api_may(struct api_request *r, enum token_role need, const char *workload)

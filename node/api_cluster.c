@@ -149,14 +149,31 @@ void api_explain(struct api_request *r)
 
 /* --- version and probes ------------------------------------------------------------------------- */
 
-void api_version(struct api_request *r)
+static void version_answered(struct api_ask *a)
 {
+    struct api_request *r = a->request;
     const struct api_calls *calls = &r->api->options.calls;
+    const char *http = NULL;
+    size_t index;
+    json_t *node;
+    if (api_ask_refused(r, a))
+        return;
+    json_array_foreach(json_object_get(a->ask.json, "nodes"), index, node)
+    {
+        if (member_is(node, "name", r->api->node_name))
+            http = json_string_value(json_object_get(node, "http"));
+    }
     struct registry_root *root = calls->root(calls->user);
-    json_t *json = json_pack("{s:s, s:s, s:s, s:s}", "version", SKERRY_VERSION, "api", "v1", "node",
-                             r->api->node_name, "cluster", registry_root_cluster_id(root));
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:s, s:s?}", "version", SKERRY_VERSION, "api", "v1", "node",
+                  r->api->node_name, "cluster", registry_root_cluster_id(root), "http", http);
     calls->root_return(calls->user, root);
     api_answer_json(r, MHD_HTTP_OK, json);
+}
+
+void api_version(struct api_request *r)
+{
+    ask_status(r, version_answered);
 }
 
 void api_livez(struct api_request *r)

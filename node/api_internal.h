@@ -120,6 +120,7 @@ enum api_scope {
     API_SCOPE_INSTANCE,
     API_SCOPE_QUERY, /* ?workload= */
     API_SCOPE_BODY,  /* the body: the handler asks with api_may */
+    API_SCOPE_ANY,   /* nothing in particular: any token may, whatever its scope */
 };
 
 struct api_route {
@@ -136,6 +137,8 @@ struct api_route {
 const struct api_route *api_route_find(const char *method, const char *path, size_t length,
                                        const char **parameter, size_t *parameter_length,
                                        bool *path_known);
+/* "GET, HEAD, POST": what the path takes. */
+void api_route_methods(const char *path, size_t length, char *out, size_t size);
 
 struct api_request {
     struct api *api;

@@ -41,6 +41,16 @@ static bool query_known(struct api_request *r)
     return true;
 }
 
+static void refuse_method(struct api_request *r)
+{
+    char methods[64];
+    api_route_methods(r->target, strlen(r->target), methods, sizeof methods);
+    api_problem(r, PROBLEM_METHOD_NOT_ALLOWED, "%s is not allowed on %.200s; there are: %s",
+                r->method, r->target, methods);
+    if (r->response != NULL)
+        api_header_add(r, "Allow", methods);
+}
+
 /* Splits the target and finds the route. */
 static bool target_parse(struct api_request *r)
 {
@@ -59,8 +69,7 @@ static bool target_parse(struct api_request *r)
     r->route = api_route_find(method, r->target, strlen(r->target), &parameter, &length, &known);
     if (r->route == NULL || (r->head && r->route->streams)) {
         if (known || r->route != NULL)
-            api_problem(r, PROBLEM_METHOD_NOT_ALLOWED, "%s is not allowed on %.200s", r->method,
-                        r->target);
+            refuse_method(r);
         else
             api_problem(r, PROBLEM_NOT_FOUND,
                         "nothing at %.200s; docs/openapi.yaml lists what there is", r->target);

@@ -66,7 +66,7 @@ static const struct api_route routes[] = {
     ROUTE("DELETE", "/v1/tokens/{token}", "", api_token_revoke, ADMIN),
     ROUTE("GET", "/v1/events", "follow after", api_events, DEPLOY, .streams = true),
     ROUTE("GET", "/v1/explain/{subject}", "", api_explain, DEPLOY),
-    ROUTE("GET", "/v1/version", "", api_version, INVOKE),
+    ROUTE("GET", "/v1/version", "", api_version, INVOKE, .scope = API_SCOPE_ANY),
 
     ROUTE("GET", "/livez", "", api_livez, .open = true),
     ROUTE("GET", "/readyz", "", api_readyz, .open = true),
@@ -112,6 +112,21 @@ const struct api_route *api_route_find(const char *method, const char *path, siz
     }
     *parameter = NULL;
     return NULL;
+}
+
+void api_route_methods(const char *path, size_t length, char *out, size_t size)
+{
+    const char *parameter;
+    size_t parameter_length;
+    out[0] = '\0';
+    for (size_t i = 0; i < ARRAY_SIZE(routes); i++) {
+        if (!matches(routes[i].path, path, length, &parameter, &parameter_length))
+            continue;
+        size_t used = strlen(out);
+        bool head = strcmp(routes[i].method, "GET") == 0 && !routes[i].streams;
+        (void)text_format(out + used, size - used, "%s%s%s", used == 0 ? "" : ", ",
+                          routes[i].method, head ? ", HEAD" : "");
+    }
 }
 
 size_t api_route_count(void)
