@@ -243,6 +243,12 @@ bool api_command_spec(struct api_request *r, struct api_ask *a, bool run, struct
         api_problem(r, PROBLEM_BAD_REQUEST, "a body beside Upgrade must be application/json");
         return false;
     }
+    if (!r->json && api_query(r, "command") == NULL) {
+        api_problem(r, PROBLEM_BAD_REQUEST,
+                    "command is missing: send a JSON body with Content-Type: application/json, or "
+                    "command=WORD in the query for each word");
+        return false;
+    }
     bool given = false;
     json_t *spec = json_pack("{s:s, s:s}", "id", "run", "kind", "command");
     bool done = (body != NULL ? spec_of_json(r, body, spec) : spec_of_query(r, spec)) &&

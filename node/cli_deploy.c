@@ -140,6 +140,11 @@ static int send_source(struct cli *c, struct declared *one)
     char digest[128];
     if (local == NULL)
         return CLI_FAILED;
+    if (access(local, F_OK) != 0) {
+        cli_say("%s: source: %s: %s; it is looked for beside the workload file", one->path,
+                w->source, strerror(errno));
+        return CLI_FAILED;
+    }
     int code = cli_upload_source(c, local, digest, sizeof digest);
     if (code != CLI_DONE)
         return code;

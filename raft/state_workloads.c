@@ -206,8 +206,9 @@ static int spec_put(struct state_content *c, struct state_spec *spec, uint64_t w
         return 0;
     }
     if (!image_known(c, spec->spec.image)) {
-        state_refuse(r, PROBLEM_IMAGE_UNKNOWN, "%s: no image is named %.80s", spec->spec.id,
-                     spec->spec.image);
+        state_refuse(r, PROBLEM_IMAGE_UNKNOWN,
+                     "%s: no image is named %.80s; skerry image import %.80s DIR|FILE",
+                     spec->spec.id, spec->spec.image, spec->spec.image);
         return 0;
     }
     return version_add(c, spec, wall_ms, r, e);

@@ -98,6 +98,25 @@ class Contract(unittest.TestCase):
                                    headers={"Host": "127.0.0.1"})
         self.assertEqual((answer.status, answer.header("Allow")), (405, "POST"))
 
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        token = self.node.cli("token", "create", "--role", "deploy").stdout.decode().strip()
+        answer = self.node.request("POST", "/v1/run", port=self.node.api_port,
+                                   body=b'{"command":["true"]}',
+                                   headers=dict(form, **{"Skerry-Token": token}))
+        self.assertEqual(answer.status, 400)
+        self.assertIn("Content-Type: application/json", answer.json()["detail"])
+
+    def test_what_is_not_there_is_named(self):
+        node = self.node
+        path = node.path("lost.json")
+        for key, value, text in (("source", "./lost", b"lost.json: source: ./lost: No such file"),
+                                 ("image", "lost", b"skerry image import lost DIR|FILE")):
+            with open(path, "w") as f:
+                json.dump({"id": "lost", "command": ["a"], "port": 80, key: value}, f)
+            done = node.cli("deploy", path, check=False)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(text, done.stderr)
+
 
 if __name__ == "__main__":
     unittest.main()
