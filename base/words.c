@@ -84,7 +84,7 @@ static const struct problem_word problems[PROBLEM_COUNT] = {
     [PROBLEM_IMAGE_INVALID] = {"image_invalid", 400, false, "The image cannot be used."},
     [PROBLEM_IMAGE_IN_USE] = {"image_in_use", 409, false, "A workload or instance uses the image."},
     [PROBLEM_NOT_ENFORCED] = {"not_enforced", 409, false,
-                              "The node cannot enforce a limit that the workload asks for."},
+                              "The node cannot enforce or allow what the workload asks for."},
     [PROBLEM_CONFLICT] = {"conflict", 409, false, "The state of the thing forbids this."},
     [PROBLEM_LIMIT_REACHED] = {"limit_reached", 429, true, "A bound of the node was reached."},
     [PROBLEM_INTERNAL] = {"internal", 500, true, "Skerry failed; its log says why."},

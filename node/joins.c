@@ -71,7 +71,7 @@ static void answer_problem(struct node *n, struct gateway_ask *ask, enum problem
 {
     ask->problem = problem;
     ask->ran = RAN_NO;
-    ask->retry_after_s = seconds_up(retry_after_ms);
+    ask->retry_after_s = problem_word(problem)->retryable ? seconds_up(retry_after_ms) : 0;
     text_copy(ask->detail, sizeof ask->detail, detail != NULL ? detail : "");
     explain_remember(n, ask->request_id, ask->id.text[0] != '\0' ? &ask->id : NULL, problem,
                      ask->detail);
