@@ -12,11 +12,11 @@
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/lock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "node/api.h"
@@ -425,8 +425,8 @@ static int lock_data(const struct config *c, int *out_fd, struct err *e)
     if (fd < 0)
         return err_sys(e, ERR_IO, errno, "open %s; it must belong to uid %u", path,
                        (unsigned)geteuid());
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0)
-        return err_sys(e, ERR_CONFLICT, errno, "another skerry serve uses %s", c->data);
+    if (lock_file(fd) != 0)
+        return err_set(e, ERR_CONFLICT, "another skerry serve uses %s", c->data);
     *out_fd = steal_fd(&fd);
     return 0;
 }

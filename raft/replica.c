@@ -6,10 +6,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/lock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "raft/snapshot.h"
@@ -224,12 +224,10 @@ static int directory_open(struct replica *r, struct err *e)
     r->directory_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (r->directory_fd < 0)
         return err_sys(e, ERR_IO, errno, "open %s", path);
-    if (flock(r->directory_fd, LOCK_EX | LOCK_NB) != 0) {
-        if (errno == EWOULDBLOCK)
-            return err_set(e, ERR_CONFLICT, "%s is in use by another process", path);
-        return err_sys(e, ERR_IO, errno, "lock %s", path);
-    }
-    return 0;
+    int sys = lock_file(r->directory_fd);
+    if (sys == EAGAIN)
+        return err_set(e, ERR_CONFLICT, "%s is in use by another process", path);
+    return sys == 0 ? 0 : err_sys(e, ERR_IO, sys, "lock %s", path);
 }
 
 static int disk_open(struct replica *r, struct err *e)

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/lock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "sandbox/runner/adopt.h"
@@ -128,11 +129,12 @@ static int socket_folder_make(const struct runner *r, struct err *e)
 static int lock(struct runner *r, struct err *e)
 {
     r->lock_fd = openat(r->directory_fd, "lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    if (r->lock_fd < 0 || fcntl(r->lock_fd, F_SETLK, &whole) < 0)
-        return err_sys(e, errno == EAGAIN || errno == EACCES ? ERR_CONFLICT : ERR_IO, errno,
-                       "another runner uses %s", r->config.directory);
-    return 0;
+    if (r->lock_fd < 0)
+        return err_sys(e, ERR_IO, errno, "open the lock in %s", r->config.directory);
+    int sys = lock_process(r->lock_fd);
+    if (sys == EAGAIN)
+        return err_set(e, ERR_CONFLICT, "another runner uses %s", r->config.directory);
+    return sys == 0 ? 0 : err_sys(e, ERR_IO, sys, "lock %s", r->config.directory);
 }
 
 static int folders_open(struct runner *r, struct err *e)
