@@ -41,8 +41,8 @@ struct reader {
     struct err *e;
 };
 
-static int refuse_va(const struct document *d, int line, struct err *e, const char *format,
-                     va_list args)
+__attribute__((format(printf, 4, 0))) static int
+refuse_va(const struct document *d, int line, struct err *e, const char *format, va_list args)
 {
     err_vset(e, ERR_INVALID, 0, format, args);
     if (line > 0)

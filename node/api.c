@@ -90,7 +90,8 @@ static void mhd_poll_cb(uv_poll_t *poll, int status, int events)
     api_dirty(l->api);
 }
 
-static void mhd_log_cb(void *user, const char *format, va_list args)
+__attribute__((format(printf, 2, 0))) static void mhd_log_cb(void *user, const char *format,
+                                                             va_list args)
 {
     (void)user;
     char text[256];

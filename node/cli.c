@@ -115,7 +115,7 @@ int cli_fail(const struct cli *c, const struct err *e)
     if (e->code == ERR_UNAVAILABLE && c->client != NULL)
         fprintf(stderr, "        Is it running? `skerry up` starts one; --addr or SKERRY_ADDR "
                         "names another.\n");
-    return own_failure(c, cli_exit_of_err(e));
+    return own_failure(c, (int)cli_exit_of_err(e));
 }
 
 int cli_usage(const struct cli *c, const char *format, ...)
@@ -150,7 +150,7 @@ int cli_refused(const struct cli *c, const struct client_answer *answer)
                 "        Give a token with SKERRY_TOKEN or --token-file; root makes one with "
                 "`skerry token create`.\n");
     json_decref(problem);
-    return own_failure(c, cli_exit_of_status(answer->status));
+    return own_failure(c, (int)cli_exit_of_status(answer->status));
 }
 
 /* --- help ------------------------------------------------------------------------------------- */

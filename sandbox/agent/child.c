@@ -80,7 +80,7 @@ static void become(uint32_t uid, uint32_t gid)
         fail(126, errno, "set no_new_privs");
 }
 
-static void limit(int resource, rlim_t value, const char *name)
+static void limit(__rlimit_resource_t resource, rlim_t value, const char *name)
 {
     struct rlimit now;
     if (getrlimit(resource, &now) != 0)

@@ -416,13 +416,13 @@ static int add_ioctl(scmp_filter_ctx filter)
         uint32_t value = (low & ~15u) | request;
         if ((value & same) != (low & same) || value == low || value == high)
             continue;
-        struct scmp_arg_cmp equals = SCMP_A1_32(SCMP_CMP_EQ, value);
+        struct scmp_arg_cmp equals = SCMP_A1_32(SCMP_CMP_EQ, value, 0);
         int rc = add(filter, SCMP_ACT_ALLOW, SCMP_SYS(ioctl), 1, &equals);
         if (rc < 0)
             return rc;
     }
     for (int i = 0; i < 2; i++) {
-        struct scmp_arg_cmp equals = SCMP_A1_32(SCMP_CMP_EQ, i == 0 ? low : high);
+        struct scmp_arg_cmp equals = SCMP_A1_32(SCMP_CMP_EQ, i == 0 ? low : high, 0);
         int rc = add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(ioctl), 1, &equals);
         if (rc < 0)
             return rc;
@@ -437,13 +437,13 @@ static int add_sockets(scmp_filter_ctx filter)
     static const int calls[] = {SCMP_SYS(socket), SCMP_SYS(socketpair)};
     for (size_t i = 0; i < ARRAY_SIZE(families) * ARRAY_SIZE(calls); i++) {
         struct scmp_arg_cmp family =
-            SCMP_A0_32(SCMP_CMP_EQ, (uint32_t)families[i % ARRAY_SIZE(families)]);
+            SCMP_A0_32(SCMP_CMP_EQ, (uint32_t)families[i % ARRAY_SIZE(families)], 0);
         int rc = add(filter, SCMP_ACT_ALLOW, calls[i / ARRAY_SIZE(families)], 1, &family);
         if (rc < 0)
             return rc;
     }
-    struct scmp_arg_cmp route[] = {SCMP_A0_32(SCMP_CMP_EQ, AF_NETLINK),
-                                   SCMP_A2_32(SCMP_CMP_EQ, NETLINK_ROUTE)};
+    struct scmp_arg_cmp route[] = {SCMP_A0_32(SCMP_CMP_EQ, AF_NETLINK, 0),
+                                   SCMP_A2_32(SCMP_CMP_EQ, NETLINK_ROUTE, 0)};
     return add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2, route);
 }
 
@@ -454,7 +454,7 @@ static int add_rest(scmp_filter_ctx filter)
     /* PER_LINUX, and the question which one is set. */
     static const uint32_t personalities[] = {0, UINT32_MAX};
     for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(personalities); i++) {
-        struct scmp_arg_cmp equals = SCMP_A0_32(SCMP_CMP_EQ, personalities[i]);
+        struct scmp_arg_cmp equals = SCMP_A0_32(SCMP_CMP_EQ, personalities[i], 0);
         rc = add(filter, SCMP_ACT_ALLOW, SCMP_SYS(personality), 1, &equals);
     }
     return rc;
