@@ -152,6 +152,30 @@ static int resolve_image(struct node *n, const char *name, char out[80], struct 
     return 0;
 }
 
+/* False when the workload has no health check. `shell` holds the words of CMD-SHELL. */
+static bool fill_health(const struct workload *w, Skerry__Runner__Healthcheck *health,
+                        char *shell[3])
+{
+    const struct field_list *test = &w->healthcheck.test;
+    if (test->count == 0 || strcmp(test->items[0], "NONE") == 0)
+        return false;
+    if (strcmp(test->items[0], "CMD-SHELL") == 0 && test->count == 2) {
+        shell[0] = (char *)"/bin/sh";
+        shell[1] = (char *)"-c";
+        shell[2] = test->items[1];
+        health->n_test = 3;
+        health->test = shell;
+    } else {
+        health->n_test = test->count - 1;
+        health->test = test->items + 1;
+    }
+    health->interval_ms = narrow_ms(w->healthcheck.interval_ms);
+    health->timeout_ms = narrow_ms(w->healthcheck.timeout_ms);
+    health->retries = control_narrow(w->healthcheck.retries);
+    health->start_period_ms = narrow_ms(w->healthcheck.start_period_ms);
+    return true;
+}
+
 static int prepare(struct instance *i, const struct instance_request *request, struct err *e)
 {
     const struct workload *w = i->spec;
@@ -193,25 +217,9 @@ static int prepare(struct instance *i, const struct instance_request *request, s
     p.columns = request->columns;
     p.hostname = i->name[0] != '\0' ? i->name : (char *)"run";
     Skerry__Runner__Healthcheck health = SKERRY__RUNNER__HEALTHCHECK__INIT;
-    if (w->healthcheck.test.count > 0 && strcmp(w->healthcheck.test.items[0], "NONE") != 0) {
-        char *shell[] = {(char *)"/bin/sh", (char *)"-c", NULL};
-        bool by_shell = strcmp(w->healthcheck.test.items[0], "CMD-SHELL") == 0;
-        if (by_shell && w->healthcheck.test.count == 2)
-            shell[2] = w->healthcheck.test.items[1];
-        health.n_test = by_shell ? 3 : w->healthcheck.test.count - 1;
-        health.test = by_shell ? shell : w->healthcheck.test.items + 1;
-        health.interval_ms = narrow_ms(w->healthcheck.interval_ms);
-        health.timeout_ms = narrow_ms(w->healthcheck.timeout_ms);
-        health.retries = control_narrow(w->healthcheck.retries);
-        health.start_period_ms = narrow_ms(w->healthcheck.start_period_ms);
+    char *shell[3];
+    if (fill_health(w, &health, shell))
         p.healthcheck = &health;
-        Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-        r.verb_case = SKERRY__RUNNER__REQUEST__VERB_PREPARE;
-        r.prepare = &p;
-        int rc = sandbox_ask(i->node->sandbox, &r, prepare_cb, i, e);
-        i->pending += rc == 0;
-        return rc;
-    }
     Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
     r.verb_case = SKERRY__RUNNER__REQUEST__VERB_PREPARE;
     r.prepare = &p;
