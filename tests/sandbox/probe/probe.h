@@ -27,7 +27,7 @@ struct probe_check {
     const char *name;
     probe_run run;
     const void *with;
-    bool killed; /* being killed by SIGSYS is what must happen */
+    bool killed; /* being killed is what must happen: by SIGSYS, or SIGSEGV without i386 calls */
 };
 
 struct probe_list {
