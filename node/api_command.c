@@ -4,10 +4,10 @@
  *     body --upload--> stdin   ...the command...   stdout --buffer--> answer
  *                                                  stderr --buffer--> (events, JSON, a refusal)
  *
- * libmicrohttpd answers only behind the body. Until then output waits here, so a command that writes
- * much before it has read its input is refused beyond OUTPUT_EARLY_BYTES_MAX; the duplex way
- * (api_duplex.c) and the gateway have no such bound. Happy path: begun -> body complete -> answer
- * chosen -> both outputs and the command ended -> last bytes. */
+ * libmicrohttpd answers only behind the body. Until then output waits here, up to
+ * OUTPUT_EARLY_BYTES_MAX, and then in the pipe; a command that reads no input before it can write on
+ * is refused. The duplex way (api_duplex.c) and the gateway have no such bound. Happy path: begun ->
+ * body complete -> answer chosen -> both outputs and the command ended -> last bytes. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -291,6 +291,14 @@ static void command_fail(struct command *c)
                                         "input; use Upgrade: skerry-exec/1, or a workload"});
 }
 
+/* The command takes no more input before we take more output, and we would take none before it had all
+ * its input. */
+static bool stuck(const struct command *c)
+{
+    return !c->r->body_complete && c->out.length >= output_bound(c) && c->input != NULL &&
+           (c->input->events & UV_WRITABLE) != 0;
+}
+
 /* Reads what is there, as far as there is room. Once the command has ended nothing more comes than
  * is there, even if a process that it left behind holds the descriptor open. */
 static void drain(struct command *c, struct api_fd **fd, bool errors)
@@ -299,7 +307,7 @@ static void drain(struct command *c, struct api_fd **fd, bool errors)
     while (*fd != NULL) {
         if (c->out.length >= output_bound(c)) {
             api_fd_want(*fd, 0);
-            if (!c->r->body_complete)
+            if (stuck(c))
                 command_fail(c);
             return;
         }
@@ -382,7 +390,11 @@ static size_t input_write(struct command *c, const char *data, size_t size)
 
 static size_t command_upload(struct api_request *r, const char *data, size_t size)
 {
-    return input_write(r->state, data, size);
+    struct command *c = r->state;
+    size_t taken = input_write(c, data, size);
+    if (stuck(c))
+        command_fail(c);
+    return taken;
 }
 
 static void command_upload_end(struct api_request *r)

@@ -151,6 +151,31 @@ static void output_before_the_input_ends_is_bounded(void **state)
     free(body);
 }
 
+/* However fast the command is and however late the body: it would take it. */
+static void output_before_a_late_input_waits(void **state)
+{
+    struct fake *f = *state;
+    static const char head[] = "POST /v1/run?command=head&command=-c&command=9000000&command="
+                               "/dev/zero HTTP/1.1\r\nHost: x\r\nContent-Type: x/y\r\n"
+                               "Content-Length: 2\r\nConnection: close\r\n\r\n";
+    char data[65536];
+    size_t total = 0;
+    uint64_t index = fake_get(f, index);
+    int fd = raw_connect(f, false);
+    raw_send(fd, head, sizeof(head) - 1);
+    fake_wait_for(fake_get(f, index) > index);
+    for (unsigned turn = 0; turn < 100; turn++)
+        fake_pause();
+    raw_send(fd, "in", 2);
+    for (ssize_t count = 1; count != 0;) {
+        count = recv(fd, data, sizeof(data), 0);
+        assert_true(count >= 0 || errno == EINTR);
+        total += count > 0 ? (size_t)count : 0;
+    }
+    assert_true(total > 9000000);
+    (void)close(fd);
+}
+
 static void a_client_that_leaves_ends_the_command(void **state)
 {
     struct fake *f = *state;
@@ -625,6 +650,7 @@ int main(void)
         cmocka_unit_test(a_large_body_passes_through),
         cmocka_unit_test(a_command_that_does_not_read_does_not_hang),
         cmocka_unit_test(output_before_the_input_ends_is_bounded),
+        cmocka_unit_test(output_before_a_late_input_waits),
         cmocka_unit_test(a_client_that_leaves_ends_the_command),
         cmocka_unit_test(a_client_that_reads_slowly_slows_the_command),
         cmocka_unit_test(the_result_can_be_json),
