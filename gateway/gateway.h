@@ -15,22 +15,31 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <uv.h>
 
 #include "base/err.h"
 #include "base/id.h"
 #include "base/inbox.h"
+#include "base/secure_stream.h"
 #include "base/words.h"
 #include "base/workload.h"
 #include "gateway/slot.h"
 
 #define GATEWAY_CANDIDATES_MAX 16
+#define GATEWAY_OWNERS_MAX 16
 #define GATEWAY_KEY_LENGTH_MAX 128
 #define GATEWAY_REQUEST_ID_SIZE 40
 #define GATEWAY_SOCKETS_MAX 64
 
 struct gateway;
 struct gateway_thread;
+
+/* Another node that has joinable instances of a workload, as far as is known here. */
+struct gateway_owner {
+    node_id node;
+    uint32_t load; /* thousandths, by gossip: a hint */
+};
 
 /* What a request needs of a workload; copied out of the routes. */
 struct gateway_workload {
@@ -44,6 +53,8 @@ struct gateway_workload {
     uint64_t first_byte_ms, request_ms, stream_idle_ms, queue_timeout_ms; /* DURATION_NONE: none */
     uint32_t candidate_count; /* local joinable instances of the current version, any order */
     struct slot_ref candidates[GATEWAY_CANDIDATES_MAX];
+    uint32_t owner_count; /* living nodes but this one */
+    struct gateway_owner owners[GATEWAY_OWNERS_MAX];
 };
 
 /* What a forced join finds. */
@@ -54,6 +65,8 @@ struct gateway_instance {
     char detail[256];
     char ended_at[32]; /* RFC 3339 */
     bool local;        /* its owner is this node */
+    node_id owner;
+    bool owner_alive; /* by gossip; false: it may still be tried */
     struct slot_ref slot;
 };
 
@@ -87,8 +100,13 @@ struct gateway_ask {
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64]; /* "GET /w/hello/", cut, printable */
     uint64_t asked_us; /* monotonic */
+    bool forwarded;    /* another node sent it here: it is served here or refused, never sent on */
 
     /* answer */
+    node_id elsewhere; /* with PROBLEM_NONE: not here, nothing was entered; forward the join to this
+                          node, which may start or wait for an instance for it (the one of `id`, if that
+                          is set: a key's holder). A refusal there: ask again, with it in `refused` */
+    node_id refused[4];   /* question: nodes that refused this request; 0: none */
     enum problem problem; /* PROBLEM_NONE: granted, `slot` is entered on the request's behalf */
     enum ran ran;
     unsigned retry_after_s;
@@ -149,6 +167,9 @@ struct gateway_calls {
     void (*release)(void *user, const void *routes);
     /* Whether /readyz says yes; `why` otherwise. Any thread. */
     bool (*ready)(void *user, char *why, size_t size);
+    /* Where node `id` takes streams, and its name for Skerry-Node; false: nobody knows. Any thread. */
+    bool (*peer)(void *user, node_id id, struct sockaddr_storage *out, char *name,
+                 size_t name_size);
 };
 
 struct gateway_options {
@@ -161,7 +182,9 @@ struct gateway_options {
     size_t header_bytes_max; /* 65536 */
     uint64_t body_bytes_max; /* UINT64_MAX: none */
     unsigned header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;
-    unsigned connections_max; /* in all */
+    unsigned connections_max;      /* in all */
+    node_id id;                    /* of this node */
+    struct secure_context *secure; /* for joins that travel; NULL: alone */
     struct gateway_calls calls;
 };
 
@@ -173,6 +196,8 @@ unsigned gateway_port(const struct gateway *g, size_t listener);
  * stay valid until `release` was called for it by each of gateway_thread_count threads. */
 void gateway_publish(struct gateway *g, const void *routes);
 unsigned gateway_thread_count(const struct gateway *g);
+/* An open SECURE_JOIN stream that another node asked for: some thread serves it from now on. */
+void gateway_accept(struct gateway *g, struct secure_stream *s);
 /* Stops accepting, answers `Connection: close`, closes idle connections; what runs goes on. */
 void gateway_drain(struct gateway *g);
 unsigned gateway_connections(const struct gateway *g); /* any thread */

@@ -14,6 +14,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <uv.h>
 
 #include "base/err.h"
@@ -30,11 +31,25 @@
 
 /* --- what is in it --------------------------------------------------------------------------- */
 
+#define REGISTRY_KEYRING_MAX 8
+
 struct registry_node {
     struct map_value value;
     node_id id;
     char name[64];
-    uint8_t public_key[32];
+    uint8_t public_key[32]; /* all zero: none yet */
+    char address[64]; /* private, with the port of peer RPC: "10.0.0.1:7600"; the ports of streams,
+                               gossip and the handshake are the next three */
+    bool draining;    /* an operator drains it: nothing is placed there */
+    /* Its right to hold instances. Granted when its renewals begin, ended when they cease. */
+    bool leased;
+    uint64_t lease_epoch; /* of the last grant: what an expiry names */
+};
+
+/* A key of gossip's seal. */
+struct registry_gossip_key {
+    uint8_t bytes[32];
+    bool used; /* packets are sealed with it; all others of the ring only open */
 };
 
 struct registry_workload {
@@ -72,7 +87,8 @@ struct registry_instance {
     char asked_by[96];                           /* "GET /w/hello/ at node1, request r-5c1d" */
 };
 
-enum token_role { TOKEN_ROLE_ADMIN, TOKEN_ROLE_DEPLOY, TOKEN_ROLE_INVOKE };
+/* NODE: for one machine that becomes a node; consumed by REGISTRY_NODE_JOIN, good for nothing else. */
+enum token_role { TOKEN_ROLE_ADMIN, TOKEN_ROLE_DEPLOY, TOKEN_ROLE_INVOKE, TOKEN_ROLE_NODE };
 struct registry_token {
     struct map_value value;
     char id[17];      /* public, 16 characters */
@@ -129,17 +145,26 @@ void registry_root_images(const struct registry_root *root,
                           bool (*visit)(void *user, const struct registry_image *i), void *user);
 void registry_root_nodes(const struct registry_root *root,
                          bool (*visit)(void *user, const struct registry_node *n), void *user);
+const struct registry_node *registry_root_node_named(const struct registry_root *root,
+                                                     const char *name);
+/* Of gossip, in the order of adding; returns how many. */
+size_t registry_root_keyring(const struct registry_root *root,
+                             struct registry_gossip_key out[REGISTRY_KEYRING_MAX]);
+/* The id that no node has had yet: whatever is below it and not there was removed. */
+node_id registry_root_node_id_next(const struct registry_root *root);
 
 /* --- writing --------------------------------------------------------------------------------- */
 
 enum registry_command_kind {
     REGISTRY_CLUSTER_INIT = 1, /* cluster_id */
-    REGISTRY_NODE_PUT,         /* node; id 0: a new one */
-    REGISTRY_WORKLOAD_PUT,     /* workload_json; its image must be registered, or "host" */
-    REGISTRY_WORKLOAD_REMOVE,  /* name; live instances keep running until drained by the owner */
+    REGISTRY_NODE_PUT,     /* node; id 0: a new one. Name, key and address: of what is known, empty
+                                  ones stay as they are */
+    REGISTRY_WORKLOAD_PUT, /* workload_json; its image must be registered, or "host" */
+    REGISTRY_WORKLOAD_REMOVE, /* name; live instances keep running until drained by the owner */
     REGISTRY_WORKLOAD_ROLLBACK, /* name, version (0: the one before): its spec becomes a new version */
     REGISTRY_INSTANCE_RESERVE, /* instance: id, workload, version, owner, key, started_wall_ms,
-                                  asked_by; workload "" is a `run` command */
+                                  asked_by; workload "" is a `run` command. Refused as NODE_FULL for an
+                                  owner without a lease, or one that drains */
     REGISTRY_INSTANCE_UPDATE,  /* instance: id, epoch, state READY or DRAINING, marks */
     REGISTRY_INSTANCE_END,     /* instance: id, epoch, reason, exit_code, signal, ended_wall_ms,
                                   marks, joins, joiners_peak, detail */
@@ -150,6 +175,25 @@ enum registry_command_kind {
     REGISTRY_IMAGE_PUT,        /* image */
     REGISTRY_IMAGE_REMOVE,     /* image.name; refused while a kept workload version names it */
     REGISTRY_FEATURE_LEVEL,    /* version: what every node of the cluster now understands */
+    REGISTRY_NODE_JOIN,   /* node (name, public_key, address) and token.id, which is consumed: a new
+                                  id. Refused: an unknown, used or late token (wall_ms), a key that
+                                  another node has. A node of that name that holds another key is
+                                  replaced: removed as by NODE_REMOVE */
+    REGISTRY_NODE_REMOVE, /* node.id, and gossip_key: its instances end as node_lost, its key is
+                                  worth nothing any more, and gossip_key is added to the keyring and
+                                  used. Refused for the last node */
+    REGISTRY_NODE_DRAIN,  /* node.id, node.draining */
+    REGISTRY_LEASE_GRANT, /* node.id -> epoch; the one that runs, if one does */
+    REGISTRY_LEASE_EXPIRE, /* node.id, node.lease_epoch: its instances end as node_lost, at most 500
+                                  at once (changed: ask again; nobody can reserve for it meanwhile);
+                                  refused as CONFLICT for an epoch that is over */
+    REGISTRY_KEYRING,      /* keyring_verb, gossip_key */
+};
+
+enum registry_keyring_verb {
+    REGISTRY_KEYRING_ADD = 1,
+    REGISTRY_KEYRING_USE,
+    REGISTRY_KEYRING_REMOVE
 };
 
 /* Filled by the caller; copied by registry_propose. Only the members of its kind are read. */
@@ -164,6 +208,8 @@ struct registry_command {
     const struct registry_image *image;
     const struct registry_node *node;
     const char *cluster_id;
+    enum registry_keyring_verb keyring_verb;
+    const uint8_t *gossip_key; /* 32 bytes */
 };
 
 struct registry_result {
@@ -175,7 +221,8 @@ struct registry_result {
                                     ended before; SWEEP: there is more to forget, ask again */
     uint64_t epoch;              /* INSTANCE_RESERVE */
     struct instance_id existing; /* INSTANCE_RESERVE refused with CONFLICT: who holds the key */
-    node_id node;                /* NODE_PUT */
+    node_id node;                /* NODE_PUT, NODE_JOIN */
+    node_id replaced;            /* NODE_JOIN: who had the name; 0: nobody */
 };
 
 /* `error` NULL: `result` holds the committed result. Else ERR_UNAVAILABLE: it was not proposed; or
@@ -184,10 +231,35 @@ typedef void (*registry_result_cb)(void *user, const struct err *error,
                                    const struct registry_result *result);
 
 struct registry;
+struct secure_context;
+struct secure_stream;
+
+/* What another node's registry said. */
+struct registry_peer_answer {
+    const struct err *error; /* NULL: answered */
+    bool maybe_heard;        /* with an error: it may have acted */
+    const uint8_t *payload;  /* valid in the callback */
+    size_t size;
+};
+typedef void (*registry_peer_cb)(void *user, const struct registry_peer_answer *answer);
+
+/* How registries of a cluster reach each other. */
+struct registry_peers {
+    struct secure_context *secure; /* for raft's streams; NULL: this node is alone for ever */
+    void *user;
+    /* Where node `id` takes streams; false: nobody knows. */
+    bool (*stream_address)(void *user, node_id id, struct sockaddr_storage *out);
+    /* A question to another registry, which gets it by registry_question. Not answered out of this
+     * call. */
+    int (*ask)(void *user, node_id to, const void *payload, size_t size, unsigned timeout_ms,
+               registry_peer_cb answered, void *answered_user, struct err *e);
+};
+
 struct registry_options {
     const char *directory;       /* made if missing, 0700 */
     node_id id;                  /* of this node; 1 with bootstrap */
     bool bootstrap;              /* make a cluster of one voter if the directory is empty */
+    struct registry_peers peers; /* zero: alone */
     uint64_t boot;               /* random, of this start: names the session */
     unsigned snapshot_threshold; /* entries; default 8192 */
     unsigned snapshot_trailing;  /* default 2048 */
@@ -211,6 +283,67 @@ void registry_close(struct registry *r, void (*cb)(void *user), void *user);
 /* Session, sequence number, batching (one batch in flight) and encoding are done here. */
 int registry_propose(struct registry *r, const struct registry_command *command,
                      registry_result_cb cb, void *user, struct err *e) ERR_CHECKED;
+
+/* `cb` (error NULL) once the local root holds all that was committed anywhere before this call: a
+ * strong read. Those that are asked for within a moment share one barrier of the leader. */
+typedef void (*registry_read_cb)(void *user, const struct err *error);
+int registry_read(struct registry *r, registry_read_cb cb, void *user, struct err *e) ERR_CHECKED;
+/* `cb` (error NULL) once this node has proved that it still led after this call: what a renewal of a
+ * lease is answered after. ERR_CONFLICT when it does not lead. */
+int registry_barrier(struct registry *r, registry_read_cb cb, void *user,
+                     struct err *e) ERR_CHECKED;
+
+/* --- between nodes ------------------------------------------------------------------------------ */
+
+/* A question of another node's registry (registry_peers.ask there); `answer` is called once, in this
+ * call or later, and copies. */
+typedef void (*registry_answer_fn)(void *question, const void *payload, size_t size);
+void registry_question(struct registry *r, node_id from, const uint8_t *payload, size_t size,
+                       registry_answer_fn answer, void *question);
+/* An open SECURE_RAFT stream that another node asked for; the registry's from now on. */
+void registry_accept(struct registry *r, struct secure_stream *s);
+
+/* What the leader is told of the nodes, some times a second, to give out roles: up to `voters` vote
+ * (an odd number, spread over zones), up to `standbys` more follow the log, the rest are spares. A
+ * removed node leaves. One change at a time. Without effect on others than the leader. */
+struct registry_peer {
+    node_id id;
+    bool alive;
+    char zone[64];
+};
+struct registry_roles_wanted {
+    unsigned voters, standbys;
+};
+void registry_roles(struct registry *r, const struct registry_peer *peers, size_t count,
+                    const struct registry_roles_wanted *wanted);
+
+enum registry_role {
+    REGISTRY_ROLE_NONE,
+    REGISTRY_ROLE_VOTER,
+    REGISTRY_ROLE_STANDBY,
+    REGISTRY_ROLE_SPARE
+};
+struct registry_member {
+    node_id id;
+    enum registry_role role;
+};
+/* As this node knows it; returns how many there are. */
+size_t registry_members(const struct registry *r, struct registry_member *out, size_t out_max);
+
+/* Leader: hands over to `to` (0: the voter that is most up to date); `cb` when another leads or it
+ * failed. Used by a graceful stop. */
+int registry_transfer(struct registry *r, node_id to, registry_read_cb cb, void *user,
+                      struct err *e) ERR_CHECKED;
+
+/* Offline, on the folder of a stopped node: */
+
+/* Makes this node's log and snapshot those of a cluster of which it is the only voter, raises the
+ * generation of epochs, and says in `out` what may be lost (for people). */
+int registry_recover(const char *directory, node_id id, char *out, size_t size,
+                     struct err *e) ERR_CHECKED;
+/* The registry's state as a file, and a fresh folder (with `id` as the only voter) out of such a file. */
+int registry_snapshot_save(struct registry *r, int fd, struct err *e) ERR_CHECKED; /* online */
+int registry_snapshot_load(const char *directory, node_id id, int fd, struct err *e) ERR_CHECKED;
 
 /* The newest root, a counted reference; without memory for it, the one before. */
 struct registry_root *registry_root(struct registry *r);
