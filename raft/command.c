@@ -107,6 +107,13 @@ static const char *command_fault(const struct registry_command *c)
                    : "which image?";
     case REGISTRY_FEATURE_LEVEL:
         return c->version <= UINT32_MAX ? NULL : "a feature level has 32 bits";
+    case REGISTRY_NODE_JOIN:
+    case REGISTRY_NODE_REMOVE:
+    case REGISTRY_NODE_DRAIN:
+    case REGISTRY_LEASE_GRANT:
+    case REGISTRY_LEASE_EXPIRE:
+    case REGISTRY_KEYRING:
+        break;
     }
     return "its kind is unknown";
 }
@@ -234,6 +241,13 @@ static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
         b->feature_level.level = c->version;
         m->body_case = SKERRY__REGISTRY__COMMAND__BODY_FEATURE_LEVEL;
         m->feature_level = &b->feature_level;
+        return;
+    case REGISTRY_NODE_JOIN:
+    case REGISTRY_NODE_REMOVE:
+    case REGISTRY_NODE_DRAIN:
+    case REGISTRY_LEASE_GRANT:
+    case REGISTRY_LEASE_EXPIRE:
+    case REGISTRY_KEYRING:
         return;
     }
 }
