@@ -163,6 +163,9 @@ void dispatch_request(struct runner *r, Skerry__Runner__Request **request,
     case SKERRY__RUNNER__REQUEST__VERB_IMPORT_STREAM:
         imports_start(r->imports, q->import_stream, asker);
         break;
+    case SKERRY__RUNNER__REQUEST__VERB_EXPORT_STREAM:
+        imports_export(r->imports, q->export_stream, asker);
+        break;
     case SKERRY__RUNNER__REQUEST__VERB_IMAGE_LIST:
         imports_list(r->imports, asker);
         break;

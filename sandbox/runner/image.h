@@ -71,7 +71,7 @@ struct image_layer {
 struct image_store;
 int image_store_open(struct image_store **out, const struct image_store_options *options,
                      struct err *e) ERR_CHECKED;
-/* No import may be running. Layers stay, holds are forgotten. NULL is fine. Waits for deletions. */
+/* No import or export may be running. Layers stay, holds are forgotten. NULL is fine. Waits for deletions. */
 void image_store_close(struct image_store *store);
 
 bool image_digest_valid(const char *digest);

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "sandbox/runner/image_names.h"
 
 #define READ_SIZE (128 * 1024)
 static const char format_line[] = "skerry layer 1\n";
@@ -24,82 +25,6 @@ struct walk {
     char path[PATH_MAX];
     size_t path_length;
 };
-
-struct names {
-    char **items;
-    size_t count;
-    size_t capacity;
-};
-
-static void names_free(struct names *names)
-{
-    for (size_t i = 0; i < names->count; i++)
-        free(names->items[i]);
-    free(names->items);
-}
-
-static int names_compare(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-static bool names_add(struct names *names, const char *name)
-{
-    if (names->count == names->capacity) {
-        size_t capacity = names->capacity == 0 ? 32 : names->capacity * 2;
-        char **items = reallocarray(names->items, capacity, sizeof *items);
-        if (items == NULL)
-            return false;
-        names->items = items;
-        names->capacity = capacity;
-    }
-    names->items[names->count] = strdup(name);
-    if (names->items[names->count] == NULL)
-        return false;
-    names->count++;
-    return true;
-}
-
-static bool name_is_dots(const char *name)
-{
-    return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
-}
-
-/* The names of a folder in order; at most `count_max`. */
-static int names_read(struct names *names, int folder_fd, uint64_t count_max, struct err *e)
-{
-    CLEANUP_FD int fd = openat(folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return err_sys(e, ERR_IO, errno, "open a folder of the tree");
-    DIR *stream = fdopendir(fd);
-    if (stream == NULL)
-        return err_sys(e, ERR_IO, errno, "read a folder of the tree");
-    (void)steal_fd(&fd);
-    int rc = 0;
-    for (;;) {
-        errno = 0;
-        const struct dirent *entry = readdir(stream);
-        if (entry == NULL) {
-            if (errno != 0)
-                rc = err_sys(e, ERR_IO, errno, "read a folder of the tree");
-            break;
-        }
-        if (name_is_dots(entry->d_name))
-            continue;
-        if (names->count >= count_max) {
-            rc = err_set(e, ERR_LIMIT, "the tree has too many files");
-            break;
-        }
-        if (!names_add(names, entry->d_name)) {
-            rc = err_set(e, ERR_NO_MEMORY, "no memory for the names of a folder");
-            break;
-        }
-    }
-    closedir(stream);
-    if (rc == 0 && names->count > 1)
-        qsort(names->items, names->count, sizeof *names->items, names_compare);
-    return rc;
-}
 
 static void put_u32(unsigned char *out, uint32_t value)
 {
@@ -190,8 +115,8 @@ static int walk_folder(struct walk *w, int folder_fd, uint32_t depth, struct err
 {
     if (depth > w->bounds->depth_max)
         return err_set(e, ERR_LIMIT, "the tree is too deep");
-    struct names names = {0};
-    int rc = names_read(&names, folder_fd, w->bounds->files_max - w->files, e);
+    struct image_names names = {0};
+    int rc = image_names_read(&names, folder_fd, w->bounds->files_max - w->files, e);
     size_t parent_length = w->path_length;
     for (size_t i = 0; rc == 0 && i < names.count; i++) {
         if (!text_format(w->path + parent_length, sizeof w->path - parent_length, "%s%s",
@@ -204,7 +129,7 @@ static int walk_folder(struct walk *w, int folder_fd, uint32_t depth, struct err
         w->path_length = parent_length;
         w->path[parent_length] = '\0';
     }
-    names_free(&names);
+    image_names_free(&names);
     return rc;
 }
 
@@ -250,7 +175,7 @@ static int folder_empty(int fd, int top_fd, uint64_t *counter, struct err *e)
     int rc = 0;
     const struct dirent *entry;
     while (rc == 0 && (entry = readdir(stream)) != NULL) {
-        if (name_is_dots(entry->d_name) || unlinkat(fd, entry->d_name, 0) == 0)
+        if (image_name_is_dots(entry->d_name) || unlinkat(fd, entry->d_name, 0) == 0)
             continue;
         if (errno != EISDIR && errno != EPERM) {
             rc = err_sys(e, ERR_IO, errno, "delete a file");
@@ -285,7 +210,7 @@ static int top_pass(int top_fd, uint64_t *counter, bool *out_seen, struct err *e
     const struct dirent *entry;
     while (rc == 0 && (entry = readdir(stream)) != NULL) {
         const char *name = entry->d_name;
-        if (name_is_dots(name))
+        if (image_name_is_dots(name))
             continue;
         *out_seen = true;
         if (unlinkat(top_fd, name, 0) == 0 || unlinkat(top_fd, name, AT_REMOVEDIR) == 0)

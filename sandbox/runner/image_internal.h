@@ -41,6 +41,7 @@ struct image_store {
     struct image_layer **layers; /* in order of their digests */
     size_t layer_count;
     size_t imports;  /* running */
+    size_t exports;  /* running */
     pid_t *removers; /* children that delete, not reaped yet */
     size_t remover_count;
 };

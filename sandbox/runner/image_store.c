@@ -281,7 +281,7 @@ void image_store_close(struct image_store *store)
 {
     if (store == NULL)
         return;
-    assert_always(store->imports == 0);
+    assert_always(store->imports == 0 && store->exports == 0);
     if (store->removers != NULL)
         reap_removers(store, true);
     for (size_t i = 0; i < store->layer_count; i++)

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "sandbox/runner/image_export.h"
 #include "sandbox/runner/runner.h"
 
 /* An answer holds at most so many; an entry is below 128 bytes. */
@@ -19,10 +20,19 @@ struct running {
     uint64_t id;
 };
 
+struct export
+{
+    struct export *next;
+    struct imports *imports;
+    struct image_export *process;
+    struct loop_watch watch;
+};
+
 struct imports {
     struct runner *runner;
     struct image_store *store;
     struct running *first;
+    struct export *exports;
     uint64_t next_id;
 };
 
@@ -52,10 +62,23 @@ static void running_free(struct running *x)
     free(x);
 }
 
+static void export_free(struct export *x)
+{
+    struct export **at = &x->imports->exports;
+    while (*at != x)
+        at = &(*at)->next;
+    *at = x->next;
+    loop_watch_stop(x->imports->runner->loop, &x->watch);
+    image_export_end(x->process);
+    free(x);
+}
+
 void imports_close(struct imports *m)
 {
     if (m == NULL)
         return;
+    while (m->exports != NULL)
+        export_free(m->exports);
     while (m->first != NULL) {
         image_import_cancel(m->first->import);
         running_free(m->first);
@@ -136,6 +159,43 @@ void imports_start(struct imports *m, const Skerry__Runner__Import *i, const str
     reply.result_case = SKERRY__RUNNER__REPLY__RESULT_IMPORT_STARTED;
     reply.import_started = &started;
     server_answer(m->runner->server, asker, NULL, &reply, &write_fd, 1);
+}
+
+static void export_ended_cb(struct loop_watch *watch, uint32_t events)
+{
+    (void)events;
+    export_free(container_of(watch, struct export, watch));
+}
+
+void imports_export(struct imports *m, const Skerry__Runner__Export *asked,
+                    const struct asker *asker)
+{
+    struct err e;
+    int read_fd = -1;
+    struct export *x = calloc(1, sizeof *x);
+    int rc = x == NULL
+                 ? err_set(&e, ERR_NO_MEMORY, "export")
+                 : image_export_start(&x->process, m->store, asked->digest,
+                                      (enum image_kind)asked->kind, asked->skip, &read_fd, &e);
+    if (rc < 0) {
+        free(x);
+        server_answer(m->runner->server, asker, &e, NULL, NULL, 0);
+        return;
+    }
+    x->imports = m;
+    x->next = m->exports;
+    m->exports = x;
+    x->watch = LOOP_WATCH_STOPPED;
+    rc = loop_watch_start(m->runner->loop, &x->watch, image_export_fd(x->process), EPOLLIN,
+                          export_ended_cb, &e);
+    if (rc < 0) {
+        memory_close(&read_fd);
+        export_free(x);
+        server_answer(m->runner->server, asker, &e, NULL, NULL, 0);
+        return;
+    }
+    Skerry__Runner__Reply reply = SKERRY__RUNNER__REPLY__INIT;
+    server_answer(m->runner->server, asker, NULL, &reply, &read_fd, 1);
 }
 
 void imports_list(struct imports *m, const struct asker *asker)

@@ -1,4 +1,5 @@
-/* sandbox/runner/imports.h - the verbs about images and sources, and imports that are under way. */
+/* sandbox/runner/imports.h - the verbs about images and sources, and imports and exports that are under
+ * way. */
 #ifndef SKERRY_SANDBOX_RUNNER_IMPORTS_H
 #define SKERRY_SANDBOX_RUNNER_IMPORTS_H
 
@@ -14,6 +15,7 @@ int imports_open(struct imports **out, struct runner *r, struct err *e) ERR_CHEC
 void imports_close(struct imports *m);
 
 void imports_start(struct imports *m, const Skerry__Runner__Import *i, const struct asker *asker);
+void imports_export(struct imports *m, const Skerry__Runner__Export *x, const struct asker *asker);
 void imports_list(struct imports *m, const struct asker *asker);
 void imports_remove(struct imports *m, const char *digest, const struct asker *asker);
 

@@ -217,6 +217,14 @@ static int check_import(const Skerry__Runner__Import *i, struct err *e)
     return 0;
 }
 
+static int check_export(const Skerry__Runner__Export *x, struct err *e)
+{
+    if ((unsigned)x->kind > SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE)
+        return err_set(e, ERR_INVALID, "kind: unknown");
+    return digest_valid(x->digest) ? 0
+                                   : err_set(e, ERR_INVALID, "digest: not sha256:<64 hex digits>");
+}
+
 static int check_verb(const Skerry__Runner__Request *r, const struct request_bounds *b,
                       struct err *e)
 {
@@ -246,6 +254,8 @@ static int check_verb(const Skerry__Runner__Request *r, const struct request_bou
         return check_id(r->deadline->id, e);
     case SKERRY__RUNNER__REQUEST__VERB_IMPORT_STREAM:
         return check_import(r->import_stream, e);
+    case SKERRY__RUNNER__REQUEST__VERB_EXPORT_STREAM:
+        return check_export(r->export_stream, e);
     case SKERRY__RUNNER__REQUEST__VERB_IMAGE_REMOVE:
         return digest_valid(r->image_remove->digest)
                    ? 0

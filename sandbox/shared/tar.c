@@ -309,8 +309,8 @@ static void put_header(uint8_t *block, const char *path, const char *link, char 
     memcpy(block + NAME, path, strnlen(path, NAME_BYTES));
     memcpy(block + LINK, link, strnlen(link, NAME_BYTES));
     put_octal(block + MODE, 8, entry->mode & 07777);
-    put_octal(block + 108, 8, 0); /* uid and gid: whoever unpacks it */
-    put_octal(block + 116, 8, 0);
+    put_octal(block + 108, 8, entry->uid);
+    put_octal(block + 116, 8, entry->gid);
     put_octal(block + SIZE, SIZE_BYTES, size <= OCTAL11_MAX ? size : 0);
     put_octal(block + MTIME, 12,
               entry->mtime_s > 0 && (uint64_t)entry->mtime_s <= OCTAL11_MAX

@@ -33,6 +33,7 @@ struct tar_entry {
     uint32_t mode; /* 07777 */
     uint64_t size; /* of the data that follows */
     int64_t mtime_s;
+    uint32_t uid, gid; /* written, not read: whoever unpacks with tar_reader owns it; below 2^21 */
 };
 
 struct tar_reader {

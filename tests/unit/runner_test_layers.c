@@ -16,7 +16,7 @@
 
 #include "base/memory.h"
 #include "base/words.h"
-#include "sandbox/runner/image.h"
+#include "sandbox/runner/image_export.h"
 #include "tests/lib/runner_fixture.h"
 #include "tests/lib/runner_in_process.h"
 
@@ -193,14 +193,150 @@ static void image_is_a_root_of_its_own(void **state)
     assert_int_equal(image_remove(f, digest), ERR_NOT_FOUND);
 }
 
+/* --- export ------------------------------------------------------------------------------------- */
+
+/* The archive from byte `skip` on; the caller's. */
+static char *export(struct runner_fixture *f, char *digest, Skerry__Runner__ImportKind kind,
+                    uint64_t skip, size_t *length)
+{
+    Skerry__Runner__Export x = SKERRY__RUNNER__EXPORT__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    struct fixture_answer answer;
+    x.kind = kind;
+    x.digest = digest;
+    x.skip = skip;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_EXPORT_STREAM;
+    request.export_stream = &x;
+    fixture_ask(f, &request, &answer);
+    assert_int_equal(answer.reply->error, 0);
+    assert_int_equal(answer.count, 1);
+    size_t size = 64 * 1024 * 1024;
+    char *data = malloc(size);
+    assert_non_null(data);
+    *length = 0;
+    ssize_t n;
+    while ((n = read(answer.descriptors[0], data + *length, size - *length)) > 0)
+        *length += (size_t)n;
+    assert_int_equal(n, 0);
+    fixture_answer_free(&answer);
+    return data;
+}
+
+/* Sends an archive back in; the digest that it has there. */
+static void import_bytes(struct runner_fixture *f, const char *data, size_t length,
+                         Skerry__Runner__ImportKind kind, char digest[IMAGE_DIGEST_SIZE])
+{
+    char path[120];
+    text_format(path, sizeof path, "%s/archive", f->directory);
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    assert_int_equal(fwrite(data, 1, length, file), length);
+    assert_int_equal(fclose(file), 0);
+    Skerry__Runner__Import import = SKERRY__RUNNER__IMPORT__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    struct fixture_answer answer;
+    import.kind = kind;
+    import.name = (char *)(uintptr_t) "back";
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMPORT_STREAM;
+    request.import_stream = &import;
+    fixture_ask(f, &request, &answer);
+    assert_int_equal(answer.count, 1);
+    for (size_t at = 0; at < length;) {
+        ssize_t n = write(answer.descriptors[0], data + at, length - at);
+        assert_true(n > 0);
+        at += (size_t)n;
+    }
+    fixture_answer_free(&answer);
+    const Skerry__Runner__Event *event =
+        fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_IMPORT_ENDED, NULL, FIXTURE_WAIT_MS);
+    assert_non_null(event);
+    assert_string_equal(event->import_ended->message, "");
+    assert_true(text_copy(digest, IMAGE_DIGEST_SIZE, event->import_ended->digest));
+    fixture_event_forget(f, event);
+}
+
+static void exported_layer_comes_back_as_the_same(void **state)
+{
+    struct runner_fixture *f = *state;
+    const Skerry__Runner__ImportKind kind = SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE;
+    char folder[128], digest[IMAGE_DIGEST_SIZE], again[IMAGE_DIGEST_SIZE];
+    size_t length, rest_length, second_length;
+    folder_make(folder, sizeof folder, f->directory, "image");
+    image_fill(folder);
+    import(f, folder, kind, digest);
+    char *whole = export(f, digest, kind, 0, &length);
+    assert_true(length > 100000);
+    /* A transfer that broke goes on where it was. */
+    char *rest = export(f, digest, kind, 70001, &rest_length);
+    assert_int_equal(rest_length, length - 70001);
+    assert_memory_equal(rest, whole + 70001, rest_length);
+    free(rest);
+    struct fixture_traces traces;
+    assert_true(fixture_settle(f, &traces, FIXTURE_WAIT_MS));
+    assert_int_equal(image_remove(f, digest), 0);
+    import_bytes(f, whole, length, kind, again);
+    assert_string_equal(again, digest);
+    /* And again the same bytes, though all times are others. */
+    char *second = export(f, again, kind, 0, &second_length);
+    assert_int_equal(second_length, length);
+    assert_memory_equal(second, whole, length);
+    free(second);
+    free(whole);
+}
+
+static void export_refuses_what_is_not_there(void **state)
+{
+    struct runner_fixture *f = *state;
+    Skerry__Runner__Export x = SKERRY__RUNNER__EXPORT__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_EXPORT_STREAM;
+    request.export_stream = &x;
+    x.digest = (char *)(uintptr_t) "sha256:../../etc/passwd";
+    assert_int_equal(fixture_code(f, &request), ERR_INVALID);
+    x.digest = (char *)(uintptr_t) "sha256:"
+                                   "00000000000000000000000000000000"
+                                   "00000000000000000000000000000000";
+    assert_int_equal(fixture_code(f, &request), ERR_NOT_FOUND);
+}
+
+/* Nobody reads: the runner goes on, holds the layer until the reader is gone, and has a bound. */
+static void export_that_nobody_reads_harms_nobody(void **state)
+{
+    struct runner_fixture *f = *state;
+    char folder[128], digest[IMAGE_DIGEST_SIZE];
+    struct fixture_answer answers[IMAGE_EXPORTS_MAX];
+    folder_make(folder, sizeof folder, f->directory, "image");
+    image_fill(folder);
+    import(f, folder, SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE, digest);
+    Skerry__Runner__Export x = SKERRY__RUNNER__EXPORT__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    x.digest = digest;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_EXPORT_STREAM;
+    request.export_stream = &x;
+    for (size_t i = 0; i < IMAGE_EXPORTS_MAX; i++)
+        fixture_ask(f, &request, &answers[i]);
+    assert_int_equal(fixture_code(f, &request), ERR_LIMIT);
+    assert_int_equal(image_remove(f, digest), ERR_CONFLICT);
+    for (size_t i = 0; i < IMAGE_EXPORTS_MAX; i++)
+        fixture_answer_free(&answers[i]);
+    struct fixture_traces traces;
+    assert_true(fixture_settle(f, &traces, FIXTURE_WAIT_MS));
+    assert_int_equal(image_remove(f, digest), 0);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], IMAGE_IMPORT_ARGUMENT) == 0)
         return image_import_main();
+    if (argc == 2 && strcmp(argv[1], IMAGE_EXPORT_ARGUMENT) == 0)
+        return image_export_main();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(source_is_read_only_at_app, setup, teardown),
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup, teardown),
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup_old, teardown),
+        cmocka_unit_test_setup_teardown(exported_layer_comes_back_as_the_same, setup, teardown),
+        cmocka_unit_test_setup_teardown(export_refuses_what_is_not_there, setup, teardown),
+        cmocka_unit_test_setup_teardown(export_that_nobody_reads_harms_nobody, setup, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
