@@ -11,6 +11,7 @@ enum {
      * with a key's value and our own variables they must stay below execve's bounds. */
     TEXTS_BYTES_MAX = 96 * 1024,
     JOIN_PATH_MAX = 16,
+    LABEL_LENGTH_MAX = 63, /* of a name, and of a value, as nodes tell each other */
 };
 
 /* --- small languages -------------------------------------------------------------------------- */
@@ -191,6 +192,21 @@ static int check_environment(const struct workload *w, const struct document *d,
     return 0;
 }
 
+static int check_labels(const struct workload *w, const struct document *d, struct err *e)
+{
+    char shown[TEXT_SHOWN_SIZE];
+    for (size_t i = 0; i < w->placement.labels.count; i++) {
+        const char *item = w->placement.labels.items[i];
+        size_t length = strcspn(item, "=");
+        if (length == 0 || length > LABEL_LENGTH_MAX || item[length] == '\0' ||
+            strlen(item + length + 1) > LABEL_LENGTH_MAX)
+            return fields_refuse(d, "placement.labels", e,
+                                 "%s is no label; NAME: value, both of at most %d characters",
+                                 text_show(item, shown), LABEL_LENGTH_MAX);
+    }
+    return 0;
+}
+
 static size_t list_bytes(const struct field_list *list)
 {
     size_t bytes = 0;
@@ -337,6 +353,8 @@ static int check(struct workload *w, const struct document *d, struct err *e)
     int rc = check_texts(w, d, e);
     if (rc == 0)
         rc = check_environment(w, d, e);
+    if (rc == 0)
+        rc = check_labels(w, d, e);
     if (rc == 0)
         rc = check_lists(w, d, e);
     if (rc == 0)

@@ -18,6 +18,7 @@ enum workload_kind { WORKLOAD_SERVER, WORKLOAD_COMMAND };
 enum workload_ready { READY_LISTEN, READY_HEALTHCHECK, READY_NONE };
 enum workload_access { ACCESS_PRIVATE, ACCESS_PUBLIC };
 enum network_mode { NETWORK_NONE, NETWORK_EGRESS };
+enum placement_spread { SPREAD_NONE, SPREAD_NODE, SPREAD_ZONE };
 enum join_key_source {
     JOIN_KEY_NONE,
     JOIN_KEY_HEADER,
@@ -62,6 +63,11 @@ struct workload {
     struct {
         int mode; /* enum network_mode */
     } network;
+    struct {
+        char *zone;               /* of nodes that may have it; "" any */
+        struct field_list labels; /* NAME=value, all of which such a node has */
+        int spread;               /* enum placement_spread */
+    } placement;
 };
 
 /* Parses and checks a whole file; `name` is for errors. Either everything is right or *w is empty. */

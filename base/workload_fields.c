@@ -15,6 +15,7 @@ static const char *const kind_words[] = {"server", "command", NULL};
 static const char *const ready_words[] = {"listen", "healthcheck", "none", NULL};
 static const char *const access_words[] = {"private", "public", NULL};
 static const char *const network_words[] = {"none", "egress", NULL};
+static const char *const spread_words[] = {"none", "node", "zone", NULL};
 
 /* Durations that may be "none" are bounds on what code or clients do; the others bound what Skerry
  * itself keeps for them, which may not be for ever. */
@@ -256,6 +257,27 @@ static const struct field fields[] = {
      .fallback = "none",
      .words = network_words,
      .meaning = "none: only its joiners reach it and it reaches nobody; egress: it may call out"},
+    {.path = "placement.zone",
+     .type = FIELD_TEXT,
+     .offset = AT(placement.zone),
+     .fallback = "",
+     .max = 63,
+     .meaning = "instances start on nodes of this zone only"},
+    {.path = "placement.labels",
+     .type = FIELD_TEXT_MAP,
+     .offset = AT(placement.labels),
+     .fallback = "",
+     .max = 16,
+     .meaning = "instances start only on nodes that have all these labels, as a map or a list of "
+                "NAME=value"},
+    {.path = "placement.spread",
+     .type = FIELD_WORD,
+     .offset = AT(placement.spread),
+     .fallback = "none",
+     .words = spread_words,
+     .meaning =
+         "none: on the node that was asked, if it may; node: on the node that has the fewest "
+         "instances of it; zone: in the zone that has the fewest"},
 };
 
 #define OURS "Compose's name; here: "
@@ -313,7 +335,14 @@ static const struct field_hint hints[] = {
     {"deploy.mode", "Instances start with requests; here: scale: {idle_min: 1, max: 20}."},
     {"deploy.restart_policy",
      "Nothing is restarted, a request starts what it needs; leave it out."},
-    {"deploy.placement", "The scheduler places instances by itself; leave it out."},
+    {"deploy.placement", OURS "placement: {zone: a, labels: {disk: ssd}, spread: node}."},
+    {"placement.constraints", OURS "placement: {zone: a, labels: {disk: ssd}}."},
+    {"placement.preferences", OURS "placement: {spread: zone}."},
+    {"placement.max_replicas_per_node", OURS "placement: {spread: node}."},
+    {"nodeSelector", ELSEWHERE "placement: {labels: {disk: ssd}}."},
+    {"affinity", ELSEWHERE "placement: {zone: a, labels: {disk: ssd}, spread: node}."},
+    {"topologySpreadConstraints", ELSEWHERE "placement: {spread: zone}."},
+    {"constraint", "Nomad's name; here: placement: {zone: a, labels: {disk: ssd}}."},
     {"deploy.update_config", "A deploy drains the old version by timeouts: {drain: 30s}."},
     {"deploy.resources.reservations", "There are limits only: deploy: {resources: {limits: "
                                       "{memory: 128M}}}."},
@@ -356,7 +385,8 @@ static const struct field_hint hints[] = {
     {"tty", "A terminal comes with skerry run -it or skerry exec -it; leave it out."},
     {"stdin_open", "A command gets the request's body on its stdin; leave it out."},
     {"logging", "Logs are kept by Skerry: skerry logs ID. Leave it out."},
-    {"labels", "Workloads carry no labels; leave it out."},
+    {"labels", "Workloads carry no labels; those of nodes they need: placement: {labels: {disk: "
+               "ssd}}."},
     {"profiles", "One file is one workload; leave it out."},
     {"extends", "One file is one workload, whole; write the keys here."},
     {"secrets", "Secrets are not taken from a file; leave it out."},

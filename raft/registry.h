@@ -186,7 +186,11 @@ enum registry_command_kind {
     REGISTRY_LEASE_GRANT, /* node.id -> epoch; the one that runs, if one does */
     REGISTRY_LEASE_EXPIRE, /* node.id, node.lease_epoch: its instances end as node_lost, at most 500
                                   at once (changed: ask again; nobody can reserve for it meanwhile);
-                                  refused as CONFLICT for an epoch that is over */
+                                  refused as CONFLICT for an epoch that is over. Of this leader
+                                  in this term or of none: ERR_UNAVAILABLE at once where this node
+                                  does not lead, never sent to another, never tried again in a
+                                  later term, where the lease may have been renewed meanwhile
+                                  (scheduler/leases.h) */
     REGISTRY_KEYRING,      /* keyring_verb, gossip_key */
 };
 

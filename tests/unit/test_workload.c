@@ -102,6 +102,24 @@ static void the_file_of_the_design_is_read(void **state)
     workload_free(&w);
 }
 
+static void placement_is_read(void **state)
+{
+    (void)state;
+    struct workload w;
+    taken(&w, SERVER "placement: {zone: eu-1, labels: {disk: ssd, gpu: \"\"}, spread: zone}\n");
+    assert_string_equal(w.placement.zone, "eu-1");
+    assert_int_equal(w.placement.labels.count, 2);
+    assert_string_equal(w.placement.labels.items[0], "disk=ssd");
+    assert_string_equal(w.placement.labels.items[1], "gpu=");
+    assert_int_equal(w.placement.spread, SPREAD_ZONE);
+    workload_free(&w);
+    taken(&w, SERVER);
+    assert_string_equal(w.placement.zone, "");
+    assert_int_equal(w.placement.labels.count, 0);
+    assert_int_equal(w.placement.spread, SPREAD_NONE);
+    workload_free(&w);
+}
+
 static void defaults_are_as_documented(void **state)
 {
     (void)state;
@@ -241,6 +259,14 @@ static void impossible_values_are_refused(void **state)
         {SERVER "healthcheck: {test: [CMD-SHELL, a, b]}\n", "healthcheck.test: write"},
         {"id: chat\nport: 1\ncommand: python3 app.py\n", "chat.yaml:3: command: one text with"},
         {"id: chat\nport: 1\ncommand: [\"\"]\n", "command: the program is empty"},
+        {SERVER "placement: {spread: host}\n", "placement.spread: host is not possible; none, "},
+        {SERVER "placement: {labels: {\"\": ssd}}\n", "\"\" is no name"},
+        {SERVER "placement: {labels: {a: "
+                "0123456789012345678901234567890123456789012345678901234567890123}}\n",
+         "both of at most 63 characters"},
+        {SERVER "placement: {zone: "
+                "0123456789012345678901234567890123456789012345678901234567890123}\n",
+         "chat.yaml:4: placement.zone"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
         refused(bad[i].text, bad[i].with);
@@ -275,6 +301,9 @@ static void words_from_elsewhere_get_ours(void **state)
         {"healtcheck: {}\n", "Did you mean healthcheck?"},
         {"join: {max_joiner: 1}\n", "Did you mean join.max_joiners?"},
         {"window: 5m\n", "it stands at join.window"},
+        {"spread: zone\n", "it stands at placement.spread"},
+        {"deploy: {placement: {constraints: [x]}}\n", "here: placement: {zone: a, labels:"},
+        {"placement: {constraints: [x]}\n", "here: placement: {zone: a, labels:"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         char text[200];
@@ -315,6 +344,7 @@ static void the_registrys_json_reads_back_the_same(void **state)
         SERVER "source: sha256:"
                "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n",
         SERVER "healthcheck: {test: [NONE]}\nnetwork: {mode: egress}\naccess: public\n",
+        SERVER "placement: {zone: z, labels: [a=b, \"c=d=e\"], spread: node}\n",
     };
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
         struct workload w, again, copy;
@@ -398,6 +428,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_file_of_the_design_is_read),
+        cmocka_unit_test(placement_is_read),
         cmocka_unit_test(defaults_are_as_documented),
         cmocka_unit_test(a_command_joins_nobody_and_waits_for_nothing),
         cmocka_unit_test(defaults_give_way_to_what_is_written),
