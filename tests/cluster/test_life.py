@@ -12,7 +12,7 @@ def handle(h):
         hog = []
         while True: hog.append(bytearray(1 << 20))
     if h.path == "/hold":
-        time.sleep(1.5)
+        time.sleep(2.5)
     h.say(os.environ["SKERRY_INSTANCE"])
 """
 
@@ -46,7 +46,7 @@ class Life(unittest.TestCase):
 
     def test_life_max(self):
         node = self.node
-        node.deploy(server_spec("short", life={"max": "1s"}, timeouts={"start": "20s",
+        node.deploy(server_spec("short", life={"max": "3s"}, timeouts={"start": "20s",
                                                                        "drain": "1s"}),
                     server(PLAIN))
         i = node.get("/w/short/").instance
@@ -54,23 +54,23 @@ class Life(unittest.TestCase):
 
     def test_extend(self):
         node = self.node
-        node.deploy(server_spec("longer", life={"max": "2s", "idle": "none"}), server(PLAIN))
+        node.deploy(server_spec("longer", life={"max": "4s", "idle": "none"}), server(PLAIN))
         i = node.get("/w/longer/").instance
         node.cli("extend", i, "1h")
         begun = time.monotonic()
-        wait_until(lambda: time.monotonic() - begun > 3, 10, "the first end has passed")
+        wait_until(lambda: time.monotonic() - begun > 4.5, 10, "the first end has passed")
         self.assertEqual(node.get("/i/%s/" % i).status, 200)
 
     def test_window(self):
         node = self.node
-        node.deploy(server_spec("window", join={"window": "1s"}), server(PLAIN))
+        node.deploy(server_spec("window", join={"window": "2s"}), server(PLAIN))
         first = node.get("/w/window/")
         self.assertEqual(node.get("/w/window/").instance, first.instance)
         held = []
         t = threading.Thread(target=lambda: held.append(node.get("/w/window/hold")))
         t.start()
         other = wait_until(lambda: (lambda a: a if a.instance != first.instance else None)(
-            node.get("/w/window/")), 5, "the window ends and another instance starts")
+            node.get("/w/window/")), 10, "the window ends and another instance starts")
         self.assertEqual(other.status, 200)
         t.join()
         # The joiner inside was served to its end; then the instance ended.
@@ -98,7 +98,7 @@ class Life(unittest.TestCase):
 
     def test_wrong_port_is_named(self):
         node = self.node
-        spec = server_spec("wrong", timeouts={"start": "2s"})
+        spec = server_spec("wrong", timeouts={"start": "4s"})
         node.deploy(spec, {"main.py": server(PLAIN)["main.py"].replace(
             'int(os.environ["PORT"])', "3000")})
         answer = node.get("/w/wrong/")
@@ -153,7 +153,7 @@ class Life(unittest.TestCase):
     def test_command_workload(self):
         node = self.node
         node.deploy({"id": "judge", "kind": "command", "access": "public",
-                     "command": ["python3", "-"], "timeouts": {"request": "2s"}})
+                     "command": ["python3", "-"], "timeouts": {"request": "4s"}})
         answer = node.request("POST", "/w/judge/", body=b"print(6*7)")
         self.assertEqual((answer.status, answer.body), (200, b"42\n"))
         self.assertEqual(answer.header("Skerry-Exit-Code"), "0")

@@ -145,23 +145,25 @@ static void control_cancels(struct gateway_fixture *f, uint64_t number, enum end
     pthread_mutex_unlock(&f->mutex);
 }
 
-static int start(void **state)
+static int start_with(void **state, uint64_t request_ms)
 {
     struct gateway_fixture *f = malloc(sizeof *f);
     struct gateway_fixture_options options = {
-        .on_ask = control_runs, .on_cancel = control_cancels, .request_ms = 300};
+        .on_ask = control_runs, .on_cancel = control_cancels, .request_ms = request_ms};
     gateway_fixture_start(f, &options);
     *state = f;
     return 0;
 }
 
-static int start_untimed(void **state)
+static int start(void **state)
 {
-    struct gateway_fixture *f = malloc(sizeof *f);
-    struct gateway_fixture_options options = {.on_ask = control_runs, .on_cancel = control_cancels};
-    gateway_fixture_start(f, &options);
-    *state = f;
-    return 0;
+    return start_with(state, 0);
+}
+
+/* For commands that never end; "talk-and-hang" says its 64 KiB well before. */
+static int start_timed(void **state)
+{
+    return start_with(state, 1000);
 }
 
 static int stop(void **state)
@@ -299,6 +301,11 @@ static void json_holds_both_outputs(void **state)
                         "GET /w/job/binary HTTP/1.1\r\n" HOST "Accept: application/json\r\n\r\n");
     assert_non_null(strstr(a.body, "\"stdout_base64\":\"//4=\""));
     test_answer_free(&a);
+}
+
+static void json_tells_of_a_timeout(void **state)
+{
+    struct test_answer a;
     gateway_fixture_get(*state, &a,
                         "GET /w/job/hang HTTP/1.1\r\n" HOST "Accept: application/json\r\n\r\n");
     assert_int_equal(a.status, 200);
@@ -377,6 +384,7 @@ static void commands_cannot_be_joined_and_have_no_head_body(void **state)
 }
 
 #define TEST(test) cmocka_unit_test_setup_teardown(test, start, stop)
+#define TEST_TIMED(test) cmocka_unit_test_setup_teardown(test, start_timed, stop)
 
 int main(void)
 {
@@ -387,10 +395,11 @@ int main(void)
         TEST(much_input_comes_back),
         TEST(much_output_has_trailers),
         TEST(json_holds_both_outputs),
+        TEST_TIMED(json_tells_of_a_timeout),
         TEST(events_come_and_end_with_exit),
-        TEST(a_command_has_its_time),
+        TEST_TIMED(a_command_has_its_time),
         TEST(memory_is_named),
-        cmocka_unit_test_setup_teardown(a_client_that_leaves_ends_its_command, start_untimed, stop),
+        TEST(a_client_that_leaves_ends_its_command),
         TEST(commands_cannot_be_joined_and_have_no_head_body),
     };
     signal(SIGPIPE, SIG_IGN);

@@ -21,14 +21,24 @@ static int start_strict(void **state)
 {
     struct gateway_fixture_options options = {
         .max_joiners = 1,
-        .first_byte_ms = 150,
-        .request_ms = 400,
-        .stream_idle_ms = 150,
-        .header_timeout_ms = 150,
-        .body_timeout_ms = 150,
-        .keepalive_timeout_ms = 150,
         .body_bytes_max = 1000,
         .connections_max = 5,
+    };
+    gateway_start_with(state, &options);
+    return 0;
+}
+
+/* Long enough for a busy machine to do in time what shall be done in time. */
+static int start_hasty(void **state)
+{
+    struct gateway_fixture_options options = {
+        .first_byte_ms = 500,
+        .request_ms = 1300,
+        .stream_idle_ms = 500,
+        .header_timeout_ms = 500,
+        .body_timeout_ms = 500,
+        .keepalive_timeout_ms = 500,
+        .body_bytes_max = 1000,
     };
     gateway_start_with(state, &options);
     return 0;
@@ -400,14 +410,14 @@ static int start_one_at_a_time(void **state)
 }
 
 /* Its first connection idles in the pool of some thread; without help, whoever comes to another
- * thread would wait for seconds until that one is closed. */
+ * thread would wait for seconds until that one is closed: 60 of them for minutes. */
 static void code_may_serve_one_connection_at_a_time(void **state)
 {
     struct gateway_fixture *f = *state;
     uint64_t begin_ms = clock_monotonic_ms();
     for (int i = 0; i < 60; i++) {
         gateway_expect_body(f, GET("/w/web/"), "ok");
-        assert_in_range(clock_monotonic_ms() - begin_ms, 0, 3500);
+        assert_in_range(clock_monotonic_ms() - begin_ms, 0, 15000);
     }
 }
 
@@ -569,13 +579,13 @@ int main(void)
         TEST(malformed_requests_are_refused, gateway_start_default),
         TEST(bounds_of_heads_and_targets_hold, gateway_start_default),
         TEST(bodies_have_a_bound, start_strict),
-        TEST(slow_clients_are_cut, start_strict),
+        TEST(slow_clients_are_cut, start_hasty),
         TEST(connections_have_a_bound, start_strict),
         TEST(a_client_that_leaves_frees_its_place, gateway_start_default),
         TEST(a_client_that_only_closed_its_side_is_answered, gateway_start_default),
         TEST(malformed_answers_are_named, gateway_start_default),
         TEST(a_cut_answer_never_ends_cleanly, gateway_start_default),
-        TEST(three_times_bound_an_answer, start_strict),
+        TEST(three_times_bound_an_answer, start_hasty),
         TEST(a_full_instance_refuses_the_forced, start_strict),
         TEST(the_last_to_leave_a_draining_instance_is_reported, gateway_start_default),
         TEST(joiners_hear_of_memory, gateway_start_default),

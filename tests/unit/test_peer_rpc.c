@@ -361,8 +361,13 @@ static void a_restarted_peer_is_asked_again_by_itself(void **state)
     stop(w, 2);
     w->ends[2].asked = 0;
     start(w, 2, 23, address_at(2));
-    ask(w, &a, 2, "y", 8000);
-    assert_true(wait_until(w, has_ended, &a));
+    /* Until nng has noticed the end of the old connection, a question may still leave by it, and
+     * nobody can say what became of that one. */
+    uint64_t until_ms = clock_monotonic_ms() + WAIT_MS;
+    do {
+        ask(w, &a, 2, "y", 8000);
+        assert_true(wait_until(w, has_ended, &a));
+    } while (a.code == ERR_UNAVAILABLE && clock_monotonic_ms() < until_ms);
     assert_string_equal(a.text, "y!");
     assert_int_equal(w->ends[2].asked, 1);
     assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_LIFE), 1);
@@ -504,12 +509,13 @@ static void raw_open(struct raw *raw, struct world *w, node_id to)
     assert_int_equal(nng_dial(raw->socket, url, NULL, 0), 0);
 }
 
-/* Sends, and waits half a second for an answer while the loop turns; its size, or 0. */
-static size_t raw_ask(struct raw *raw, const void *bytes, size_t size)
+/* Sends, and waits for an answer while the loop turns, half a second where none is expected; its
+ * size, or 0. */
+static size_t raw_ask(struct raw *raw, const void *bytes, size_t size, bool answered)
 {
     nng_msg *m = NULL;
     size_t answer_size = 0;
-    uint64_t until_ms = clock_monotonic_ms() + 500;
+    uint64_t until_ms = clock_monotonic_ms() + (answered ? WAIT_MS : 500);
     assert_int_equal(nng_msg_alloc(&m, size), 0);
     memcpy(nng_msg_body(m), bytes, size);
     assert_int_equal(nng_sendmsg(raw->socket, m, 0), 0);
@@ -530,8 +536,8 @@ static void strangers_get_no_answer(void **state)
     char nonsense[300];
     memset(nonsense, 'x', sizeof nonsense);
     raw_open(&raw, w, 2);
-    assert_int_equal(raw_ask(&raw, nonsense, sizeof nonsense), 0);
-    assert_int_equal(raw_ask(&raw, nonsense, 1), 0);
+    assert_int_equal(raw_ask(&raw, nonsense, sizeof nonsense, false), 0);
+    assert_int_equal(raw_ask(&raw, nonsense, 1, false), 0);
     assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_FORMAT), 2);
     assert_int_equal(w->ends[2].asked, 0);
     (void)nng_close(raw.socket);
@@ -547,7 +553,7 @@ static void an_oversize_message_harms_its_own_connection_only(void **state)
     assert_true(wait_until(w, has_kept, &w->ends[2]));
     char *large = calloc(1, 4u * BYTES_MAX);
     raw_open(&raw, w, 2);
-    assert_int_equal(raw_ask(&raw, large, 4u * BYTES_MAX), 0);
+    assert_int_equal(raw_ask(&raw, large, 4u * BYTES_MAX, false), 0);
     answer(w->ends[2].kept[0]);
     assert_true(wait_until(w, has_ended, &a));
     assert_string_equal(a.text, "x!");
@@ -570,7 +576,7 @@ static void a_recorded_question_is_not_asked_again(void **state)
     raw_open(&raw, w, 2);
     /* Without the boot of node 2 it is told that, and nothing is asked. */
     assert_int_equal(peer_seal_message(sender, &content, bytes, &e), 0);
-    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), PEER_SEAL_OVERHEAD_BYTES);
+    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes, true), PEER_SEAL_OVERHEAD_BYTES);
     assert_int_equal(w->ends[2].asked, 0);
     /* With it, as an answer of kind ANSWER takes it from the content. */
     content.kind = PEER_SEAL_ASK;
@@ -586,9 +592,9 @@ static void a_recorded_question_is_not_asked_again(void **state)
     assert_int_equal(peer_seal_message(receiver, &refusal, hello, &e), 0);
     assert_int_equal(peer_seal_open(sender, hello, sizeof hello, &refusal), PEER_SEAL_GOOD);
     assert_int_equal(peer_seal_message(sender, &content, bytes, &e), 0);
-    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), PEER_SEAL_OVERHEAD_BYTES + 4);
+    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes, true), PEER_SEAL_OVERHEAD_BYTES + 4);
     assert_int_equal(w->ends[2].asked, 1);
-    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes), 0);
+    assert_int_equal(raw_ask(&raw, bytes, sizeof bytes, false), 0);
     assert_int_equal(w->ends[2].asked, 1);
     assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_REPLAY), 1);
     peer_seal_free(sender);
