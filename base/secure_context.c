@@ -16,10 +16,8 @@
 #define READ_BYTES (4u * (16384u + 22u + 64u))
 
 static const char *const names[SECURE_PROTOCOL_COUNT] = {
-    [SECURE_JOIN] = "skerry-join/1",
-    [SECURE_RAFT] = "skerry-raft/1",
-    [SECURE_IMAGE] = "skerry-image/1",
-    [SECURE_ENROLL] = "skerry-enroll/1",
+    [SECURE_JOIN] = "skerry-join/1",   [SECURE_RAFT] = "skerry-raft/1",
+    [SECURE_IMAGE] = "skerry-image/1", [SECURE_ENROLL] = "skerry-enroll/1",
     [SECURE_API] = "skerry-api/1",
 };
 

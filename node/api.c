@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "node/api_internal.h"
+#include "node/api_relay.h"
 #include "node/api_worker.h"
 #include "node/config.h"
 
@@ -118,8 +119,8 @@ static void inbox_closed(void *owner)
 /* When no connection and no question is left, nothing refers to the daemons or the loop. */
 static void finish_if_idle(struct api *api)
 {
-    if (api->connections != NULL || api->asks != 0 || api_worker_busy(api->worker) ||
-        api->handles_closing)
+    if (api->connections != NULL || api->relays != NULL || api->asks != 0 ||
+        api_worker_busy(api->worker) || api->handles_closing)
         return;
     api->handles_closing = true;
     for (size_t i = 0; i < api->listener_count; i++) {
@@ -149,6 +150,7 @@ static void stop_cb(uv_async_t *async)
         next = c->next;
         api_connection_cut(c);
     }
+    api_relay_stop(api);
     api_dirty(api);
 }
 
@@ -281,6 +283,8 @@ static int listener_open(struct api *api, int fd, bool local, unsigned port, str
     l->poll.data = l;
     l->poll_open = true;
     (void)uv_poll_start(&l->poll, UV_READABLE, mhd_poll_cb);
+    if (fd < 0)
+        return 0;
     status = uv_poll_init(&api->loop, &l->accept, fd);
     if (status != 0)
         return err_set(e, ERR_INTERNAL, "poll the API's socket: %s", uv_strerror(status));
@@ -292,9 +296,9 @@ static int listener_open(struct api *api, int fd, bool local, unsigned port, str
 
 static int listeners_open(struct api *api, struct err *e)
 {
-    if (api->options.listen_count > API_LISTENERS_MAX - 1)
+    if (api->options.listen_count > API_LISTENERS_MAX - 2)
         return err_set(e, ERR_LIMIT, "API: %zu addresses; at most %d", api->options.listen_count,
-                       API_LISTENERS_MAX - 1);
+                       API_LISTENERS_MAX - 2);
     for (size_t i = 0; i < api->options.listen_count; i++) {
         unsigned port = 0;
         int fd = tcp_listen(api->options.listen[i], &port, e);
@@ -303,6 +307,13 @@ static int listeners_open(struct api *api, struct err *e)
         int code = listener_open(api, fd, false, port, e);
         if (code < 0)
             return code;
+    }
+    if (api->options.peers.self != 0) {
+        struct api_listener *l = &api->listeners[api->listener_count];
+        int code = listener_open(api, -1, false, 0, e);
+        if (code < 0)
+            return code;
+        api->relay_listener = l;
     }
     if (api->socket_path[0] == '\0')
         return 0;

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #include "base/err.h"
@@ -39,6 +40,17 @@ struct api_calls {
     void (*gateway_counters)(void *user, struct gateway_counters *out, unsigned *connections);
 };
 
+/* How the owners of other instances are reached; see node/api_relay.h. */
+struct secure_context;
+struct secure_parcel;
+struct api_peers {
+    void *user;
+    node_id self;                  /* 0: alone; nothing goes to another node */
+    struct secure_context *secure; /* used on the API's thread */
+    /* Where a node takes streams now; false: nobody knows. */
+    bool (*address)(void *user, node_id id, struct sockaddr_storage *out);
+};
+
 struct api_options {
     const char *const *listen; /* "127.0.0.1:8081", "[::1]:8081"; port 0 picks one */
     size_t listen_count;
@@ -55,6 +67,7 @@ struct api_options {
     unsigned idle_timeout_ms;      /* a client that neither sends nor takes; 0: 300,000 */
     uint64_t upload_bytes_max;     /* of an archive; 0: 16 GiB */
     struct api_calls calls;
+    struct api_peers peers;
 };
 
 struct api_calls api_calls_of(struct node *node);
@@ -62,6 +75,9 @@ struct api_calls api_calls_of(struct node *node);
 int api_open(struct api **out, const struct api_options *options, struct err *e) ERR_CHECKED;
 /* The port of the n-th TCP listener, for port 0. */
 unsigned api_port(const struct api *api, size_t listener);
+/* A request that another node passes on: an open SECURE_API stream, taken in any case. Any thread,
+ * until api_close was called. */
+void api_relay_accept(struct api *api, struct secure_parcel *parcel);
 /* Ends all streams and joins the thread. What was asked must be answered before that is done, so
  * `pump` is called again and again to let the control thread go on answering; it may wait a few
  * milliseconds. After 15 s without all answers the API is left to the end of the process. Removes

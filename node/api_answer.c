@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "gateway/problem.h"
 #include "node/api_internal.h"
+#include "node/api_relay.h"
 
 #define STREAM_IDLE_S 3600u
 
@@ -29,6 +30,10 @@ static void answer_set(struct api_request *r, unsigned status, struct MHD_Respon
     api_header_add(r, "Skerry-Request-Id", r->id);
     api_header_add(r, "Cache-Control", "no-store");
     api_header_add(r, "X-Content-Type-Options", "nosniff");
+    /* The next request of the connection may be another node's: only its first head is looked at. */
+    if (status != MHD_HTTP_SWITCHING_PROTOCOLS &&
+        (r->connection->relayed || api_relay_cluster(r->api)))
+        api_header_add(r, "Connection", "close");
     api_resume(r);
 }
 

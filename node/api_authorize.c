@@ -26,7 +26,7 @@ static bool host_allowed(const struct api *api, const char *host)
 
 bool api_origin_check(struct api_request *r)
 {
-    if (r->connection->listener->local)
+    if (r->connection->local)
         return true;
     const char *host = api_header(r, "Host");
     if (!host_allowed(r->api, host)) {

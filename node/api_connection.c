@@ -1,6 +1,7 @@
 /* node/api_connection.c - connections, from accept to close.
  *
  *     arriving --head is whole and strict--> served by libmicrohttpd --> closed
+ *         |----it is of another node-------> relayed --> drained --> closed
  *         '----it is not, or too slow------> refused: told why, drained --> closed
  *
  * libmicrohttpd takes bare LF, folded lines and the like, and refuses in HTML. So the first head of a
@@ -19,6 +20,7 @@
 #include "gateway/http.h"
 #include "gateway/problem.h"
 #include "node/api_internal.h"
+#include "node/api_relay.h"
 
 #define PEER_GROUPS_MAX 256
 /* A peer that vanished is noticed within 60 + 4 * 15 s, also when nothing is to be sent. */
@@ -133,29 +135,8 @@ static void refused_cb(uv_poll_t *poll, int status, int events)
     connection_close(c);
 }
 
-/* Answers without libmicrohttpd, then waits for the client to close. */
-static void connection_refuse(struct api_connection *c, enum problem problem, const char *why)
+void api_connection_linger(struct api_connection *c)
 {
-    const struct problem_word *word = problem_word(problem);
-    struct buffer body;
-    struct buffer answer;
-    char id[GATEWAY_REQUEST_ID_SIZE];
-    api_request_id(id);
-    buffer_init(&body, PROBLEM_BODY_BYTES_MAX);
-    buffer_init(&answer, PROBLEM_BODY_BYTES_MAX + 1024);
-    struct problem_report report = {.problem = problem, .detail = why, .request_id = id};
-    if (problem_body(&body, &report) &&
-        buffer_printf(&answer,
-                      "HTTP/1.1 %d %s\r\nContent-Type: " PROBLEM_CONTENT_TYPE "\r\n"
-                      "Content-Length: %zu\r\nSkerry-Error: %s\r\nSkerry-Request-Id: %s\r\n"
-                      "Connection: close\r\n\r\n",
-                      word->status, MHD_get_reason_phrase_for((unsigned)word->status), body.length,
-                      word->code, id) &&
-        buffer_append(&answer, body.data, body.length))
-        (void)send(c->fd, answer.data, answer.length, MSG_DONTWAIT | MSG_NOSIGNAL);
-    buffer_free(&answer);
-    buffer_free(&body);
-    c->listener->api->requests_total[word->status / 100]++;
     (void)shutdown(c->fd, SHUT_WR);
     c->phase = API_CONNECTION_REFUSED;
     c->waiting = false;
@@ -163,10 +144,48 @@ static void connection_refuse(struct api_connection *c, enum problem problem, co
     (void)uv_poll_start(&c->poll, UV_READABLE, refused_cb);
 }
 
+void api_connection_break(struct api_connection *c)
+{
+    const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    connection_close(c);
+}
+
+/* Answers without libmicrohttpd, then waits for the client to close. */
+void api_connection_refuse(struct api_connection *c, const struct problem_report *why)
+{
+    const struct problem_word *word = problem_word(why->problem);
+    struct problem_report report = *why;
+    struct buffer body;
+    struct buffer answer;
+    char id[GATEWAY_REQUEST_ID_SIZE];
+    char retry[48] = "";
+    api_request_id(id);
+    report.request_id = id;
+    if (problem_retry_after_s(&report) > 0)
+        (void)text_format(retry, sizeof(retry), "Retry-After: %u\r\n",
+                          problem_retry_after_s(&report));
+    buffer_init(&body, PROBLEM_BODY_BYTES_MAX);
+    buffer_init(&answer, PROBLEM_BODY_BYTES_MAX + 1024);
+    if (problem_body(&body, &report) &&
+        buffer_printf(&answer,
+                      "HTTP/1.1 %d %s\r\nContent-Type: " PROBLEM_CONTENT_TYPE "\r\n"
+                      "Content-Length: %zu\r\nSkerry-Error: %s\r\nSkerry-Request-Id: %s\r\n"
+                      "%sConnection: close\r\n\r\n",
+                      word->status, MHD_get_reason_phrase_for((unsigned)word->status), body.length,
+                      word->code, id, retry) &&
+        buffer_append(&answer, body.data, body.length))
+        (void)send(c->fd, answer.data, answer.length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    buffer_free(&answer);
+    buffer_free(&body);
+    c->listener->api->requests_total[word->status / 100]++;
+    api_connection_linger(c);
+}
+
 /* --- arriving ----------------------------------------------------------------------------------- */
 
 /* libmicrohttpd calls back for it, in here or later, and closes the descriptor in any case. */
-static void connection_serve(struct api_connection *c)
+void api_connection_serve(struct api_connection *c)
 {
     struct api *api = c->listener->api;
     struct sockaddr_storage address = {0};
@@ -179,6 +198,14 @@ static void connection_serve(struct api_connection *c)
         MHD_YES)
         connection_drop(c);
     api_dirty(api);
+}
+
+void api_connection_relay(struct api_connection *c)
+{
+    c->phase = API_CONNECTION_RELAYED;
+    c->waiting = false;
+    c->deadline_ms = 0;
+    (void)uv_poll_stop(&c->poll);
 }
 
 /* Whether the head is whole and right; else what to do about it was done. */
@@ -206,9 +233,10 @@ static void arrival_look(struct api_connection *c)
                                  ARRIVAL_AGAIN_MS);
     } else if (length < 0 || !http_request_parse(&api->head, api->peek + scan.begin,
                                                  (size_t)length - scan.begin, &bounds, &fault)) {
-        connection_refuse(c, fault.problem, fault.why);
-    } else {
-        connection_serve(c);
+        api_connection_refuse(
+            c, &(struct problem_report){.problem = fault.problem, .detail = fault.why});
+    } else if (!api_relay_begin(c)) {
+        api_connection_serve(c);
     }
 }
 
@@ -238,7 +266,7 @@ void api_arrivals_cb(uv_timer_t *timer)
         (void)uv_timer_stop(&api->arrivals);
 }
 
-static void connection_open(struct api_listener *l, int fd)
+struct api_connection *api_connection_open(struct api_listener *l, int fd)
 {
     struct api *api = l->api;
     struct api_connection *c = calloc(1, sizeof(*c));
@@ -246,12 +274,15 @@ static void connection_open(struct api_listener *l, int fd)
         uv_poll_init(&api->loop, &c->poll, fd) != 0) {
         free(c);
         (void)close(fd);
-        return;
+        return NULL;
     }
     c->listener = l;
     c->fd = fd;
     c->deadline_ms = clock_monotonic_ms() + api->options.header_timeout_ms;
-    if (l->local) {
+    c->local = l->local;
+    if (l == api->relay_listener) {
+        c->relayed = true;
+    } else if (l->local) {
         c->trusted = peer_trusted(api, fd, c->peer, sizeof(c->peer));
     } else {
         name_peer(fd, c->peer, sizeof(c->peer));
@@ -264,6 +295,7 @@ static void connection_open(struct api_listener *l, int fd)
     api->connections = c;
     l->connection_count++;
     (void)uv_poll_start(&c->poll, UV_READABLE, arrival_cb);
+    return c;
 }
 
 void api_accept_cb(uv_poll_t *poll, int status, int events)
@@ -274,7 +306,7 @@ void api_accept_cb(uv_poll_t *poll, int status, int events)
     for (unsigned i = 0; i < ACCEPT_IN_A_ROW_MAX; i++) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            connection_open(l, fd);
+            (void)api_connection_open(l, fd);
         } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
             /* Nothing can be done now; api_sweep_cb tries again. */
             (void)uv_poll_stop(poll);
@@ -311,7 +343,12 @@ void api_connection_cut(struct api_connection *c)
 {
     c->deadline_ms = 0;
     if (c->phase == API_CONNECTION_ARRIVING && c->begun && !c->listener->api->stopping) {
-        connection_refuse(c, PROBLEM_HEADER_TIMEOUT, "the header block did not come in time");
+        api_connection_refuse(
+            c, &(struct problem_report){.problem = PROBLEM_HEADER_TIMEOUT,
+                                        .detail = "the header block did not come in time"});
+    } else if (c->phase == API_CONNECTION_RELAYED) {
+        api_relay_end(c->relay);
+        api_connection_break(c);
     } else if (c->phase == API_CONNECTION_ARRIVING || c->phase == API_CONNECTION_REFUSED) {
         connection_close(c);
     } else if (c->duplex != NULL) {
@@ -333,6 +370,7 @@ void api_sweep_cb(uv_timer_t *timer)
         if (c->deadline_ms != 0 && now >= c->deadline_ms)
             api_connection_cut(c);
     }
+    api_relay_sweep(api, now);
     for (size_t i = 0; i < api->listener_count; i++) {
         struct api_listener *l = &api->listeners[i];
         if (l->accept_paused && l->fd >= 0)

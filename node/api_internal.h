@@ -26,7 +26,7 @@
 #include "node/api.h"
 #include "node/api_target.h"
 
-#define API_LISTENERS_MAX 5
+#define API_LISTENERS_MAX 6 /* four TCP addresses, the unix socket, and what other nodes pass on */
 #define API_TARGET_LENGTH_MAX 16384u
 #define API_HEADER_BYTES_MAX 65536u
 #define API_PEEK_BYTES (API_HEADER_BYTES_MAX + 4096u)
@@ -41,6 +41,8 @@ struct api_ask;
 struct api_fd;
 struct api_duplex;
 struct api_worker;
+struct api_relay;
+struct problem_report;
 
 struct api_listener {
     struct api *api;
@@ -60,6 +62,7 @@ enum api_connection_phase {
     API_CONNECTION_REFUSED,  /* told why; waiting for the client to close */
     API_CONNECTION_GIVEN,    /* to libmicrohttpd, which will call back */
     API_CONNECTION_SERVED,
+    API_CONNECTION_RELAYED, /* to another node: api_relay.c */
 };
 
 /* One connection, from accept to close. */
@@ -70,6 +73,10 @@ struct api_connection {
     struct api_connection *previous, *next; /* api->connections */
     int fd;                                 /* libmicrohttpd's */
     bool trusted;                           /* a local peer that is admin without a token */
+    bool local;                             /* over the unix socket, here or at the entry */
+    bool used;                              /* a request of it was served */
+    bool relayed;                           /* another node passed it on */
+    struct api_relay *relay;                /* RELAYED: to another node */
     char peer[64];                          /* for the log */
     uint64_t deadline_ms;                   /* monotonic; cut then; 0: none */
     uv_poll_t poll;
@@ -101,6 +108,9 @@ struct api {
     struct api_request *settling;
     struct api_request *listening; /* streams of events */
     struct api_worker *worker;
+    struct api_relay *relays;
+    unsigned relay_count;
+    struct api_listener *relay_listener; /* of what other nodes pass on; NULL: none do */
     uint64_t random_counter;
     atomic_bool finished;
     uint64_t requests_total[6]; /* by status class; 0: broken */
@@ -202,6 +212,16 @@ void api_connection_notify_cb(void *user, struct MHD_Connection *mhd, void **con
                               enum MHD_ConnectionNotificationCode code);
 /* Its time is over, or the API ends. */
 void api_connection_cut(struct api_connection *c);
+/* Takes the descriptor; NULL: it was closed. */
+struct api_connection *api_connection_open(struct api_listener *l, int fd);
+/* Of one that is arriving: its first head is served here; or refused, told why; or api_relay.c moves its
+ * bytes, until it is answered: */
+void api_connection_serve(struct api_connection *c);
+void api_connection_refuse(struct api_connection *c, const struct problem_report *report);
+void api_connection_relay(struct api_connection *c);
+void api_connection_linger(
+    struct api_connection *c); /* all is sent; waits for the client to close */
+void api_connection_break(struct api_connection *c); /* with a reset: the answer is not whole */
 
 /* --- api_request.c --- */
 void api_request_id(char out[GATEWAY_REQUEST_ID_SIZE]);

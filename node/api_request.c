@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "node/api_internal.h"
+#include "node/api_relay.h"
 
 /* A refused request of up to this size is read to its end first: an answer before it would be lost
  * in the reset that closing a socket with unread bytes causes. */
@@ -156,6 +157,23 @@ static bool header_check(struct api_request *r)
     return r->response == NULL;
 }
 
+/* A connection that was opened before the cluster had a second node may go on to ask about an instance
+ * there: too late to pass it on. */
+static bool place_check(struct api_request *r)
+{
+    char name[64];
+    bool first = !r->connection->used;
+    r->connection->used = true;
+    if (first || r->connection->relayed ||
+        api_relay_owner(r->api, r->route, r->parameter, name) == 0)
+        return true;
+    api_problem(r, PROBLEM_OWNER_UNREACHABLE,
+                "instance %.40s is on %s, where only the first request of a connection can go; "
+                "send it again on a new one",
+                r->parameter, name);
+    return false;
+}
+
 static enum MHD_Result queue(struct api_request *r)
 {
     r->queued = true;
@@ -178,8 +196,8 @@ static enum MHD_Result begin(struct api_request *r)
     r->has_body = length != 0;
     r->connection->deadline_ms = 0;
     read_headers(r);
-    if (header_check(r) && target_parse(r) && api_origin_check(r) && api_authorize(r) &&
-        body_check(r, length) && r->body_kind == API_BODY_STREAM)
+    if (header_check(r) && target_parse(r) && place_check(r) && api_origin_check(r) &&
+        api_authorize(r) && body_check(r, length) && r->body_kind == API_BODY_STREAM)
         r->route->handle(r);
     if (r->gone)
         return MHD_NO;

@@ -45,6 +45,7 @@ struct fake {
     pthread_mutex_t lock; /* of all below */
     struct state *state;
     uint64_t index, sequence;
+    node_id owner; /* of the instances that start here; 0: node 1 */
     struct registry_root *published;
     unsigned root_lag; /* so often the root before the last change is given out once more */
     struct api *api;
@@ -177,14 +178,15 @@ static enum problem fake_instance(struct fake *f, const char *workload, const ch
     struct registry_result result;
     struct registry_root *root = state_root(f->state);
     const struct registry_workload *w = registry_root_workload(root, workload, strlen(workload));
-    struct registry_instance i = {.owner = 1,
+    node_id owner = f->owner != 0 ? f->owner : 1;
+    struct registry_instance i = {.owner = owner,
                                   .version = w == NULL ? 0 : w->version,
                                   .started_wall_ms = clock_wall_ms(),
                                   .exit_code = -1,
                                   .state = INSTANCE_STATE_STARTING};
     registry_root_release(root);
     randombytes_buf(random, sizeof(random));
-    instance_id_make(&i.id, 1, random);
+    instance_id_make(&i.id, owner, random);
     (void)text_copy(i.workload, sizeof(i.workload), workload);
     (void)text_copy(i.key, sizeof(i.key), key == NULL ? "" : key);
     (void)text_copy(i.asked_by, sizeof(i.asked_by), "a test");
