@@ -71,16 +71,37 @@ static void registry_changed(void *user)
     routes_dirty(n);
 }
 
-static void registered_cb(void *user, const struct err *error, const struct registry_result *result)
+static void leased_cb(void *user, const struct err *error, const struct registry_result *result)
 {
     struct node *n = user;
     if (error != NULL || result->problem != PROBLEM_NONE) {
-        log_error("registry", "the node could not be registered: %s",
+        log_error("registry", "the node got no lease: %s",
                   error != NULL ? error->msg : result->detail);
         return;
     }
     n->registered = true;
     node_progress(n);
+}
+
+/* Nobody ends the lease of a node that is alone: after a restart it is the one that runs. */
+static void lease_self(struct node *n)
+{
+    struct err e = {0};
+    const struct registry_node self = {.id = n->id};
+    struct registry_command command = {
+        .kind = REGISTRY_LEASE_GRANT, .wall_ms = clock_wall_ms(), .node = &self};
+    if (registry_propose(n->registry, &command, leased_cb, n, &e) != 0)
+        log_error("registry", "%s", e.msg);
+}
+
+static void registered_cb(void *user, const struct err *error, const struct registry_result *result)
+{
+    if (error != NULL || result->problem != PROBLEM_NONE) {
+        log_error("registry", "the node could not be registered: %s",
+                  error != NULL ? error->msg : result->detail);
+        return;
+    }
+    lease_self(user);
 }
 
 static void initialised_cb(void *user, const struct err *error,
@@ -113,7 +134,7 @@ static void register_self(struct node *n)
             log_error("registry", "%s", e.msg);
     }
     if (known) {
-        n->registered = true;
+        lease_self(n);
         return;
     }
     struct registry_node record = {.id = initialised && self != NULL ? n->id : 0};

@@ -85,7 +85,8 @@ enum problem node_authorize(const struct registry_root *root, const char *token,
     /* An unknown id costs the same as a wrong secret. */
     bool same =
         memory_equal_constant_time(hash, known == NULL ? nobody : known->hash, sizeof(hash));
-    if (known == NULL || !same ||
+    /* A machine becomes a node with it, and nothing else. */
+    if (known == NULL || !same || known->role == TOKEN_ROLE_NODE ||
         (known->expires_wall_ms != 0 && wall_ms >= known->expires_wall_ms))
         return PROBLEM_UNAUTHORIZED;
     /* The strongest role is the smallest number. */

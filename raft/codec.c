@@ -55,12 +55,20 @@ void codec_node_write(Skerry__Registry__Node *out, const struct registry_node *n
     out->name = codec_borrow(node->name);
     out->public_key.data = (uint8_t *)(uintptr_t)node->public_key;
     out->public_key.len = sizeof node->public_key;
+    out->address = codec_borrow(node->address);
+    out->draining = node->draining;
+    out->leased = node->leased;
+    out->lease_epoch = node->lease_epoch;
 }
 
 bool codec_node_read(struct registry_node *out, const Skerry__Registry__Node *in)
 {
-    *out = (struct registry_node){.id = in->id};
+    *out = (struct registry_node){.id = in->id,
+                                  .draining = in->draining,
+                                  .leased = in->leased,
+                                  .lease_epoch = in->lease_epoch};
     return codec_text_read(out->name, sizeof out->name, in->name) &&
+           codec_text_read(out->address, sizeof out->address, in->address) &&
            bytes_read(out->public_key, sizeof out->public_key, &in->public_key);
 }
 
@@ -137,7 +145,7 @@ void codec_token_write(Skerry__Registry__Token *out, const struct registry_token
 
 bool codec_token_read(struct registry_token *out, const Skerry__Registry__Token *in)
 {
-    if (in->role > TOKEN_ROLE_INVOKE)
+    if (in->role > TOKEN_ROLE_NODE)
         return false;
     *out = (struct registry_token){
         .role = (enum token_role)in->role,

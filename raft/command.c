@@ -8,116 +8,6 @@
 
 enum { HEADER_BYTES = 8, ALIGNMENT_BYTES = 8 };
 
-/* --- bounds, for both directions ------------------------------------------------------------------ */
-
-static bool cluster_id_valid(const char *id)
-{
-    return id != NULL && strlen(id) == 16 && strspn(id, "0123456789abcdef") == 16;
-}
-
-static bool name_valid(const char *name)
-{
-    return name != NULL && workload_name_valid(name, strlen(name));
-}
-
-static bool node_valid(const struct registry_node *node)
-{
-    return node != NULL && codec_text_ended(node->name, sizeof node->name) && node->name[0] != '\0';
-}
-
-static bool instance_id_valid(const struct registry_instance *i)
-{
-    struct instance_id parsed;
-    return i != NULL && codec_text_ended(i->id.text, sizeof i->id.text) &&
-           instance_id_parse(&parsed, i->id.text, strlen(i->id.text));
-}
-
-static bool instance_valid(const struct registry_instance *i)
-{
-    return instance_id_valid(i) && (unsigned)i->state < INSTANCE_STATE_COUNT &&
-           (unsigned)i->reason < END_REASON_COUNT &&
-           codec_text_ended(i->workload, sizeof i->workload) &&
-           codec_text_ended(i->key, sizeof i->key) &&
-           codec_text_ended(i->detail, sizeof i->detail) &&
-           codec_text_ended(i->asked_by, sizeof i->asked_by);
-}
-
-static bool token_valid(const struct registry_token *t)
-{
-    return t != NULL && codec_text_ended(t->id, sizeof t->id) && strlen(t->id) == 16 &&
-           (unsigned)t->role <= TOKEN_ROLE_INVOKE &&
-           codec_text_ended(t->workload, sizeof t->workload) &&
-           codec_text_ended(t->instance, sizeof t->instance) &&
-           codec_text_ended(t->name, sizeof t->name);
-}
-
-static bool image_valid(const struct registry_image *i)
-{
-    return i != NULL && codec_text_ended(i->name, sizeof i->name) && i->name[0] != '\0' &&
-           codec_text_ended(i->digest, sizeof i->digest);
-}
-
-/* What is wrong with it, or NULL. */
-static const char *command_fault(const struct registry_command *c)
-{
-    switch (c->kind) {
-    case REGISTRY_CLUSTER_INIT:
-        return cluster_id_valid(c->cluster_id) ? NULL : "a cluster id is 16 hex characters";
-    case REGISTRY_NODE_PUT:
-        return node_valid(c->node) ? NULL : "a node needs a name";
-    case REGISTRY_WORKLOAD_PUT:
-        if (c->workload_json == NULL || c->workload_json[0] == '\0')
-            return "a workload needs its JSON";
-        return strnlen(c->workload_json, COMMAND_WORKLOAD_JSON_MAX + 1) <= COMMAND_WORKLOAD_JSON_MAX
-                   ? NULL
-                   : "the JSON of a workload is at most 1 MiB";
-    case REGISTRY_WORKLOAD_REMOVE:
-    case REGISTRY_WORKLOAD_ROLLBACK:
-        return name_valid(c->name) ? NULL : "that is not the name of a workload";
-    case REGISTRY_INSTANCE_RESERVE:
-        if (!instance_valid(c->instance))
-            return "an instance needs a valid id and texts that end";
-        return c->instance->workload[0] == '\0' || name_valid(c->instance->workload)
-                   ? NULL
-                   : "that is not the name of a workload";
-    case REGISTRY_INSTANCE_UPDATE:
-        if (!instance_valid(c->instance))
-            return "an instance needs a valid id and texts that end";
-        return c->instance->state == INSTANCE_STATE_READY ||
-                       c->instance->state == INSTANCE_STATE_DRAINING
-                   ? NULL
-                   : "an instance becomes ready or draining, nothing else";
-    case REGISTRY_INSTANCE_END:
-        if (!instance_valid(c->instance))
-            return "an instance needs a valid id and texts that end";
-        return c->instance->reason != END_NONE ? NULL : "an instance ends for a reason";
-    case REGISTRY_SWEEP:
-        return NULL;
-    case REGISTRY_TOKEN_PUT:
-        return token_valid(c->token) ? NULL : "a token needs an id of 16 characters and a role";
-    case REGISTRY_TOKEN_REVOKE:
-        return c->token != NULL && codec_text_ended(c->token->id, sizeof c->token->id)
-                   ? NULL
-                   : "which token?";
-    case REGISTRY_IMAGE_PUT:
-        return image_valid(c->image) ? NULL : "an image needs a name and texts that end";
-    case REGISTRY_IMAGE_REMOVE:
-        return c->image != NULL && codec_text_ended(c->image->name, sizeof c->image->name)
-                   ? NULL
-                   : "which image?";
-    case REGISTRY_FEATURE_LEVEL:
-        return c->version <= UINT32_MAX ? NULL : "a feature level has 32 bits";
-    case REGISTRY_NODE_JOIN:
-    case REGISTRY_NODE_REMOVE:
-    case REGISTRY_NODE_DRAIN:
-    case REGISTRY_LEASE_GRANT:
-    case REGISTRY_LEASE_EXPIRE:
-    case REGISTRY_KEYRING:
-        break;
-    }
-    return "its kind is unknown";
-}
-
 uint32_t command_feature_level(enum registry_command_kind kind)
 {
     /* Those of the first release. */
@@ -139,7 +29,18 @@ struct bodies {
     Skerry__Registry__Name name;
     Skerry__Registry__Image image;
     Skerry__Registry__FeatureLevel feature_level;
+    Skerry__Registry__NodeJoin node_join;
+    Skerry__Registry__NodeRemove node_remove;
+    Skerry__Registry__NodeDrain node_drain;
+    Skerry__Registry__Lease lease;
+    Skerry__Registry__Keyring keyring;
 };
+
+static ProtobufCBinaryData key_borrow(const uint8_t *key)
+{
+    return (ProtobufCBinaryData){.data = (uint8_t *)(uintptr_t)key,
+                                 .len = key == NULL ? 0 : REGISTRY_GOSSIP_KEY_BYTES};
+}
 
 static void body_name(Skerry__Registry__Command *m, struct bodies *b,
                       const struct registry_command *c)
@@ -187,20 +88,96 @@ static void body_instance(Skerry__Registry__Command *m, struct bodies *b,
     }
 }
 
+static void body_cluster_init(Skerry__Registry__Command *m, struct bodies *b,
+                              const struct registry_command *c)
+{
+    skerry__registry__cluster_init__init(&b->cluster_init);
+    b->cluster_init.cluster_id = codec_borrow(c->cluster_id);
+    b->cluster_init.gossip_key = key_borrow(c->gossip_key);
+    m->body_case = SKERRY__REGISTRY__COMMAND__BODY_CLUSTER_INIT;
+    m->cluster_init = &b->cluster_init;
+}
+
+static void body_node(Skerry__Registry__Command *m, struct bodies *b,
+                      const struct registry_command *c)
+{
+    codec_node_write(&b->node, c->node);
+    if (c->kind == REGISTRY_NODE_PUT) {
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_NODE_PUT;
+        m->node_put = &b->node;
+        return;
+    }
+    skerry__registry__node_join__init(&b->node_join);
+    b->node_join.node = &b->node;
+    b->node_join.token = codec_borrow(c->token->id);
+    m->body_case = SKERRY__REGISTRY__COMMAND__BODY_NODE_JOIN;
+    m->node_join = &b->node_join;
+}
+
+static void body_node_change(Skerry__Registry__Command *m, struct bodies *b,
+                             const struct registry_command *c)
+{
+    if (c->kind == REGISTRY_NODE_REMOVE) {
+        skerry__registry__node_remove__init(&b->node_remove);
+        b->node_remove.id = c->node->id;
+        b->node_remove.gossip_key = key_borrow(c->gossip_key);
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_NODE_REMOVE;
+        m->node_remove = &b->node_remove;
+    } else {
+        skerry__registry__node_drain__init(&b->node_drain);
+        b->node_drain.id = c->node->id;
+        b->node_drain.draining = c->node->draining;
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_NODE_DRAIN;
+        m->node_drain = &b->node_drain;
+    }
+}
+
+static void body_lease(Skerry__Registry__Command *m, struct bodies *b,
+                       const struct registry_command *c)
+{
+    skerry__registry__lease__init(&b->lease);
+    b->lease.node = c->node->id;
+    if (c->kind == REGISTRY_LEASE_GRANT) {
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_LEASE_GRANT;
+        m->lease_grant = &b->lease;
+    } else {
+        b->lease.epoch = c->node->lease_epoch;
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_LEASE_EXPIRE;
+        m->lease_expire = &b->lease;
+    }
+}
+
+static void body_keyring(Skerry__Registry__Command *m, struct bodies *b,
+                         const struct registry_command *c)
+{
+    skerry__registry__keyring__init(&b->keyring);
+    b->keyring.verb = (uint32_t)c->keyring_verb;
+    b->keyring.key = key_borrow(c->gossip_key);
+    m->body_case = SKERRY__REGISTRY__COMMAND__BODY_KEYRING;
+    m->keyring = &b->keyring;
+}
+
 static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
                       const struct registry_command *c)
 {
     switch (c->kind) {
     case REGISTRY_CLUSTER_INIT:
-        skerry__registry__cluster_init__init(&b->cluster_init);
-        b->cluster_init.cluster_id = codec_borrow(c->cluster_id);
-        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_CLUSTER_INIT;
-        m->cluster_init = &b->cluster_init;
+        body_cluster_init(m, b, c);
         return;
     case REGISTRY_NODE_PUT:
-        codec_node_write(&b->node, c->node);
-        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_NODE_PUT;
-        m->node_put = &b->node;
+    case REGISTRY_NODE_JOIN:
+        body_node(m, b, c);
+        return;
+    case REGISTRY_NODE_REMOVE:
+    case REGISTRY_NODE_DRAIN:
+        body_node_change(m, b, c);
+        return;
+    case REGISTRY_LEASE_GRANT:
+    case REGISTRY_LEASE_EXPIRE:
+        body_lease(m, b, c);
+        return;
+    case REGISTRY_KEYRING:
+        body_keyring(m, b, c);
         return;
     case REGISTRY_WORKLOAD_PUT:
         skerry__registry__workload_put__init(&b->workload_put);
@@ -241,13 +218,6 @@ static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
         b->feature_level.level = c->version;
         m->body_case = SKERRY__REGISTRY__COMMAND__BODY_FEATURE_LEVEL;
         m->feature_level = &b->feature_level;
-        return;
-    case REGISTRY_NODE_JOIN:
-    case REGISTRY_NODE_REMOVE:
-    case REGISTRY_NODE_DRAIN:
-    case REGISTRY_LEASE_GRANT:
-    case REGISTRY_LEASE_EXPIRE:
-    case REGISTRY_KEYRING:
         return;
     }
 }
@@ -299,6 +269,61 @@ static void workload_name_read(struct command *out, enum registry_command_kind k
     out->body.version = m->version;
 }
 
+/* Of 32 bytes, or none where it may be missing. */
+static bool key_read(struct command *out, const ProtobufCBinaryData *key, bool optional)
+{
+    if (key->len == 0)
+        return optional;
+    out->body.gossip_key = key->data;
+    return key->len == REGISTRY_GOSSIP_KEY_BYTES;
+}
+
+static bool join_read(struct command *out, const Skerry__Registry__NodeJoin *m)
+{
+    out->body.token = &out->token;
+    return m->node != NULL && codec_node_read(&out->node, m->node) &&
+           codec_text_read(out->token.id, sizeof out->token.id, m->token);
+}
+
+/* The commands about nodes, leases and gossip's keys; false for any other. */
+static bool nodes_read(struct command *out, const Skerry__Registry__Command *m)
+{
+    struct registry_command *c = &out->body;
+    c->node = &out->node;
+    switch ((unsigned)m->body_case) {
+    case SKERRY__REGISTRY__COMMAND__BODY_NODE_PUT:
+        c->kind = REGISTRY_NODE_PUT;
+        return codec_node_read(&out->node, m->node_put);
+    case SKERRY__REGISTRY__COMMAND__BODY_NODE_JOIN:
+        c->kind = REGISTRY_NODE_JOIN;
+        return join_read(out, m->node_join);
+    case SKERRY__REGISTRY__COMMAND__BODY_NODE_REMOVE:
+        c->kind = REGISTRY_NODE_REMOVE;
+        out->node.id = m->node_remove->id;
+        return key_read(out, &m->node_remove->gossip_key, false);
+    case SKERRY__REGISTRY__COMMAND__BODY_NODE_DRAIN:
+        c->kind = REGISTRY_NODE_DRAIN;
+        out->node.id = m->node_drain->id;
+        out->node.draining = m->node_drain->draining;
+        return true;
+    case SKERRY__REGISTRY__COMMAND__BODY_LEASE_GRANT:
+        c->kind = REGISTRY_LEASE_GRANT;
+        out->node.id = m->lease_grant->node;
+        return true;
+    case SKERRY__REGISTRY__COMMAND__BODY_LEASE_EXPIRE:
+        c->kind = REGISTRY_LEASE_EXPIRE;
+        out->node.id = m->lease_expire->node;
+        out->node.lease_epoch = m->lease_expire->epoch;
+        return true;
+    case SKERRY__REGISTRY__COMMAND__BODY_KEYRING:
+        c->kind = REGISTRY_KEYRING;
+        c->keyring_verb = (enum registry_keyring_verb)m->keyring->verb;
+        return key_read(out, &m->keyring->key, false);
+    default:
+        return false;
+    }
+}
+
 static bool body_read(struct command *out, const Skerry__Registry__Command *m)
 {
     struct registry_command *c = &out->body;
@@ -306,11 +331,15 @@ static bool body_read(struct command *out, const Skerry__Registry__Command *m)
     case SKERRY__REGISTRY__COMMAND__BODY_CLUSTER_INIT:
         c->kind = REGISTRY_CLUSTER_INIT;
         c->cluster_id = m->cluster_init->cluster_id;
-        return true;
+        return key_read(out, &m->cluster_init->gossip_key, true);
     case SKERRY__REGISTRY__COMMAND__BODY_NODE_PUT:
-        c->kind = REGISTRY_NODE_PUT;
-        c->node = &out->node;
-        return codec_node_read(&out->node, m->node_put);
+    case SKERRY__REGISTRY__COMMAND__BODY_NODE_JOIN:
+    case SKERRY__REGISTRY__COMMAND__BODY_NODE_REMOVE:
+    case SKERRY__REGISTRY__COMMAND__BODY_NODE_DRAIN:
+    case SKERRY__REGISTRY__COMMAND__BODY_LEASE_GRANT:
+    case SKERRY__REGISTRY__COMMAND__BODY_LEASE_EXPIRE:
+    case SKERRY__REGISTRY__COMMAND__BODY_KEYRING:
+        return nodes_read(out, m);
     case SKERRY__REGISTRY__COMMAND__BODY_WORKLOAD_PUT:
         c->kind = REGISTRY_WORKLOAD_PUT;
         c->workload_json = m->workload_put->json;

@@ -30,6 +30,9 @@ struct command_session {
     uint64_t sequence;
 };
 
+/* What breaks a bound in it, or NULL. Encoding and decoding ask this. */
+const char *command_fault(const struct registry_command *command);
+
 /* Which level of the registry a kind of command needs, so that nodes of two releases run together: a
  * new kind gets the next level, and is not proposed before every node has it. */
 uint32_t command_feature_level(enum registry_command_kind kind);

@@ -32,6 +32,7 @@
 /* --- what is in it --------------------------------------------------------------------------- */
 
 #define REGISTRY_KEYRING_MAX 8
+#define REGISTRY_GOSSIP_KEY_BYTES 32
 
 struct registry_node {
     struct map_value value;
@@ -48,7 +49,7 @@ struct registry_node {
 
 /* A key of gossip's seal. */
 struct registry_gossip_key {
-    uint8_t bytes[32];
+    uint8_t bytes[REGISTRY_GOSSIP_KEY_BYTES];
     bool used; /* packets are sealed with it; all others of the ring only open */
 };
 
@@ -156,7 +157,7 @@ node_id registry_root_node_id_next(const struct registry_root *root);
 /* --- writing --------------------------------------------------------------------------------- */
 
 enum registry_command_kind {
-    REGISTRY_CLUSTER_INIT = 1, /* cluster_id */
+    REGISTRY_CLUSTER_INIT = 1, /* cluster_id; gossip_key: the first, and used; NULL: none */
     REGISTRY_NODE_PUT,     /* node; id 0: a new one. Name, key and address: of what is known, empty
                                   ones stay as they are */
     REGISTRY_WORKLOAD_PUT, /* workload_json; its image must be registered, or "host" */
@@ -169,7 +170,8 @@ enum registry_command_kind {
     REGISTRY_INSTANCE_END,     /* instance: id, epoch, reason, exit_code, signal, ended_wall_ms,
                                   marks, joins, joiners_peak, detail */
     REGISTRY_SWEEP,            /* wall_ms: forgets what ended REGISTRY_ENDED_KEPT_MS before, and
-                                  expired tokens; 500 things at once */
+                                  expired tokens; ends what removed nodes, and those whose lease has
+                                  ended, still have; 500 things at once */
     REGISTRY_TOKEN_PUT,        /* token */
     REGISTRY_TOKEN_REVOKE,     /* token.id */
     REGISTRY_IMAGE_PUT,        /* image */
@@ -179,11 +181,13 @@ enum registry_command_kind {
                                   id. Refused: an unknown, used or late token (wall_ms), a key that
                                   another node has. A node of that name that holds another key is
                                   replaced: removed as by NODE_REMOVE */
-    REGISTRY_NODE_REMOVE, /* node.id, and gossip_key: its instances end as node_lost, its key is
-                                  worth nothing any more, and gossip_key is added to the keyring and
-                                  used. Refused for the last node */
+    REGISTRY_NODE_REMOVE, /* node.id, and gossip_key: its instances end as node_lost (500 of them;
+                                  changed: a SWEEP ends the rest), its key is worth nothing any
+                                  more, and gossip_key is added to the keyring, in place of the
+                                  oldest of a full one, and used. Refused for the last node */
     REGISTRY_NODE_DRAIN,  /* node.id, node.draining */
-    REGISTRY_LEASE_GRANT, /* node.id -> epoch; the one that runs, if one does */
+    REGISTRY_LEASE_GRANT, /* node.id -> epoch; the one that runs, if one does. Refused as CONFLICT
+                                  while instances of the lease before are left: each try ends 500 */
     REGISTRY_LEASE_EXPIRE, /* node.id, node.lease_epoch: its instances end as node_lost, at most 500
                                   at once (changed: ask again; nobody can reserve for it meanwhile);
                                   refused as CONFLICT for an epoch that is over. Of this leader
@@ -191,7 +195,7 @@ enum registry_command_kind {
                                   does not lead, never sent to another, never tried again in a
                                   later term, where the lease may have been renewed meanwhile
                                   (scheduler/leases.h) */
-    REGISTRY_KEYRING,      /* keyring_verb, gossip_key */
+    REGISTRY_KEYRING,      /* keyring_verb, gossip_key. Removing is refused for the used one */
 };
 
 enum registry_keyring_verb {
@@ -213,7 +217,7 @@ struct registry_command {
     const struct registry_node *node;
     const char *cluster_id;
     enum registry_keyring_verb keyring_verb;
-    const uint8_t *gossip_key; /* 32 bytes */
+    const uint8_t *gossip_key; /* REGISTRY_GOSSIP_KEY_BYTES, not all zero */
 };
 
 struct registry_result {
@@ -222,8 +226,9 @@ struct registry_result {
     uint64_t index;
     uint64_t version;            /* WORKLOAD_PUT (the current one if nothing changed), ROLLBACK */
     bool changed;                /* WORKLOAD_PUT: a new version was made; INSTANCE_END: it had not
-                                    ended before; SWEEP: there is more to forget, ask again */
-    uint64_t epoch;              /* INSTANCE_RESERVE */
+                                    ended before; SWEEP, LEASE_EXPIRE, NODE_REMOVE: there is
+                                    more to forget or to end */
+    uint64_t epoch;              /* INSTANCE_RESERVE, LEASE_GRANT */
     struct instance_id existing; /* INSTANCE_RESERVE refused with CONFLICT: who holds the key */
     node_id node;                /* NODE_PUT, NODE_JOIN */
     node_id replaced;            /* NODE_JOIN: who had the name; 0: nobody */

@@ -54,10 +54,25 @@ const struct registry_image *registry_root_image(const struct registry_root *roo
 
 const struct registry_node *registry_root_node(const struct registry_root *root, node_id id)
 {
-    struct state_map_key key = {0};
-    state_key_u64(&key, id);
-    const struct map_value *value = state_get(&root->content, STATE_NODES, &key);
-    return value == NULL ? NULL : container_of(value, const struct registry_node, value);
+    return state_node(&root->content, id);
+}
+
+const struct registry_node *registry_root_node_named(const struct registry_root *root,
+                                                     const char *name)
+{
+    return state_node_named(&root->content, name);
+}
+
+node_id registry_root_node_id_next(const struct registry_root *root)
+{
+    return root->content.node_id_next;
+}
+
+size_t registry_root_keyring(const struct registry_root *root,
+                             struct registry_gossip_key out[REGISTRY_KEYRING_MAX])
+{
+    memcpy(out, root->content.keyring, sizeof root->content.keyring);
+    return root->content.keyring_count;
 }
 
 uint64_t registry_root_index(const struct registry_root *root)

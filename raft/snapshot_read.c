@@ -44,12 +44,34 @@ static int header_read(struct reader *r, const Skerry__Registry__Header *m)
     return 0;
 }
 
+static uint64_t epoch_last(const struct reader *r)
+{
+    return r->c->generation << STATE_EPOCH_SEQUENCE_BITS | r->c->epoch_sequence;
+}
+
 static int node_read(struct reader *r, const Skerry__Registry__Node *m)
 {
     struct registry_node node;
-    if (!codec_node_read(&node, m) || node.id == 0 || node.id >= r->c->node_id_next)
+    if (!codec_node_read(&node, m) || node.id == 0 || node.id >= r->c->node_id_next ||
+        state_node(r->c, node.id) != NULL || node.lease_epoch > epoch_last(r) ||
+        (node.leased && node.lease_epoch == 0))
         return damaged(r, "a node");
+    if (r->c->maps[STATE_NODES].count >= STATE_NODES_MAX)
+        return damaged(r, "too many nodes");
     return state_node_put(r->c, &node, r->e);
+}
+
+static int gossip_key_read(struct reader *r, const Skerry__Registry__GossipKey *m)
+{
+    struct state_content *c = r->c;
+    uint32_t before = c->keyring_count;
+    if (m->key.len != REGISTRY_GOSSIP_KEY_BYTES || before == REGISTRY_KEYRING_MAX)
+        return damaged(r, "a gossip key");
+    for (uint32_t i = 0; i < before; i++)
+        if (m->used && c->keyring[i].used)
+            return damaged(r, "two gossip keys are used");
+    state_keyring_put(c, m->key.data, m->used);
+    return c->keyring_count == before + 1 ? 0 : damaged(r, "a gossip key stands twice");
 }
 
 static int token_read(struct reader *r, const Skerry__Registry__Token *m)
@@ -101,9 +123,8 @@ static int version_read(struct reader *r, const Skerry__Registry__Version *m)
 
 static bool instance_plausible(const struct reader *r, const struct registry_instance *i)
 {
-    uint64_t epoch_last = r->c->generation << STATE_EPOCH_SEQUENCE_BITS | r->c->epoch_sequence;
     return i->state != INSTANCE_STATE_NONE && i->owner == instance_id_owner(&i->id) &&
-           i->epoch <= epoch_last && state_instance(r->c, &i->id) == NULL;
+           i->epoch <= epoch_last(r) && state_instance(r->c, &i->id) == NULL;
 }
 
 /* Counts in place: nobody else has this state yet. */
@@ -161,7 +182,8 @@ static int result_read(struct reader *r, const Skerry__Registry__Result *m)
                                      .version = m->version,
                                      .changed = m->changed,
                                      .epoch = m->epoch,
-                                     .node = m->new_node};
+                                     .node = m->new_node,
+                                     .replaced = m->replaced};
     if (m->problem >= PROBLEM_COUNT ||
         !codec_text_read(result.detail, sizeof result.detail, m->detail) ||
         !codec_text_read(result.existing.text, sizeof result.existing.text, m->existing) ||
@@ -200,6 +222,8 @@ static int record_read(struct reader *r, const Skerry__Registry__Record *m)
         return session_read(r, m->session);
     case SKERRY__REGISTRY__RECORD__BODY_RESULT:
         return result_read(r, m->result);
+    case SKERRY__REGISTRY__RECORD__BODY_GOSSIP_KEY:
+        return gossip_key_read(r, m->gossip_key);
     case SKERRY__REGISTRY__RECORD__BODY_END:
         return end_read(r, m->end);
     case SKERRY__REGISTRY__RECORD__BODY__NOT_SET:

@@ -182,6 +182,7 @@ static bool result_visit(void *user, const void *key, size_t key_length, struct 
     m.epoch = s->result.epoch;
     m.existing = codec_borrow(s->result.existing.text);
     m.new_node = s->result.node;
+    m.replaced = s->result.replaced;
     record.body_case = SKERRY__REGISTRY__RECORD__BODY_RESULT;
     record.result = &m;
     return record_write(user, &record);
@@ -202,6 +203,22 @@ static bool header_write(struct writer *w, const struct state_content *c)
     return record_write(w, &record);
 }
 
+static bool keyring_write(struct writer *w, const struct state_content *c)
+{
+    for (uint32_t i = 0; i < c->keyring_count; i++) {
+        Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+        Skerry__Registry__GossipKey m = SKERRY__REGISTRY__GOSSIP_KEY__INIT;
+        m.key.data = (uint8_t *)(uintptr_t)c->keyring[i].bytes;
+        m.key.len = sizeof c->keyring[i].bytes;
+        m.used = c->keyring[i].used;
+        record.body_case = SKERRY__REGISTRY__RECORD__BODY_GOSSIP_KEY;
+        record.gossip_key = &m;
+        if (!record_write(w, &record))
+            return false;
+    }
+    return true;
+}
+
 static bool end_write(struct writer *w)
 {
     Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
@@ -212,7 +229,7 @@ static bool end_write(struct writer *w)
     return record_write(w, &record);
 }
 
-/* STATE_KEYS and STATE_ENDED follow from the instances. What refers to another stands after it. */
+/* STATE_KEYS, STATE_OWNED and STATE_ENDED follow from the instances. What refers to another stands after it. */
 static const struct {
     enum state_map map;
     bool (*visit)(void *user, const void *key, size_t key_length, struct map_value *value);
@@ -228,7 +245,7 @@ static bool content_write(struct writer *w, const struct state_content *c)
     size_t size;
     char *to = room(w, 0, &size);
     if (to == NULL || !wrote(w, LZ4F_compressBegin(w->lz4, to, size, &preferences)) ||
-        !header_write(w, c))
+        !header_write(w, c) || !keyring_write(w, c))
         return false;
     for (size_t i = 0; i < ARRAY_SIZE(parts) && !w->failed; i++)
         map_walk(&c->maps[parts[i].map], NULL, 0, parts[i].visit, w);

@@ -30,6 +30,12 @@ static state_apply_fn *const apply_by_kind[] = {
     [REGISTRY_IMAGE_PUT] = state_apply_image_put,
     [REGISTRY_IMAGE_REMOVE] = state_apply_image_remove,
     [REGISTRY_FEATURE_LEVEL] = state_apply_feature_level,
+    [REGISTRY_NODE_JOIN] = state_apply_node_join,
+    [REGISTRY_NODE_REMOVE] = state_apply_node_remove,
+    [REGISTRY_NODE_DRAIN] = state_apply_node_drain,
+    [REGISTRY_LEASE_GRANT] = state_apply_lease_grant,
+    [REGISTRY_LEASE_EXPIRE] = state_apply_lease_expire,
+    [REGISTRY_KEYRING] = state_apply_keyring,
 };
 
 /* --- content -------------------------------------------------------------------------------------- */
@@ -161,6 +167,17 @@ void state_restore(struct state *s, struct state_content *content)
     s->now = *content;
     memset(content->maps, 0, sizeof content->maps);
     s->root_stale = true;
+}
+
+int state_raise_generation(struct state *s, struct err *e)
+{
+    if (s->now.generation + 1 >= (uint64_t)1 << (64 - STATE_EPOCH_SEQUENCE_BITS))
+        return err_set(e, ERR_LIMIT, "generation %llu of the registry is the last that there is",
+                       (unsigned long long)s->now.generation);
+    s->now.generation++;
+    s->now.epoch_sequence = 0;
+    s->root_stale = true;
+    return 0;
 }
 
 /* --- apply ------------------------------------------------------------------------------------------ */

@@ -1,4 +1,4 @@
-/* The cluster itself, its nodes, tokens and images; and the sweep. */
+/* The cluster itself, its tokens and images; and the sweep. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +16,12 @@ int state_apply_cluster_init(struct state_content *c, const struct registry_comm
         r->changed = true;
     } else if (strcmp(c->cluster_id, command->cluster_id) != 0) {
         state_refuse(r, PROBLEM_CONFLICT, "this is cluster %s", c->cluster_id);
+        return 0;
+    }
+    /* A cluster that was made without one gets it when it is asked again. */
+    if (command->gossip_key != NULL && c->keyring_count == 0) {
+        state_keyring_put(c, command->gossip_key, true);
+        r->changed = true;
     }
     return 0;
 }
@@ -37,76 +43,6 @@ int state_apply_feature_level(struct state_content *c, const struct registry_com
     return 0;
 }
 
-/* --- nodes ------------------------------------------------------------------------------------------- */
-
-static void node_release(struct map_value *value)
-{
-    free(container_of(value, struct registry_node, value));
-}
-
-int state_node_put(struct state_content *c, const struct registry_node *like, struct err *e)
-{
-    struct registry_node *node = malloc(sizeof *node);
-    if (node == NULL)
-        return err_set(e, ERR_NO_MEMORY, "node %s: no memory", like->name);
-    *node = *like;
-    map_value_init(&node->value, node_release);
-    struct state_map_key key = {0};
-    state_key_u64(&key, node->id);
-    return state_put_new(c, STATE_NODES, &key, &node->value, e);
-}
-
-struct named {
-    const char *name;
-    node_id found;
-};
-
-static bool named_visit(void *user, const void *key, size_t key_length, struct map_value *value)
-{
-    struct named *n = user;
-    (void)key;
-    (void)key_length;
-    const struct registry_node *node = container_of(value, const struct registry_node, value);
-    if (strcmp(node->name, n->name) == 0)
-        n->found = node->id;
-    return n->found == 0;
-}
-
-static bool may_put_node(const struct state_content *c, const struct registry_node *node,
-                         struct registry_result *r)
-{
-    struct named named = {.name = node->name};
-    map_walk(&c->maps[STATE_NODES], NULL, 0, named_visit, &named);
-    struct state_map_key key = {0};
-    state_key_u64(&key, node->id);
-    bool there = node->id != 0 && state_get(c, STATE_NODES, &key) != NULL;
-    if (named.found != 0 && named.found != node->id)
-        state_refuse(r, PROBLEM_CONFLICT, "node %llu has the name %s",
-                     (unsigned long long)named.found, node->name);
-    else if (!there && node->id != 0 && node->id < c->node_id_next)
-        state_refuse(r, PROBLEM_CONFLICT, "node id %llu has been used",
-                     (unsigned long long)node->id);
-    else if (!there && c->maps[STATE_NODES].count >= STATE_NODES_MAX)
-        state_refuse(r, PROBLEM_LIMIT_REACHED, "there are %u nodes, as many as there may be",
-                     STATE_NODES_MAX);
-    return r->problem == PROBLEM_NONE;
-}
-
-int state_apply_node_put(struct state_content *c, const struct registry_command *command,
-                         struct registry_result *r, struct err *e)
-{
-    if (!may_put_node(c, command->node, r))
-        return 0;
-    struct registry_node node = *command->node;
-    if (node.id == 0)
-        node.id = c->node_id_next;
-    if (node.id >= c->node_id_next)
-        c->node_id_next = node.id + 1;
-    r->node = node.id;
-    r->changed = true;
-    return state_node_put(c, &node, e);
-}
-
 /* --- tokens ------------------------------------------------------------------------------------------ */
 
 static void token_release(struct map_value *value)
@@ -114,13 +50,24 @@ static void token_release(struct map_value *value)
     free(container_of(value, struct registry_token, value));
 }
 
-static const struct registry_token *token_get(const struct state_content *c, const char *id,
-                                              struct state_map_key *key)
+static struct state_map_key token_key(const char *id)
 {
-    *key = (struct state_map_key){0};
-    state_key_bytes(key, id, strlen(id));
-    const struct map_value *value = state_get(c, STATE_TOKENS, key);
+    struct state_map_key key = {0};
+    state_key_bytes(&key, id, strlen(id));
+    return key;
+}
+
+const struct registry_token *state_token(const struct state_content *c, const char *id)
+{
+    struct state_map_key key = token_key(id);
+    const struct map_value *value = state_get(c, STATE_TOKENS, &key);
     return value == NULL ? NULL : container_of(value, const struct registry_token, value);
+}
+
+int state_token_remove(struct state_content *c, const char *id, struct err *e)
+{
+    struct state_map_key key = token_key(id);
+    return state_remove(c, STATE_TOKENS, &key, e);
 }
 
 int state_token_put(struct state_content *c, const struct registry_token *like, struct err *e)
@@ -130,16 +77,14 @@ int state_token_put(struct state_content *c, const struct registry_token *like, 
         return err_set(e, ERR_NO_MEMORY, "token %s: no memory", like->id);
     *token = *like;
     map_value_init(&token->value, token_release);
-    struct state_map_key key = {0};
-    state_key_bytes(&key, token->id, strlen(token->id));
+    struct state_map_key key = token_key(token->id);
     return state_put_new(c, STATE_TOKENS, &key, &token->value, e);
 }
 
 int state_apply_token_put(struct state_content *c, const struct registry_command *command,
                           struct registry_result *r, struct err *e)
 {
-    struct state_map_key key;
-    const struct registry_token *there = token_get(c, command->token->id, &key);
+    const struct registry_token *there = state_token(c, command->token->id);
     if (there != NULL) {
         if (memcmp(there->hash, command->token->hash, sizeof there->hash) != 0)
             state_refuse(r, PROBLEM_CONFLICT, "token %s exists", there->id);
@@ -157,13 +102,12 @@ int state_apply_token_put(struct state_content *c, const struct registry_command
 int state_apply_token_revoke(struct state_content *c, const struct registry_command *command,
                              struct registry_result *r, struct err *e)
 {
-    struct state_map_key key;
-    if (token_get(c, command->token->id, &key) == NULL) {
+    if (state_token(c, command->token->id) == NULL) {
         state_refuse(r, PROBLEM_NOT_FOUND, "no token has the id %s", command->token->id);
         return 0;
     }
     r->changed = true;
-    return state_remove(c, STATE_TOKENS, &key, e);
+    return state_token_remove(c, command->token->id, e);
 }
 
 /* --- images ------------------------------------------------------------------------------------------ */
@@ -299,6 +243,7 @@ int state_apply_sweep(struct state_content *c, const struct registry_command *co
                       struct registry_result *r, struct err *e)
 {
     struct sweep s = {.c = c, .wall_ms = command->wall_ms, .e = e};
+    s.rc = state_lost_end(c, command->wall_ms, STATE_LOST_MAX, &s.removed, e);
     sweep_walk(&s, STATE_TOKENS, sweep_token_visit);
     sweep_walk(&s, STATE_WORKLOADS, sweep_workload_visit);
     r->changed = s.removed >= STATE_SWEEP_MAX;

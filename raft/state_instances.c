@@ -75,14 +75,29 @@ static int ended_put(struct state_content *c, struct registry_instance *i, struc
     return state_put(c, STATE_ENDED, &key, &i->value, e);
 }
 
+static struct state_map_key owned_key(const struct registry_instance *i)
+{
+    struct state_map_key key = {0};
+    state_key_u64(&key, i->owner);
+    state_key_bytes(&key, i->id.text, strlen(i->id.text));
+    return key;
+}
+
+static int owned_put(struct state_content *c, struct registry_instance *i, struct err *e)
+{
+    struct state_map_key key = owned_key(i);
+    return state_put(c, STATE_OWNED, &key, &i->value, e);
+}
+
 int state_instance_link(struct state_content *c, const struct registry_instance *like,
                         struct err *e)
 {
     struct registry_instance *i;
     int rc = instance_put(c, like, &i, e);
-    if (rc < 0)
-        return rc;
-    return like->state == INSTANCE_STATE_ENDED ? ended_put(c, i, e) : key_put(c, i, e);
+    if (rc < 0 || like->state == INSTANCE_STATE_ENDED)
+        return rc < 0 ? rc : ended_put(c, i, e);
+    rc = owned_put(c, i, e);
+    return rc < 0 ? rc : key_put(c, i, e);
 }
 
 /* --- reserving -------------------------------------------------------------------------------------- */
@@ -93,6 +108,20 @@ static bool same_reservation(const struct registry_instance *a, const struct reg
     return a->state != INSTANCE_STATE_ENDED && strcmp(a->workload, b->workload) == 0 &&
            a->version == b->version && strcmp(a->key, b->key) == 0 &&
            a->started_wall_ms == b->started_wall_ms;
+}
+
+/* What its owner must be. A reservation that stands is told to a node that drains as well. */
+static bool owner_allows(const struct state_content *c, const struct registry_instance *i,
+                         bool stands, struct registry_result *r)
+{
+    const struct registry_node *n = state_node(c, i->owner);
+    if (n == NULL)
+        state_refuse(r, PROBLEM_NODE_FULL, "no node has the id %llu", (unsigned long long)i->owner);
+    else if (!n->leased)
+        state_refuse(r, PROBLEM_NODE_FULL, "%s has no lease", n->name);
+    else if (n->draining && !stands)
+        state_refuse(r, PROBLEM_NODE_FULL, "%s drains", n->name);
+    return r->problem == PROBLEM_NONE;
 }
 
 /* What the workload says of one more instance. */
@@ -137,6 +166,8 @@ static bool may_reserve(const struct state_content *c, const struct registry_ins
         state_refuse(r, PROBLEM_BAD_REQUEST, "a command has no key");
         return false;
     }
+    if (!owner_allows(c, i, false, r))
+        return false;
     if (c->live >= STATE_LIVE_MAX) {
         state_refuse(r, PROBLEM_LIMIT_REACHED, "there are %llu instances, as many as there may be",
                      (unsigned long long)c->live);
@@ -162,7 +193,8 @@ int state_apply_instance_reserve(struct state_content *c, const struct registry_
     const struct registry_instance *asked = command->instance;
     const struct registry_instance *there = state_instance(c, &asked->id);
     if (there != NULL && same_reservation(there, asked)) {
-        r->epoch = there->epoch;
+        if (owner_allows(c, there, true, r))
+            r->epoch = there->epoch;
         return 0;
     }
     if (there != NULL) {
@@ -183,9 +215,8 @@ int state_apply_instance_reserve(struct state_content *c, const struct registry_
     i.detail[0] = '\0';
     if (i.workload[0] == '\0')
         i.version = 0;
-    c->epoch_sequence++;
-    assert_always(c->epoch_sequence >> STATE_EPOCH_SEQUENCE_BITS == 0);
-    i.epoch = c->generation << STATE_EPOCH_SEQUENCE_BITS | c->epoch_sequence;
+    if (!state_epoch_next(c, &i.epoch, r))
+        return 0;
     r->epoch = i.epoch;
     r->version = i.version;
     return insert(c, &i, e);
@@ -247,21 +278,22 @@ int state_apply_instance_update(struct state_content *c, const struct registry_c
     r->epoch = i.epoch;
     r->changed = there->state != i.state;
     struct registry_instance *put;
-    return instance_put(c, &i, &put, e);
+    int rc = instance_put(c, &i, &put, e);
+    return rc < 0 ? rc : owned_put(c, put, e);
 }
 
 /* --- ending ----------------------------------------------------------------------------------------- */
 
-struct oldest {
+struct first {
     const struct state_map_key *prefix;
     const struct registry_instance *found;
 };
 
-static bool oldest_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+static bool first_visit(void *user, const void *key, size_t key_length, struct map_value *value)
 {
-    struct oldest *o = user;
-    if (state_key_starts_with(key, key_length, o->prefix))
-        o->found = container_of(value, struct registry_instance, value);
+    struct first *f = user;
+    if (state_key_starts_with(key, key_length, f->prefix))
+        f->found = container_of(value, struct registry_instance, value);
     return false;
 }
 
@@ -285,11 +317,11 @@ int state_ended_forget(struct state_content *c, const char *name, uint64_t befor
     struct state_map_key prefix = {0};
     state_key_text(&prefix, name);
     for (size_t n = 0; n < max; n++) {
-        struct oldest o = {.prefix = &prefix};
-        map_walk(&c->maps[STATE_ENDED], prefix.bytes, prefix.length, oldest_visit, &o);
-        if (o.found == NULL || o.found->ended_wall_ms >= before_wall_ms)
+        struct first oldest = {.prefix = &prefix};
+        map_walk(&c->maps[STATE_ENDED], prefix.bytes, prefix.length, first_visit, &oldest);
+        if (oldest.found == NULL || oldest.found->ended_wall_ms >= before_wall_ms)
             return 0;
-        int rc = forget(c, o.found, e);
+        int rc = forget(c, oldest.found, e);
         if (rc < 0)
             return rc;
         (*forgotten)++;
@@ -320,6 +352,9 @@ static int end(struct state_content *c, const struct registry_instance *i, struc
     int rc = instance_put(c, i, &put, e);
     if (rc == 0)
         rc = ended_put(c, put, e);
+    struct state_map_key owned = owned_key(i);
+    if (rc == 0)
+        rc = state_remove(c, STATE_OWNED, &owned, e);
     if (rc == 0 && i->key[0] != '\0') {
         struct state_map_key key = key_key(i);
         rc = state_remove(c, STATE_KEYS, &key, e);
@@ -347,4 +382,71 @@ int state_apply_instance_end(struct state_content *c, const struct registry_comm
     r->changed = true;
     struct registry_instance i = ended_instance(there, command);
     return end(c, &i, e);
+}
+
+/* --- lost nodes ------------------------------------------------------------------------------------- */
+
+const struct registry_instance *state_owned_first(const struct state_content *c, node_id owner)
+{
+    struct state_map_key prefix = {0};
+    state_key_u64(&prefix, owner);
+    struct first f = {.prefix = &prefix};
+    map_walk(&c->maps[STATE_OWNED], prefix.bytes, prefix.length, first_visit, &f);
+    return f.found;
+}
+
+int state_owned_lose(struct state_content *c, node_id owner, uint64_t wall_ms, size_t max,
+                     size_t *ended, struct err *e)
+{
+    for (size_t n = 0; n < max; n++) {
+        const struct registry_instance *there = state_owned_first(c, owner);
+        if (there == NULL)
+            return 0;
+        struct registry_instance i = *there;
+        i.state = INSTANCE_STATE_ENDED;
+        i.reason = END_NODE_LOST;
+        i.ended_wall_ms = wall_ms;
+        text_format(i.detail, sizeof i.detail, "the lease of node %llu has ended",
+                    (unsigned long long)owner);
+        int rc = end(c, &i, e);
+        if (rc < 0)
+            return rc;
+        (*ended)++;
+    }
+    return 0;
+}
+
+static bool any_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    *(node_id *)user = container_of(value, const struct registry_instance, value)->owner;
+    return false;
+}
+
+int state_lost_end(struct state_content *c, uint64_t wall_ms, size_t max, size_t *ended,
+                   struct err *e)
+{
+    /* From owner to owner: one look-up for each node, however many instances it has. The last number
+     * of all is no node's. */
+    node_id owner = 0;
+    for (size_t n = 0; n < max && owner < UINT64_MAX; owner++) {
+        struct state_map_key from = {0};
+        state_key_u64(&from, owner);
+        node_id found = 0;
+        map_walk(&c->maps[STATE_OWNED], from.bytes, from.length, any_visit, &found);
+        if (found == 0)
+            return 0;
+        owner = found;
+        const struct registry_node *node = state_node(c, owner);
+        /* A registry of before there were leases has instances of nodes that never had one. */
+        if (node != NULL && (node->leased || node->lease_epoch == 0))
+            continue;
+        size_t before = *ended;
+        int rc = state_owned_lose(c, owner, wall_ms, max - n, ended, e);
+        if (rc < 0)
+            return rc;
+        n += *ended - before;
+    }
+    return 0;
 }

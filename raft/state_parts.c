@@ -93,3 +93,25 @@ const struct registry_instance *state_instance(const struct state_content *c,
     state_key_bytes(&key, id->text, strlen(id->text));
     return (const struct registry_instance *)(const void *)state_get(c, STATE_INSTANCES, &key);
 }
+
+const struct registry_node *state_node(const struct state_content *c, node_id id)
+{
+    struct state_map_key key = {0};
+    state_key_u64(&key, id);
+    const struct map_value *value = state_get(c, STATE_NODES, &key);
+    return value == NULL ? NULL : container_of(value, const struct registry_node, value);
+}
+
+bool state_epoch_next(struct state_content *c, uint64_t *epoch, struct registry_result *r)
+{
+    if ((c->epoch_sequence + 1) >> STATE_EPOCH_SEQUENCE_BITS != 0) {
+        state_refuse(
+            r, PROBLEM_LIMIT_REACHED,
+            "generation %llu has no epochs left; skerry operator raft recover begins the next",
+            (unsigned long long)c->generation);
+        return false;
+    }
+    c->epoch_sequence++;
+    *epoch = c->generation << STATE_EPOCH_SEQUENCE_BITS | c->epoch_sequence;
+    return true;
+}

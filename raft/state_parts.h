@@ -24,6 +24,12 @@ state_apply_fn state_apply_token_revoke;
 state_apply_fn state_apply_image_put;
 state_apply_fn state_apply_image_remove;
 state_apply_fn state_apply_feature_level;
+state_apply_fn state_apply_node_join;
+state_apply_fn state_apply_node_remove;
+state_apply_fn state_apply_node_drain;
+state_apply_fn state_apply_lease_grant;
+state_apply_fn state_apply_lease_expire;
+state_apply_fn state_apply_keyring;
 
 /* The answer is no, and why. */
 void state_refuse(struct registry_result *r, enum problem problem, const char *format, ...)
@@ -63,6 +69,12 @@ const struct state_version *state_version(const struct state_content *c, const c
                                           uint64_t version);
 const struct registry_instance *state_instance(const struct state_content *c,
                                                const struct instance_id *id);
+const struct registry_node *state_node(const struct state_content *c, node_id id);
+const struct registry_node *state_node_named(const struct state_content *c, const char *name);
+const struct registry_token *state_token(const struct state_content *c, const char *id);
+
+/* The next epoch; false, and refused, when this generation has no more. */
+bool state_epoch_next(struct state_content *c, uint64_t *epoch, struct registry_result *r);
 
 /* --- workloads ---------------------------------------------------------------------------------- */
 
@@ -85,6 +97,14 @@ int state_instance_link(struct state_content *c, const struct registry_instance 
 /* Who holds the key that `i` has or asks for; NULL: nobody. */
 const struct instance_id *state_key_holder(const struct state_content *c,
                                            const struct registry_instance *i);
+/* The first of a node that has not ended; NULL: it has none. */
+const struct registry_instance *state_owned_first(const struct state_content *c, node_id owner);
+/* Ends up to `max` of those as node_lost; adds how many. */
+int state_owned_lose(struct state_content *c, node_id owner, uint64_t wall_ms, size_t max,
+                     size_t *ended, struct err *e) ERR_CHECKED;
+/* Likewise for all nodes that are not there, or whose lease has ended. */
+int state_lost_end(struct state_content *c, uint64_t wall_ms, size_t max, size_t *ended,
+                   struct err *e) ERR_CHECKED;
 /* Forgets up to `max` ended instances of a name that ended before a time; adds how many. */
 int state_ended_forget(struct state_content *c, const char *name, uint64_t before_wall_ms,
                        size_t max, size_t *forgotten, struct err *e) ERR_CHECKED;
@@ -95,8 +115,14 @@ int state_node_put(struct state_content *c, const struct registry_node *like,
                    struct err *e) ERR_CHECKED;
 int state_token_put(struct state_content *c, const struct registry_token *like,
                     struct err *e) ERR_CHECKED;
+int state_token_remove(struct state_content *c, const char *id, struct err *e) ERR_CHECKED;
 int state_image_put(struct state_content *c, const struct registry_image *like,
                     struct err *e) ERR_CHECKED;
+
+/* Adds a key of gossip's seal to the ring if it is not there; used: it becomes the one. At the bound the
+ * oldest that is not used goes. */
+void state_keyring_put(struct state_content *c, const uint8_t key[REGISTRY_GOSSIP_KEY_BYTES],
+                       bool used);
 
 /* --- sessions ----------------------------------------------------------------------------------- */
 

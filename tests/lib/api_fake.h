@@ -631,6 +631,9 @@ static void fake_open(struct fake *f, void (*change)(struct api_options *o))
     struct registry_node node = {.id = 0, .name = "node1"};
     fake_propose(f, &(struct registry_command){
                         .kind = REGISTRY_NODE_PUT, .wall_ms = clock_wall_ms(), .node = &node});
+    node.id = 1;
+    fake_propose(f, &(struct registry_command){
+                        .kind = REGISTRY_LEASE_GRANT, .wall_ms = clock_wall_ms(), .node = &node});
     fake_admin_token(f);
     struct api_options options = {.listen = listen,
                                   .listen_count = 1,

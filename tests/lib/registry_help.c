@@ -76,6 +76,18 @@ struct registry_result help_apply(struct help_state *h, const struct registry_co
     return help_apply_as(h, command, session).result;
 }
 
+uint64_t help_lease(struct help_state *h, node_id id)
+{
+    struct registry_node n = {.id = id};
+    assert_always(text_format(n.name, sizeof n.name, "node%llu", (unsigned long long)id));
+    struct registry_command c = {.kind = REGISTRY_NODE_PUT, .node = &n};
+    assert_always(help_apply(h, &c).node == id);
+    c.kind = REGISTRY_LEASE_GRANT;
+    struct registry_result r = help_apply(h, &c);
+    assert_always(r.problem == PROBLEM_NONE && r.epoch != 0);
+    return r.epoch;
+}
+
 struct registry_result help_deploy(struct help_state *h, const char *name, const char *more)
 {
     char *json = help_workload_json(name, more);
@@ -179,6 +191,45 @@ static bool key_visit(void *user, const void *key, size_t key_length, struct map
     return true;
 }
 
+static bool owned_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *c = user;
+    const struct registry_instance *i = container_of(value, const struct registry_instance, value);
+    const unsigned char *bytes = key;
+    node_id owner = 0;
+    for (size_t n = 0; n < 8; n++)
+        owner = owner << 8 | bytes[n];
+    assert_always(owner == i->owner && key_length == 8 + strlen(i->id.text) &&
+                  memcmp(bytes + 8, i->id.text, key_length - 8) == 0);
+    assert_always(i->state != INSTANCE_STATE_ENDED);
+    assert_always(map_get(&c->maps[STATE_INSTANCES], i->id.text, strlen(i->id.text)) == value);
+    return true;
+}
+
+static bool node_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *c = user;
+    const struct registry_node *n = container_of(value, const struct registry_node, value);
+    (void)key;
+    (void)key_length;
+    assert_always(n->id != 0 && n->id < c->node_id_next);
+    assert_always(!n->leased || n->lease_epoch != 0);
+    return true;
+}
+
+static void keyring_check(const struct state_content *c)
+{
+    unsigned used = 0;
+    assert_always(c->keyring_count <= REGISTRY_KEYRING_MAX);
+    for (uint32_t i = 0; i < c->keyring_count; i++) {
+        used += c->keyring[i].used;
+        for (uint32_t j = 0; j < i; j++)
+            assert_always(
+                memcmp(c->keyring[i].bytes, c->keyring[j].bytes, sizeof c->keyring[i].bytes) != 0);
+    }
+    assert_always(used <= 1);
+}
+
 static bool ended_visit(void *user, const void *key, size_t key_length, struct map_value *value)
 {
     const struct state_content *c = user;
@@ -196,7 +247,12 @@ void help_state_check(const struct state_content *c)
     assert_always(c->live == all.live);
     assert_always(c->maps[STATE_KEYS].count == all.keys);
     assert_always(c->maps[STATE_ENDED].count == all.ended);
+    assert_always(c->maps[STATE_OWNED].count == all.live);
+    assert_always(c->maps[STATE_NODES].count <= STATE_NODES_MAX);
+    keyring_check(c);
     void *user = (void *)(uintptr_t)c;
+    map_walk(&c->maps[STATE_OWNED], NULL, 0, owned_visit, user);
+    map_walk(&c->maps[STATE_NODES], NULL, 0, node_visit, user);
     map_walk(&c->maps[STATE_WORKLOADS], NULL, 0, workload_visit, user);
     map_walk(&c->maps[STATE_VERSIONS], NULL, 0, version_visit, user);
     map_walk(&c->maps[STATE_KEYS], NULL, 0, key_visit, user);

@@ -21,7 +21,11 @@ void help_state_close(struct help_state *h);
 struct registry_result help_apply(struct help_state *h, const struct registry_command *command);
 struct state_outcome help_apply_as(struct help_state *h, const struct registry_command *command,
                                    struct command_session session);
+/* Registers node `id`, which must be there or the next, as "node<id>" and grants it a lease; the epoch of
+ * that. */
+uint64_t help_lease(struct help_state *h, node_id id);
 struct registry_result help_deploy(struct help_state *h, const char *name, const char *more);
+/* For node 1, which needs a lease. */
 struct registry_result help_reserve(struct help_state *h, const char *workload, uint64_t version,
                                     uint64_t n, const char *key);
 struct registry_result help_end(struct help_state *h, uint64_t n, uint64_t epoch,

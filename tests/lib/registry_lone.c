@@ -123,6 +123,15 @@ struct registry_result lone_propose(struct lone *n, const struct registry_comman
     return a.result;
 }
 
+void lone_lease(struct lone *n)
+{
+    const struct registry_node node = {.id = 1, .name = "node1"};
+    struct registry_command c = {.kind = REGISTRY_NODE_PUT, .node = &node};
+    assert_int_equal(lone_propose(n, &c).problem, PROBLEM_NONE);
+    c.kind = REGISTRY_LEASE_GRANT;
+    assert_int_equal(lone_propose(n, &c).problem, PROBLEM_NONE);
+}
+
 struct registry_result lone_deploy(struct lone *n, const char *name, const char *more)
 {
     char *json = help_workload_json(name, more);

@@ -39,6 +39,7 @@ struct lone_answer {
 void lone_answered(void *user, const struct err *error, const struct registry_result *result);
 /* These wait for the answer. */
 struct registry_result lone_propose(struct lone *n, const struct registry_command *command);
+void lone_lease(struct lone *n); /* of node 1, for which all is reserved */
 struct registry_result lone_deploy(struct lone *n, const char *name, const char *more);
 struct registry_result lone_reserve(struct lone *n, const char *workload, uint64_t i);
 bool lone_has(struct lone *n, uint64_t i); /* instance i */

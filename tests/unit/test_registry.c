@@ -24,6 +24,7 @@ static void what_was_acknowledged_is_there_after_a_restart(void **state)
     char *directory = help_directory();
     struct lone n;
     lone_start(&n, directory);
+    lone_lease(&n);
     struct registry_result r = lone_deploy(&n, "hello", "");
     assert_int_equal(r.problem, PROBLEM_NONE);
     assert_int_equal(r.version, 1);
@@ -64,6 +65,7 @@ static void a_snapshot_replaces_the_log(void **state)
     options.snapshot_threshold = 100;
     options.snapshot_trailing = 10;
     lone_start_with(&n, &options);
+    lone_lease(&n);
     lone_deploy(&n, "hello", "scale: {max: 100000}\n");
     lone_flood(&n, 8, 1, 1000);
     struct registry_status status;
@@ -77,7 +79,7 @@ static void a_snapshot_replaces_the_log(void **state)
         assert_true(lone_has(&n, i));
     /* The epochs go on where they were. */
     struct registry_result r = lone_reserve(&n, "hello", 5000);
-    assert_int_equal(r.epoch & 0xffffffffff, 1001);
+    assert_int_equal(r.epoch & 0xffffffffff, 1002); /* the first was that of the lease */
     lone_stop(&n);
     help_directory_remove(directory);
 }
@@ -187,6 +189,7 @@ static void a_disk_that_fails_is_told(void **state)
     char *directory = help_directory();
     struct lone n;
     lone_start(&n, directory);
+    lone_lease(&n);
     lone_deploy(&n, "hello", "scale: {max: 100000}\n");
     /* No file may grow: the next segment cannot be made. */
     struct rlimit before, none;
@@ -253,6 +256,7 @@ static void the_loop_goes_on_while_a_snapshot_is_taken(void **state)
     lone_start_with(&n, &options);
     uv_timer_init(&n.loop, &p.timer);
     p.timer.data = &p;
+    lone_lease(&n);
     lone_deploy(&n, "hello", "scale: {max: 100000}\n");
     lone_flood(&n, 256, 1, 60000);
     uv_timer_start(&p.timer, pause_tick, 1, 1);
@@ -279,6 +283,7 @@ static void how_fast_it_writes(void **state)
     char *directory = help_directory();
     struct lone n;
     lone_start(&n, directory);
+    lone_lease(&n);
     lone_deploy(&n, "hello", "scale: {max: 100000}\n");
     uint64_t first = 1;
     for (size_t i = 0; i < ARRAY_SIZE(in_flight); i++) {

@@ -122,6 +122,7 @@ static void a_damaged_log_is_refused_and_left_as_it_is(void **state)
     char *directory = help_directory();
     struct lone n;
     lone_start(&n, directory);
+    lone_lease(&n);
     lone_deploy(&n, "hello", "scale: {max: 1000}\n");
     lone_flood(&n, 1, 1, 100);
     lone_stop(&n);
@@ -146,6 +147,7 @@ static void a_damaged_snapshot_is_refused(void **state)
     options.snapshot_threshold = 50;
     options.snapshot_trailing = 10;
     lone_start_with(&n, &options);
+    lone_lease(&n);
     lone_deploy(&n, "hello", "scale: {max: 1000}\n");
     lone_flood(&n, 4, 1, 300);
     lone_stop(&n);
@@ -177,6 +179,7 @@ static int crash_child(const char *directory, unsigned in_flight, uint64_t first
     options.snapshot_threshold = 64;
     options.snapshot_trailing = 16;
     lone_start_with(&n, &options);
+    lone_lease(&n);
     lone_deploy(&n, "hello", "scale: {max: 100000}\n");
     struct lone_flood f = {.n = &n,
                            .in_flight_max = in_flight,

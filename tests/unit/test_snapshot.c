@@ -27,15 +27,45 @@ static int decode(struct state_content *out, const struct buffer *b, struct err 
     return snapshot_decode(out, b->data, b->length, e);
 }
 
+/* Node 3 joined, was replaced by 4, which drains; node 2 has lost its lease; the second key is used. */
+static void populate_nodes(struct help_state *h)
+{
+    static const uint8_t keys[3][REGISTRY_GOSSIP_KEY_BYTES] = {{1}, {2}, {3}};
+    struct registry_token token = {.id = "nnnnnnnnnnnnnnnn", .role = TOKEN_ROLE_NODE};
+    struct registry_node node = {
+        .name = "three", .public_key = {3}, .address = "10.0.0.3:7600", .draining = true};
+    struct registry_command put = {.kind = REGISTRY_TOKEN_PUT, .token = &token};
+    struct registry_command c = {.kind = REGISTRY_NODE_JOIN, .node = &node, .token = &token};
+    for (unsigned i = 0; i < 2; i++) {
+        node.public_key[0]++;
+        help_apply(h, &put);
+        help_apply(h, &c);
+    }
+    node.id = 4;
+    c.kind = REGISTRY_NODE_DRAIN;
+    help_apply(h, &c);
+    struct registry_node lost = {.id = 2, .lease_epoch = ((uint64_t)1 << 40) + 2};
+    c = (struct registry_command){.kind = REGISTRY_LEASE_EXPIRE, .node = &lost};
+    help_apply(h, &c);
+    c = (struct registry_command){.kind = REGISTRY_KEYRING, .keyring_verb = REGISTRY_KEYRING_ADD};
+    for (unsigned i = 0; i < 3; i++) {
+        c.gossip_key = keys[i];
+        help_apply(h, &c);
+    }
+    c.keyring_verb = REGISTRY_KEYRING_USE;
+    c.gossip_key = keys[1];
+    help_apply(h, &c);
+}
+
 /* Something of everything. */
 static void populate(struct help_state *h)
 {
     help_state_open(h);
     struct registry_command c = {.kind = REGISTRY_CLUSTER_INIT, .cluster_id = "0123456789abcdef"};
     help_apply(h, &c);
-    struct registry_node node = {.id = 1, .name = "one", .public_key = {1, 2, 3}};
-    c = (struct registry_command){.kind = REGISTRY_NODE_PUT, .node = &node};
-    help_apply(h, &c);
+    help_lease(h, 1);
+    help_lease(h, 2);
+    populate_nodes(h);
     struct registry_image image = {.name = "alpine", .digest = "sha256:00", .bytes = 7};
     c = (struct registry_command){.kind = REGISTRY_IMAGE_PUT, .image = &image};
     help_apply(h, &c);
@@ -93,7 +123,7 @@ static struct registry_result further(struct help_state *h, unsigned i)
     if (i % 3 == 0)
         return help_reserve(h, "hello", 1 + i % 3, n, keys[i % 4 % 3]);
     if (i % 3 == 1)
-        return help_end(h, n - i % 2, (uint64_t)1 << 40 | (4 + i / 3), 20000 + i);
+        return help_end(h, n - i % 2, (uint64_t)1 << 40 | (6 + i / 3), 20000 + i);
     struct registry_command sweep = {.kind = REGISTRY_SWEEP,
                                      .wall_ms = 86400000u + 12000u + 30 * i};
     return help_apply(h, &sweep);
@@ -229,6 +259,7 @@ static void a_hundred_thousand_instances(void **state)
     enum { WORKLOADS = 20, EACH = 5000 };
     struct help_state h;
     help_state_open(&h);
+    help_lease(&h, 1);
     char name[16];
     uint64_t begin = clock_monotonic_us();
     for (unsigned w = 0; w < WORKLOADS; w++) {

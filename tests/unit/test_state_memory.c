@@ -115,6 +115,8 @@ static size_t failures_of(struct help_state *h, const struct registry_command *c
     return failures;
 }
 
+#define FIRST_EPOCH ((uint64_t)1 << STATE_EPOCH_SEQUENCE_BITS | 1)
+
 static void without_memory_it_halts(void **state)
 {
     (void)state;
@@ -126,25 +128,42 @@ static void without_memory_it_halts(void **state)
     help_state_open(&h);
     char *json = help_workload_json("hello", "environment: {A: b}\n");
     char *other = help_workload_json("hello", "environment: {A: c}\n");
-    struct registry_node node = {.name = "one"};
+    static const uint8_t key[REGISTRY_GOSSIP_KEY_BYTES] = {1};
+    struct registry_node node = {.id = 1, .name = "one"};
+    struct registry_node two = {.name = "two", .public_key = {2}, .address = "10.0.0.2:7600"};
+    struct registry_node two_again = {.name = "two", .public_key = {3}, .address = "10.0.0.2:7600"};
+    struct registry_node three = {.id = 3, .draining = true};
+    struct registry_node lease = {.id = 1, .lease_epoch = FIRST_EPOCH};
+    struct registry_token joining = {.id = "bbbbbbbbbbbbbbbb", .role = TOKEN_ROLE_NODE};
     struct registry_token token = {.id = "aaaaaaaaaaaaaaaa"};
     struct registry_image image = {.name = "alpine"};
     struct registry_instance i = {
         .id = help_instance_id(1, 1), .owner = 1, .version = 1, .workload = "hello", .key = "room"};
-    struct registry_instance ready = {.id = i.id,
-                                      .epoch = (uint64_t)1 << STATE_EPOCH_SEQUENCE_BITS | 1,
-                                      .state = INSTANCE_STATE_READY};
+    struct registry_instance ready = {
+        .id = i.id, .epoch = FIRST_EPOCH + 1, .state = INSTANCE_STATE_READY};
     struct registry_instance end = ready;
     end.reason = END_EXITED;
+    struct registry_instance lost = i;
+    lost.id = help_instance_id(1, 2);
     const struct registry_command commands[] = {
         {.kind = REGISTRY_CLUSTER_INIT, .cluster_id = "0123456789abcdef"},
         {.kind = REGISTRY_NODE_PUT, .node = &node},
+        {.kind = REGISTRY_LEASE_GRANT, .node = &lease},
         {.kind = REGISTRY_WORKLOAD_PUT, .workload_json = json},
         {.kind = REGISTRY_WORKLOAD_PUT, .workload_json = other},
         {.kind = REGISTRY_WORKLOAD_ROLLBACK, .name = "hello"},
         {.kind = REGISTRY_INSTANCE_RESERVE, .instance = &i},
         {.kind = REGISTRY_INSTANCE_UPDATE, .instance = &ready},
         {.kind = REGISTRY_INSTANCE_END, .instance = &end},
+        {.kind = REGISTRY_INSTANCE_RESERVE, .instance = &lost},
+        {.kind = REGISTRY_LEASE_EXPIRE, .node = &lease},
+        {.kind = REGISTRY_TOKEN_PUT, .token = &joining},
+        {.kind = REGISTRY_NODE_JOIN, .node = &two, .token = &joining},
+        {.kind = REGISTRY_TOKEN_PUT, .token = &joining},
+        {.kind = REGISTRY_NODE_JOIN, .node = &two_again, .token = &joining},
+        {.kind = REGISTRY_NODE_DRAIN, .node = &three},
+        {.kind = REGISTRY_NODE_REMOVE, .node = &three, .gossip_key = key},
+        {.kind = REGISTRY_KEYRING, .keyring_verb = REGISTRY_KEYRING_USE, .gossip_key = key},
         {.kind = REGISTRY_WORKLOAD_REMOVE, .name = "hello"},
         {.kind = REGISTRY_TOKEN_PUT, .token = &token},
         {.kind = REGISTRY_TOKEN_REVOKE, .token = &token},
