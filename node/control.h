@@ -36,6 +36,7 @@
 #define CONTROL_LIFE_SLACK_MS 5000u
 
 struct api;
+struct layers;
 
 /* What is outstanding of an instance; it is freed when nothing is. */
 enum instance_phase {
@@ -71,6 +72,9 @@ struct instance {
     char asked_by[96];
 
     bool reserved, prepared, discarded, adopted, closed, empty_told;
+    bool fetching;      /* its layers were asked of other nodes */
+    bool tty, no_stdin; /* of a command */
+    unsigned terminal_rows, terminal_columns;
     bool ahead;  /* started before anybody asked */
     bool ending; /* reason, below, is why we end it */
     enum end_reason end_reason;
@@ -162,6 +166,7 @@ struct node {
     struct slot_table *slots;
     struct gateway *gateway;
     struct api *api;
+    struct layers *layers; /* NULL: there are no other nodes */
     node_id id;
     uint64_t boot;
 

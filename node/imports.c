@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "node/control.h"
+#include "node/layers.h"
 
 static void import_answer_cb(void *user, const struct err *error,
                              const Skerry__Runner__Reply *reply, int *descriptors,
@@ -54,6 +55,8 @@ void imports_ask(struct node *n, struct node_ask *ask)
 
 void imports_ended(struct node *n, const Skerry__Runner__ImportEnded *ended)
 {
+    if (n->layers != NULL && layers_import_ended(n->layers, ended))
+        return;
     struct import **at = &n->imports;
     while (*at != NULL && (*at)->id != ended->import_id)
         at = &(*at)->next;
@@ -78,6 +81,8 @@ void imports_ended(struct node *n, const Skerry__Runner__ImportEnded *ended)
 
 void imports_runner_gone(struct node *n)
 {
+    if (n->layers != NULL)
+        layers_runner_gone(n->layers);
     while (n->imports != NULL) {
         struct import *m = n->imports;
         n->imports = m->next;

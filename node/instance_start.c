@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/layers.h"
 
 static void reserve_cb(void *user, const struct err *error, const struct registry_result *result)
 {
@@ -50,11 +51,16 @@ static int reserve(struct instance *i, struct err *e)
     return 0;
 }
 
+static int prepare(struct instance *i, struct err *e);
+static bool fetch(struct instance *i, const struct err *error);
+
 static void prepare_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
                        int *descriptors, size_t descriptor_count)
 {
     struct instance *i = user;
-    if (error != NULL) {
+    if (error != NULL && fetch(i, error)) {
+        /* It is asked for again with all its layers. */
+    } else if (error != NULL) {
         if (i->problem == PROBLEM_NONE) {
             i->problem = asks_problem_of(error);
             text_format(i->detail, sizeof i->detail, "%s could not start: %s", instance_label(i),
@@ -176,7 +182,7 @@ static bool fill_health(const struct workload *w, Skerry__Runner__Healthcheck *h
     return true;
 }
 
-static int prepare(struct instance *i, const struct instance_request *request, struct err *e)
+static int prepare(struct instance *i, struct err *e)
 {
     const struct workload *w = i->spec;
     Skerry__Runner__Prepare p = SKERRY__RUNNER__PREPARE__INIT;
@@ -211,10 +217,10 @@ static int prepare(struct instance *i, const struct instance_request *request, s
               : w->ready == READY_HEALTHCHECK ? SKERRY__RUNNER__READY__READY_HEALTHCHECK
                                               : SKERRY__RUNNER__READY__READY_NONE;
     p.main_pipes = command;
-    p.tty = request->tty;
-    p.no_stdin = request->no_stdin;
-    p.rows = request->rows;
-    p.columns = request->columns;
+    p.tty = i->tty;
+    p.no_stdin = i->no_stdin;
+    p.rows = i->terminal_rows;
+    p.columns = i->terminal_columns;
     p.hostname = i->name[0] != '\0' ? i->name : (char *)"run";
     Skerry__Runner__Healthcheck health = SKERRY__RUNNER__HEALTHCHECK__INIT;
     char *shell[3];
@@ -228,6 +234,45 @@ static int prepare(struct instance *i, const struct instance_request *request, s
     return rc;
 }
 
+static void start_failed(struct instance *i, const struct err *error)
+{
+    if (i->problem != PROBLEM_NONE)
+        return;
+    i->problem = asks_problem_of(error);
+    text_format(i->detail, sizeof i->detail, "%s could not start: %s", instance_label(i),
+                error->msg);
+}
+
+static void fetched_cb(void *user, const struct err *error)
+{
+    struct instance *i = user;
+    struct err e = {0};
+    if (error != NULL) {
+        start_failed(i, error);
+    } else {
+        instance_note(i, "layers", "fetched from another node");
+        /* It may have been given up meanwhile: then there is nobody to prepare for. */
+        if (i->phase == PHASE_STARTING && i->problem == PROBLEM_NONE && prepare(i, &e) != 0)
+            start_failed(i, &e);
+    }
+    instance_unpend(i);
+}
+
+/* True: the runner lacks a layer, and others are asked for it. */
+static bool fetch(struct instance *i, const struct err *error)
+{
+    struct node *n = i->node;
+    char image[80];
+    struct err e = {0};
+    if (error->code != ERR_NOT_FOUND || n->layers == NULL || i->fetching ||
+        i->phase != PHASE_STARTING || resolve_image(n, i->spec->image, image, &e) != 0 ||
+        layers_need(n->layers, image, i->spec->source, fetched_cb, i, &e) != 0)
+        return false;
+    i->fetching = true;
+    i->pending++;
+    return true;
+}
+
 int instance_start(struct node *n, const struct instance_request *request, struct instance **out,
                    struct err *e)
 {
@@ -239,6 +284,10 @@ int instance_start(struct node *n, const struct instance_request *request, struc
     i->asked_wall_ms = clock_wall_ms();
     i->run_ask = request->run_ask;
     i->ahead = request->ahead;
+    i->tty = request->tty;
+    i->no_stdin = request->no_stdin;
+    i->terminal_rows = request->rows;
+    i->terminal_columns = request->columns;
     text_copy(i->asked_by, sizeof i->asked_by, request->asked_by);
     if (request->workload != NULL) {
         i->workload = (struct registry_workload *)(uintptr_t)request->workload;
@@ -257,10 +306,8 @@ int instance_start(struct node *n, const struct instance_request *request, struc
     instance_link(i);
     instance_note(i, "asked", "%s", i->asked_by);
     struct err failure = {0};
-    if (prepare(i, request, &failure) != 0) {
-        i->problem = asks_problem_of(&failure);
-        text_format(i->detail, sizeof i->detail, "%s could not start: %s", instance_label(i),
-                    failure.msg);
+    if (prepare(i, &failure) != 0) {
+        start_failed(i, &failure);
     } else if (reserve(i, &failure) != 0) {
         i->problem = asks_problem_of(&failure);
         text_format(i->detail, sizeof i->detail, "%s could not be reserved: %s", instance_label(i),
