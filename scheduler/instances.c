@@ -175,7 +175,7 @@ static bool start_for(struct scheduler *s, struct scheduler_workload *w, struct 
 /* Starts one instance of the workload, if one is needed and allowed. */
 static bool start_one(struct scheduler *s, struct scheduler_workload *w)
 {
-    if (w->removed || w->live >= w->instances_max)
+    if (w->removed || !scheduler_has_room(w))
         return false;
     if (s->now_ms < w->backoff_end_ms) {
         scheduler_workload_timer(s, w);
@@ -195,8 +195,8 @@ static bool start_one(struct scheduler *s, struct scheduler_workload *w)
 
 void scheduler_instances_start(struct scheduler *s)
 {
-    while (!s->shutdown && s->wanting != NULL && s->starting < s->options.starts_max &&
-           s->instance_count < s->options.instances_max) {
+    while (!s->shutdown && s->hold == PROBLEM_NONE && s->wanting != NULL &&
+           s->starting < s->options.starts_max && s->instance_count < s->options.instances_max) {
         struct scheduler_workload *w = s->wanting;
         DL_DELETE2(s->wanting, w, want_prev, want_next);
         w->wanting = false;

@@ -198,6 +198,32 @@ static void shut_down(struct scheduler *s)
     }
 }
 
+static void hold(struct scheduler *s, const struct scheduler_event *event)
+{
+    s->hold = event->problem;
+    s->hold_retry_ms = event->retry_after_ms;
+    (void)text_copy(s->hold_detail, sizeof s->hold_detail,
+                    event->detail == NULL ? "" : event->detail);
+    struct scheduler_workload *w, *next;
+    HASH_ITER(hh, s->workloads, w, next)
+    {
+        if (s->hold != PROBLEM_NONE)
+            scheduler_waiters_give_up(s, w);
+        else
+            scheduler_want(s, w);
+    }
+}
+
+static void count_others(struct scheduler *s, const struct scheduler_event *event)
+{
+    struct scheduler_workload *w = NULL;
+    HASH_FIND_STR(s->workloads, event->name, w);
+    if (w == NULL || w->others == event->count)
+        return;
+    w->others = event->count;
+    scheduler_want(s, w);
+}
+
 static int handle(struct scheduler *s, const struct scheduler_event *event, struct err *e)
 {
     struct instance *i = NULL;
@@ -218,6 +244,12 @@ static int handle(struct scheduler *s, const struct scheduler_event *event, stru
         return scheduler_instance_adopt(s, event, e);
     case SCHEDULER_LEFT:
         left(s, event, i);
+        return 0;
+    case SCHEDULER_HOLD:
+        hold(s, event);
+        return 0;
+    case SCHEDULER_OTHERS:
+        count_others(s, event);
         return 0;
     case SCHEDULER_SHUTDOWN:
         shut_down(s);
@@ -346,4 +378,44 @@ bool scheduler_waited_for(const struct scheduler *s, const char *name)
     struct scheduler_workload *w = NULL;
     HASH_FIND_STR(s->workloads, name, w);
     return w != NULL && w->waiters > 0;
+}
+
+/* A ready one with room, by its load: entering is what tells for sure. */
+static bool has_place(const struct scheduler *s, const struct scheduler_workload *w)
+{
+    const struct scheduler_calls *calls = &s->options.calls;
+    struct instance *i;
+    DL_FOREACH(w->instances, i)
+    {
+        if (i->life != LIFE_READY || !i->ready_counted)
+            continue;
+        struct scheduler_load load = {0};
+        calls->load(calls->user, i->handle, &load);
+        if (load.joiners < i->policy.places)
+            return true;
+    }
+    return false;
+}
+
+enum scheduler_prospect scheduler_prospect(const struct scheduler *s, const char *name,
+                                           const char *key)
+{
+    struct scheduler_workload *w = NULL;
+    HASH_FIND_STR(s->workloads, name, w);
+    if (w == NULL)
+        return SCHEDULER_STARTS;
+    if (!w->command && key != NULL && key[0] != '\0') {
+        struct group *g = NULL;
+        HASH_FIND_STR(w->groups, key, g);
+        if (g != NULL && scheduler_may_hope(w, g))
+            return SCHEDULER_SERVED;
+    } else if (!w->command) {
+        const struct group *g = &w->shared;
+        bool covered = g->uncovered == NULL && g->covered < g->capacity;
+        if (covered || (g->waiters == NULL && has_place(s, w)))
+            return SCHEDULER_SERVED;
+        if (!scheduler_has_room(w) && scheduler_may_hope(w, g))
+            return SCHEDULER_WAITS;
+    }
+    return scheduler_has_room(w) ? SCHEDULER_STARTS : SCHEDULER_NOTHING;
 }

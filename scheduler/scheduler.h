@@ -50,21 +50,26 @@ struct scheduler_options {
 enum scheduler_event_kind {
     SCHEDULER_WORKLOAD,         /* workload, version: new or changed; older instances drain */
     SCHEDULER_WORKLOAD_REMOVED, /* name: waiters are refused, instances drain */
-    SCHEDULER_ASK,      /* waiter, name, key or instance (forced), exclusive for command kind */
-    SCHEDULER_CANCEL,   /* waiter: its client left */
-    SCHEDULER_ADOPTED,  /* instance, name, version, key, ready, age: found at start */
-    SCHEDULER_READY,    /* instance; `enter` is called for it in this step */
-    SCHEDULER_FAILED,   /* instance never became ready; problem, detail: its waiters are refused,
+    SCHEDULER_ASK,     /* waiter, name, key or instance (forced), exclusive for command kind */
+    SCHEDULER_CANCEL,  /* waiter: its client left */
+    SCHEDULER_ADOPTED, /* instance, name, version, key, ready, age: found at start */
+    SCHEDULER_READY,   /* instance; `enter` is called for it in this step */
+    SCHEDULER_FAILED,  /* instance never became ready; problem, detail: its waiters are refused,
                             unless another instance can take them */
-    SCHEDULER_ENDED,    /* instance that was ready; reason. Every START is answered by one of FAILED
+    SCHEDULER_ENDED,   /* instance that was ready; reason. Every START is answered by one of FAILED
                             and ENDED in the end, also after STOP */
-    SCHEDULER_LEFT,     /* instance: a joiner left while somebody waits; instance 0: any of `name`.
+    SCHEDULER_LEFT,    /* instance: a joiner left while somebody waits; instance 0: any of `name`.
                             When scheduler_waited_for turns true, mark the slots of the workload and
                             step this once by name: who left before the mark told nobody */
-    SCHEDULER_DRAIN,    /* instance, reason: an operator, its health */
-    SCHEDULER_EMPTY,    /* instance that drains has no joiner any more */
-    SCHEDULER_EXTEND,   /* instance, until_ms: a new end of life.max; too late once it drains for
+    SCHEDULER_DRAIN,   /* instance, reason: an operator, its health */
+    SCHEDULER_EMPTY,   /* instance that drains has no joiner any more */
+    SCHEDULER_EXTEND,  /* instance, until_ms: a new end of life.max; too late once it drains for
                             that */
+    SCHEDULER_HOLD, /* problem, detail, retry_after_ms: nothing starts here until another HOLD with
+                            PROBLEM_NONE. Whoever could only be served by a start is refused with it, now
+                            and on arrival; instances that start go on */
+    SCHEDULER_OTHERS, /* name, count: live instances of the workload on other nodes, which count for
+                            scale.max */
     SCHEDULER_SHUTDOWN, /* waiters are refused with PROBLEM_DRAINING, nothing starts any more */
     SCHEDULER_TICK,
 };
@@ -86,6 +91,7 @@ struct scheduler_event {
     enum end_reason reason;
     enum problem problem;
     const char *detail;
+    uint64_t retry_after_ms, count;
 };
 
 enum scheduler_action_kind {
@@ -133,5 +139,15 @@ struct scheduler_counts {
 };
 void scheduler_counts(const struct scheduler *s, struct scheduler_counts *out);
 bool scheduler_waited_for(const struct scheduler *s, const char *name);
+
+/* What a request for a workload (key NULL or "": without one) would meet here. */
+enum scheduler_prospect {
+    SCHEDULER_SERVED, /* an instance with room, one that starts, or its key's */
+    SCHEDULER_WAITS,  /* those here are full, and scale.max allows no other */
+    SCHEDULER_STARTS, /* it needs a start: here or elsewhere */
+    SCHEDULER_NOTHING /* nothing is here, and scale.max is reached by others */
+};
+enum scheduler_prospect scheduler_prospect(const struct scheduler *s, const char *name,
+                                           const char *key);
 
 #endif

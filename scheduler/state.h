@@ -103,6 +103,7 @@ struct scheduler_workload {
     uint64_t queued, waiters;
     struct instance *instances;
     uint64_t instance_count, live, ready_shared;
+    uint64_t others;   /* live on other nodes */
     unsigned failures; /* starts that failed in a row */
     uint64_t backoff_end_ms;
     unsigned crashes; /* instances that ended soon after they were ready, in a row */
@@ -120,6 +121,9 @@ struct scheduler {
     uint64_t now_ms;
     uint64_t sequence, next_handle;
     bool shutdown;
+    enum problem hold; /* why nothing starts; PROBLEM_NONE: it may */
+    uint64_t hold_retry_ms;
+    char hold_detail[DETAIL_SIZE];
     struct scheduler_workload *workloads;
     size_t workload_count;
     struct scheduler_workload *wanting; /* workloads that may have something to start, in turn */
@@ -161,6 +165,9 @@ void scheduler_waiter_expire(struct scheduler *s, struct waiter *w);
 void scheduler_waiter_refuse(struct scheduler *s, struct waiter *w, const struct instance *about,
                              enum problem problem, const char *detail, uint64_t retry_after_ms);
 void scheduler_waiter_grant(struct scheduler *s, struct waiter *w, struct instance *i);
+/* Whether somebody of the group (NULL: a command) who is not covered may be served though nothing can be
+ * started now. */
+bool scheduler_may_hope(const struct scheduler_workload *w, const struct group *g);
 /* Takes it out of the queue: an instance is being started for it. */
 void scheduler_waiter_unqueue(struct scheduler *s, struct waiter *w);
 /* Lets waiters of the group into a ready instance while there is room. */
@@ -171,7 +178,12 @@ void scheduler_group_cover(struct scheduler *s, struct group *g);
 struct group *scheduler_group_find(struct scheduler_workload *w, const char *key, struct err *e);
 /* Forgets the group of a key that nobody uses any more. NULL is fine. */
 void scheduler_group_settle(struct scheduler_workload *w, struct group *g);
-/* Refuses who waits for a start that will not come while the workload backs off. */
+/* Whether scale.max allows another. */
+static inline bool scheduler_has_room(const struct scheduler_workload *w)
+{
+    return w->live < w->instances_max && w->others < w->instances_max - w->live;
+}
+/* Refuses who waits for a start that will not come while the workload backs off, or all are held. */
 void scheduler_waiters_give_up(struct scheduler *s, struct scheduler_workload *w);
 void scheduler_waiters_refuse_all(struct scheduler *s, struct scheduler_workload *w,
                                   enum problem problem, const char *detail,

@@ -161,8 +161,7 @@ void scheduler_group_serve(struct scheduler *s, struct group *g, struct instance
 
 /* --- asking --- */
 
-/* Whether somebody who is not covered may be served though nothing can be started now. */
-static bool may_hope(const struct scheduler_workload *w, const struct group *g)
+bool scheduler_may_hope(const struct scheduler_workload *w, const struct group *g)
 {
     if (g == NULL)
         return false;
@@ -173,7 +172,7 @@ static bool may_hope(const struct scheduler_workload *w, const struct group *g)
  * and only waits for its turn. */
 static uint64_t queue_bound(const struct scheduler_workload *w, const struct group *g)
 {
-    uint64_t startable = w->live < w->instances_max ? w->instances_max - w->live : 0;
+    uint64_t startable = scheduler_has_room(w) ? w->instances_max - w->live - w->others : 0;
     if (g != NULL && g->keyed != NULL)
         startable = 0;
     uint64_t places = g == NULL || g->key != NULL ? 1 : w->policy.places;
@@ -198,7 +197,7 @@ static const char *full_detail(struct scheduler_workload *w, const struct group 
         (void)text_format(w->full_detail, sizeof w->full_detail,
                           "the instance of this key had no room%s; %" PRIu64 " requests wait",
                           within, w->queued);
-    else if (w->live < w->instances_max)
+    else if (scheduler_has_room(w))
         (void)text_format(w->full_detail, sizeof w->full_detail,
                           "this node starts as many instances as it can; %s got none%s; %" PRIu64
                           " requests wait",
@@ -207,7 +206,7 @@ static const char *full_detail(struct scheduler_workload *w, const struct group 
         (void)text_format(w->full_detail, sizeof w->full_detail,
                           "%" PRIu64 " of %" PRIu64
                           " instances of %s run and none had room%s; %" PRIu64 " requests wait",
-                          w->live, w->instances_max, w->name, within, w->queued);
+                          w->live + w->others, w->instances_max, w->name, within, w->queued);
     return w->full_detail;
 }
 
@@ -216,6 +215,15 @@ static void refuse_backing_off(struct scheduler *s, scheduler_waiter handle,
 {
     answer_refused(s, handle, NULL, w->failure_problem, w->failure_detail,
                    w->backoff_end_ms - s->now_ms);
+}
+
+/* Nothing starts: neither now nor when a failed start's pause is over. */
+static bool refuse_held(struct scheduler *s, scheduler_waiter handle)
+{
+    if (s->hold == PROBLEM_NONE)
+        return false;
+    answer_refused(s, handle, NULL, s->hold, s->hold_detail, s->hold_retry_ms);
+    return true;
 }
 
 static bool serve_now(struct scheduler *s, struct group *g, scheduler_waiter handle)
@@ -319,6 +327,8 @@ static int ask_exclusive(struct scheduler *s, const struct scheduler_event *even
         return 0;
     }
     bool starting = keyed != NULL && keyed->life == LIFE_STARTING;
+    if (!starting && refuse_held(s, event->waiter))
+        return 0;
     if (!starting && s->now_ms < load->backoff_end_ms) {
         refuse_backing_off(s, event->waiter, load);
         return 0;
@@ -349,7 +359,9 @@ static int ask_wait(struct scheduler *s, const struct scheduler_event *event,
                     struct scheduler_workload *load, struct group *g, struct err *e)
 {
     bool covered = g->uncovered == NULL && g->covered < g->capacity;
-    if (!covered && s->now_ms < load->backoff_end_ms && !may_hope(load, g)) {
+    if (!covered && !scheduler_may_hope(load, g) && refuse_held(s, event->waiter))
+        return 0;
+    if (!covered && s->now_ms < load->backoff_end_ms && !scheduler_may_hope(load, g)) {
         refuse_backing_off(s, event->waiter, load);
         return 0;
     }
@@ -438,7 +450,7 @@ void scheduler_waiter_expire(struct scheduler *s, struct waiter *w)
     enum problem problem = PROBLEM_QUEUE_TIMEOUT;
     if (key_is_full(g))
         problem = PROBLEM_INSTANCE_FULL;
-    else if (load->live < load->instances_max && s->instance_count >= s->options.instances_max)
+    else if (scheduler_has_room(load) && s->instance_count >= s->options.instances_max)
         problem = PROBLEM_NODE_FULL;
     const char *detail = full_detail(load, g, true);
     scheduler_waiter_refuse(s, w, key_is_full(g) ? g->keyed : NULL, problem, detail, RETRY_FULL_MS);
@@ -448,15 +460,16 @@ void scheduler_waiter_expire(struct scheduler *s, struct waiter *w)
 
 void scheduler_waiters_give_up(struct scheduler *s, struct scheduler_workload *load)
 {
-    if (s->now_ms >= load->backoff_end_ms)
+    if (s->now_ms >= load->backoff_end_ms && s->hold == PROBLEM_NONE)
         return;
     struct waiter *w, *next;
     DL_FOREACH_SAFE2(load->queue, w, next, queue_next)
     {
         struct group *g = w->group;
-        if (may_hope(load, g))
+        if (scheduler_may_hope(load, g))
             continue;
-        refuse_backing_off(s, w->handle, load);
+        if (!refuse_held(s, w->handle))
+            refuse_backing_off(s, w->handle, load);
         waiter_forget(s, w);
         scheduler_group_settle(load, g);
     }
