@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/units.h"
 #include "gateway/thread.h"
 
 /* Answers of Skerry's own, and the fields that it adds to those of the code. */
@@ -190,9 +191,40 @@ void answer_problem(struct connection *c, const struct problem_report *report)
     buffer_free(&body);
 }
 
+/* What ran into a bound of this node is told which, and under which name to raise it. */
+static bool name_bound(const struct connection *c, enum problem problem, char *out, size_t size)
+{
+    const struct gateway_options *o = &c->thread->gateway->options;
+    char bound[UNIT_TEXT_SIZE];
+    if (problem == PROBLEM_HEADER_TOO_LARGE) {
+        bytes_format(o->header_bytes_max, bound);
+        text_format(out, size,
+                    "the header block has more than %s (gateway.header_max) or %d fields", bound,
+                    HTTP_FIELDS_MAX);
+    } else if (problem == PROBLEM_BODY_TOO_LARGE) {
+        bytes_format(o->body_bytes_max, bound);
+        text_format(out, size, "the body is larger than %s (gateway.body_max)", bound);
+    } else if (problem == PROBLEM_HEADER_TIMEOUT) {
+        duration_format(o->header_timeout_ms, bound);
+        text_format(out, size,
+                    "the header block was not complete within %s "
+                    "(gateway.header_timeout)",
+                    bound);
+    } else if (problem == PROBLEM_BODY_TIMEOUT) {
+        duration_format(o->body_timeout_ms, bound);
+        text_format(out, size, "the body made no progress for %s (gateway.body_timeout)", bound);
+    } else {
+        return false;
+    }
+    return true;
+}
+
 void answer_problem_simple(struct connection *c, enum problem problem, enum ran ran,
                            const char *detail)
 {
+    char bound[120];
+    if (name_bound(c, problem, bound, sizeof bound))
+        detail = bound;
     answer_problem(c, &(struct problem_report){.problem = problem, .ran = ran, .detail = detail});
 }
 

@@ -133,7 +133,8 @@ struct instance *asks_need_instance(struct node *n, struct node_ask *ask)
     const struct registry_instance *r =
         registry_root_instance(root, ask->instance, strlen(ask->instance));
     if (r == NULL)
-        asks_refuse(ask, PROBLEM_INSTANCE_UNKNOWN, "%s", ask->instance);
+        asks_refuse(ask, PROBLEM_INSTANCE_UNKNOWN,
+                    "no instance has the id %s, or it ended over 24 h ago", ask->instance);
     else
         asks_refuse(ask, PROBLEM_INSTANCE_GONE, "instance %s ended: %s%s%s", ask->instance,
                     end_reason_name(r->reason), r->detail[0] != '\0' ? ": " : "", r->detail);
@@ -365,7 +366,9 @@ static void ask_explain(struct node *n, struct node_ask *ask)
     ask->json = explain_json(n, ask->instance);
     if (ask->json == NULL)
         asks_refuse(ask, PROBLEM_NOT_FOUND,
-                    "%s is no instance, request or workload that this node knows", ask->instance);
+                    "no instance or workload is called %s, and no request that started one, waited "
+                    "for one or was refused",
+                    ask->instance);
     else
         asks_answer(ask);
 }

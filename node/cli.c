@@ -170,7 +170,8 @@ static void print_options(const struct cli_option *options)
 
 static int help_command(const struct cli_command *command)
 {
-    printf("skerry %s %s\n\n%s\n", command->name, command->arguments, command->summary);
+    printf("skerry %s%s%s\n\n%s\n", command->name, command->arguments[0] != '\0' ? " " : "",
+           command->arguments, command->summary);
     if (command->text != NULL)
         printf("\n%s\n", command->text);
     printf("\nFlags:\n");

@@ -94,9 +94,11 @@ const struct cli_command cli_explain_command = {
     .name = "explain",
     .arguments = "ID|REQUEST|WORKLOAD",
     .summary = "why it is as it is: a time line",
-    .text = "REQUEST is the Skerry-Request-Id of an answer.\n\n"
-            "  skerry explain 7k3q\n"
-            "  skerry explain hello",
+    .text =
+        "REQUEST is the Skerry-Request-Id of an answer, but for those that merely joined: joins "
+        "leave no\ntrace here.\n\n"
+        "  skerry explain 7k3q\n"
+        "  skerry explain hello",
     .flags = CLI_API | CLI_JSON,
     .words_min = 1,
     .words_max = 1,

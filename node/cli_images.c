@@ -23,6 +23,9 @@ static int import(struct cli *c)
     int code = encode_name(c, name);
     if (code != CLI_DONE)
         return code;
+    /* The node refuses it too, after all has been sent. */
+    if (strcmp(c->args.words[0], "host") == 0)
+        return cli_usage(c, "host is built in: this machine's own programs; choose another name");
     (void)text_format(path, sizeof path, "/v1/images?name=%s", name);
     code = cli_upload(c, path, c->args.words[1], PACK_IMAGE, !c->json, &image);
     if (code != CLI_DONE)

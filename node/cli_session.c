@@ -201,7 +201,9 @@ static void take_end(struct session *s, const char *data, size_t length)
     else
         s->code = CLI_SKERRY_FAILED;
     if (cli_truth(end, "timed_out"))
-        cli_say("the command ran longer than it may");
+        cli_say("the command ran longer than its --timeout%s%s",
+                cli_value(s->cli, "timeout") != NULL ? " of " : "",
+                cli_value(s->cli, "timeout") != NULL ? cli_value(s->cli, "timeout") : "");
     else if (cli_truth(end, "oom"))
         cli_say("the command used up its memory; raise --memory");
     else if (detail[0] != '\0')

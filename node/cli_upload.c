@@ -42,7 +42,7 @@ static int next_block(void *user, void *out, size_t size, size_t *out_length, st
     struct upload *u = user;
     int rc = pack_read(u->pack, out, size, out_length, e);
     if (rc != 0)
-        return err_wrap(e, "%s", u->local);
+        return rc;
     show(u, *out_length == 0);
     return 0;
 }
@@ -53,10 +53,8 @@ int cli_upload(struct cli *c, const char *path, const char *local, enum pack_kin
     struct upload u = {.local = local, .bar = bar && isatty(STDERR_FILENO)};
     struct pack_options options = pack_options_default(kind);
     struct err e = {0};
-    if (pack_open(&u.pack, local, &options, &e) != 0) {
-        err_wrap(&e, "%s", local);
+    if (pack_open(&u.pack, local, &options, &e) != 0)
         return cli_fail(c, &e);
-    }
     struct client_request request = {.method = "POST",
                                      .path = path,
                                      .accept = "application/json",

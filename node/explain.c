@@ -124,7 +124,8 @@ static json_t *events_of_record(const struct registry_instance *r)
     char text[64];
     add_event(events, 0, "asked", r->asked_by);
     if (r->marks.reserved_us != 0) {
-        text_format(text, sizeof text, "epoch %llu", (unsigned long long)r->epoch);
+        text_format(text, sizeof text, "epoch " REGISTRY_EPOCH_FORMAT,
+                    REGISTRY_EPOCH_PARTS(r->epoch));
         add_event(events, r->marks.reserved_us, "reserved", text);
     }
     if (r->marks.sandbox_us != 0)

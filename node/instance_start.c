@@ -23,8 +23,8 @@ static void reserve_cb(void *user, const struct err *error, const struct registr
         i->reserved = true;
         i->epoch = result->epoch;
         i->marks.reserved_us = instance_age_us(i);
-        instance_note(i, "reserved", "epoch %llu by %s", (unsigned long long)i->epoch,
-                      i->node->config->name);
+        instance_note(i, "reserved", "epoch " REGISTRY_EPOCH_FORMAT " by %s",
+                      REGISTRY_EPOCH_PARTS(i->epoch), i->node->config->name);
     }
     instance_unpend(i);
 }

@@ -144,6 +144,14 @@ static void refuse_gone(struct node *n, struct gateway_ask *ask, enum end_reason
     answer_problem(n, ask, PROBLEM_INSTANCE_GONE, text, 0);
 }
 
+static void refuse_unknown(struct node *n, struct gateway_ask *ask)
+{
+    char text[120];
+    text_format(text, sizeof text, "no instance has the id %s, or it ended over 24 h ago",
+                ask->instance);
+    answer_problem(n, ask, PROBLEM_INSTANCE_UNKNOWN, text, 0);
+}
+
 /* An instance that the routes did not show as joinable: what is true now. */
 static bool answer_forced_now(struct node *n, struct gateway_ask *ask, struct instance **out)
 {
@@ -154,7 +162,7 @@ static bool answer_forced_now(struct node *n, struct gateway_ask *ask, struct in
         const struct registry_instance *r =
             registry_root_instance(root, ask->instance, strlen(ask->instance));
         if (r == NULL)
-            answer_problem(n, ask, PROBLEM_INSTANCE_UNKNOWN, ask->instance, 0);
+            refuse_unknown(n, ask);
         else if (r->state == INSTANCE_STATE_ENDED)
             refuse_gone(n, ask, r->reason, r->exit_code, r->detail);
         else

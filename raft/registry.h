@@ -62,6 +62,14 @@ struct registry_workload {
     uint32_t live; /* instances of this version that have not ended */
 };
 
+/* An epoch is a generation and a sequence, written GENERATION.SEQUENCE for people. 2^40 reservations, a
+ * thousand a second for 34 years, before a generation runs out. */
+#define REGISTRY_EPOCH_SEQUENCE_BITS 40
+#define REGISTRY_EPOCH_FORMAT "%llu.%llu"
+#define REGISTRY_EPOCH_PARTS(epoch)                                                                \
+    (unsigned long long)((epoch) >> REGISTRY_EPOCH_SEQUENCE_BITS),                                 \
+        (unsigned long long)((epoch) & ((1ull << REGISTRY_EPOCH_SEQUENCE_BITS) - 1))
+
 /* When things happened, microseconds since the request that asked for the instance. 0: not (yet). */
 struct registry_marks {
     uint64_t reserved_us, sandbox_us, ready_us, ended_us;

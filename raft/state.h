@@ -34,9 +34,7 @@
 #define STATE_LIVE_MAX 1000000u
 #define STATE_TOKENS_MAX 10000u
 #define STATE_IMAGES_MAX 10000u
-/* An epoch is a generation and a sequence. 2^40 reservations, a thousand a second for 34 years, before
- * a generation runs out. */
-#define STATE_EPOCH_SEQUENCE_BITS 40
+#define STATE_EPOCH_SEQUENCE_BITS REGISTRY_EPOCH_SEQUENCE_BITS
 
 /* What one SWEEP removes, so that it holds the loop for less than 5 ms (measured: 3 us each). */
 #define STATE_SWEEP_MAX 500u

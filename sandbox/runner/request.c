@@ -3,6 +3,8 @@
 #include <string.h>
 
 #include "base/id.h"
+#include "base/memory.h"
+#include "base/units.h"
 #include "base/words.h"
 
 #define UID_MAX_INSIDE 65534u /* 65535 is the agent */
@@ -76,26 +78,35 @@ static bool hostname_valid(const char *name)
            length;
 }
 
-static int check_maximum(const char *what, uint64_t value, uint64_t max, struct err *e)
+static int check_maximum(const char *what, uint64_t value, uint64_t max,
+                         void (*format)(uint64_t value, char out[UNIT_TEXT_SIZE]), struct err *e)
 {
+    char asked[UNIT_TEXT_SIZE], most[UNIT_TEXT_SIZE];
     if (value <= max)
         return 0;
-    return err_set(e, ERR_DENIED, "%s: %llu is above %llu, the most that runner.yaml allows", what,
-                   (unsigned long long)value, (unsigned long long)max);
+    format(value, asked);
+    format(max, most);
+    return err_set(e, ERR_DENIED, "%s: %s is above %s, the most that runner.yaml allows", what,
+                   asked, most);
+}
+
+static void count_format(uint64_t value, char out[UNIT_TEXT_SIZE])
+{
+    text_format(out, UNIT_TEXT_SIZE, "%llu", (unsigned long long)value);
 }
 
 static int check_limits(const Skerry__Runner__Prepare *p, const struct request_bounds *b,
                         struct err *e)
 {
-    int rc = check_maximum("cpus (thousandths)", p->cpu_thousandths, b->cpu_thousandths, e);
+    int rc = check_maximum("cpus", p->cpu_thousandths, b->cpu_thousandths, cpus_format, e);
     if (rc == 0)
-        rc = check_maximum("memory", p->memory_bytes, b->memory_bytes, e);
+        rc = check_maximum("memory", p->memory_bytes, b->memory_bytes, bytes_format, e);
     if (rc == 0)
-        rc = check_maximum("pids", p->pids, b->pids, e);
+        rc = check_maximum("pids", p->pids, b->pids, count_format, e);
     if (rc == 0)
-        rc = check_maximum("disk", p->disk_bytes, b->disk_bytes, e);
+        rc = check_maximum("disk", p->disk_bytes, b->disk_bytes, bytes_format, e);
     if (rc == 0)
-        rc = check_maximum("log_bytes_max", p->log_bytes_max, b->log_bytes, e);
+        rc = check_maximum("logs.bytes_max", p->log_bytes_max, b->log_bytes, bytes_format, e);
     return rc;
 }
 

@@ -93,6 +93,32 @@ class Contract(unittest.TestCase):
         self.assertIn("join.key of rooms is header:X-Room",
                       node.get("/w/rooms/").json()["detail"])
 
+    def test_bounds_are_named_as_they_are_written(self):
+        node = self.node
+        path = "/w/bounds/"
+        node.deploy(server_spec("bounds"), server(PLAIN))
+        head = ("POST %s HTTP/1.1\r\nHost: x\r\n" % path).encode()
+        for request, text in (
+                (head + b"A: " + b"a" * 70000 + b"\r\n\r\n", b"64K (gateway.header_max)"),
+                (head + b"Content-Length: 2000000000\r\n\r\n", b"1G (gateway.body_max)")):
+            self.assertIn(text, node.raw(request))
+        nobody = "0zzzzzzzzzzzzzzzz1"
+        self.assertIn("no instance has the id " + nobody,
+                      node.get("/i/%s/" % nobody).json()["detail"])
+        for words, text in (
+                (("run", "--memory", "64G", "--", "true"),
+                 b"memory: 64G is above 16G, the most that runner.yaml allows"),
+                (("run", "--timeout", "300ms", "--", "sleep", "9"), b"its --timeout of 300ms"),
+                (("image", "import", "host", "/etc"), b"host is built in"),
+                (("image", "import", "aa", "/nowhere"),
+                 b"skerry: open /nowhere: No such file or directory")):
+            done = node.cli(*words, check=False)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertIn(text, done.stderr)
+        i = node.get(path).instance
+        self.assertRegex(node.cli("explain", i).stdout.decode(), r"reserved   epoch 1\.\d+ by node1")
+        self.assertTrue(node.cli("status", "--help").stdout.startswith(b"skerry status\n"))
+
     def test_the_api_says_what_it_allows(self):
         answer = self.node.request("GET", "/v1/run", port=self.node.api_port,
                                    headers={"Host": "127.0.0.1"})
