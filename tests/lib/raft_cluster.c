@@ -19,7 +19,7 @@ static uint64_t sum_of(const struct raft_buffer *buffer)
 static int fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buffer, void **result)
 {
     struct cluster_node *n = fsm->data;
-    uint64_t index = cluster_raft(n->cluster, n->i)->last_applied + 1;
+    uint64_t index = raft_cluster_raft(n->cluster, n->i)->last_applied + 1;
     struct state_outcome outcome;
     struct err e;
     *result = NULL;
@@ -63,7 +63,7 @@ static int append(struct raft_io *io, struct raft_io_append *req, const struct r
     return 0;
 }
 
-void cluster_appends_finish(struct cluster *c, unsigned i, int status)
+void raft_cluster_appends_finish(struct cluster *c, unsigned i, int status)
 {
     struct cluster_node *n = &c->nodes[i];
     size_t count = n->held_count;
@@ -93,7 +93,7 @@ static struct raft_fixture_server *server_of(struct cluster *c, unsigned i)
     return &c->fixture.servers[i];
 }
 
-struct raft *cluster_raft(struct cluster *c, unsigned i)
+struct raft *raft_cluster_raft(struct cluster *c, unsigned i)
 {
     return &server_of(c, i)->raft;
 }
@@ -142,7 +142,7 @@ static void node_open(struct cluster *c, unsigned i, bool guard_off, unsigned ti
     assert_always(proposer_new(&n->proposer, &proposer, &e) == 0);
 }
 
-void cluster_open(struct cluster *c, unsigned n, bool guard_off, unsigned propose_timeout_ms)
+void raft_cluster_open(struct cluster *c, unsigned n, bool guard_off, unsigned propose_timeout_ms)
 {
     memset(c, 0, sizeof *c);
     c->n = n;
@@ -156,11 +156,11 @@ void cluster_open(struct cluster *c, unsigned n, bool guard_off, unsigned propos
     assert_always(raft_fixture_start(&c->fixture) == 0);
 }
 
-void cluster_close(struct cluster *c)
+void raft_cluster_close(struct cluster *c)
 {
     for (unsigned i = 0; i < c->n; i++) {
         if (c->nodes[i].held_count > 0)
-            cluster_appends_finish(c, i, RAFT_CANCELED);
+            raft_cluster_appends_finish(c, i, RAFT_CANCELED);
         proposer_close(c->nodes[i].proposer);
     }
     raft_fixture_close(&c->fixture);
@@ -184,7 +184,7 @@ static raft_term term_at(const struct raft_log *log, raft_index index)
 
 static void commits_follow(struct cluster *c, struct cluster_node *n)
 {
-    const struct raft *r = cluster_raft(c, n->i);
+    const struct raft *r = raft_cluster_raft(c, n->i);
     while (n->committed < r->commit_index) {
         raft_index index = ++n->committed;
         raft_term term = term_at(&r->log, index);
@@ -196,7 +196,7 @@ static void commits_follow(struct cluster *c, struct cluster_node *n)
     }
 }
 
-void cluster_step(struct cluster *c)
+void raft_cluster_step(struct cluster *c)
 {
     raft_fixture_step(&c->fixture);
     for (unsigned i = 0; i < c->n; i++)
@@ -210,33 +210,33 @@ void cluster_step(struct cluster *c)
     }
 }
 
-void cluster_run(struct cluster *c, unsigned ms)
+void raft_cluster_run(struct cluster *c, unsigned ms)
 {
     raft_time until = raft_fixture_time(&c->fixture) + ms;
     while (raft_fixture_time(&c->fixture) < until)
-        cluster_step(c);
+        raft_cluster_step(c);
 }
 
-bool cluster_run_until(struct cluster *c, bool (*done)(void *user), void *user, unsigned ms)
+bool raft_cluster_run_until(struct cluster *c, bool (*done)(void *user), void *user, unsigned ms)
 {
     raft_time until = raft_fixture_time(&c->fixture) + ms;
     while (!done(user)) {
         if (raft_fixture_time(&c->fixture) >= until)
             return false;
-        cluster_step(c);
+        raft_cluster_step(c);
     }
     return true;
 }
 
 /* --- faults ----------------------------------------------------------------------------------------- */
 
-int cluster_leader(struct cluster *c)
+int raft_cluster_leader(struct cluster *c)
 {
     int found = -1;
     for (unsigned i = 0; i < c->n; i++) {
-        const struct raft *r = cluster_raft(c, i);
+        const struct raft *r = raft_cluster_raft(c, i);
         if (r->state == RAFT_LEADER &&
-            (found < 0 || r->current_term > cluster_raft(c, (unsigned)found)->current_term))
+            (found < 0 || r->current_term > raft_cluster_raft(c, (unsigned)found)->current_term))
             found = (int)i;
     }
     return found;
@@ -246,7 +246,7 @@ static void election_timeouts(struct cluster *c, unsigned soon)
 {
     for (unsigned i = 0; i < c->n; i++) {
         unsigned ms = i == soon ? 1000 : 60000;
-        struct raft *r = cluster_raft(c, i);
+        struct raft *r = raft_cluster_raft(c, i);
         raft_fixture_set_randomized_election_timeout(&c->fixture, i, ms);
         if (r->state == RAFT_FOLLOWER) {
             r->follower_state.randomized_election_timeout = ms;
@@ -258,45 +258,45 @@ static void election_timeouts(struct cluster *c, unsigned soon)
     }
 }
 
-void cluster_elect(struct cluster *c, unsigned i)
+void raft_cluster_elect(struct cluster *c, unsigned i)
 {
     election_timeouts(c, i);
-    for (unsigned k = 0; k < 100000 && cluster_raft(c, i)->state != RAFT_LEADER; k++)
-        cluster_step(c);
-    assert_always(cluster_raft(c, i)->state == RAFT_LEADER);
+    for (unsigned k = 0; k < 100000 && raft_cluster_raft(c, i)->state != RAFT_LEADER; k++)
+        raft_cluster_step(c);
+    assert_always(raft_cluster_raft(c, i)->state == RAFT_LEADER);
 }
 
-void cluster_depose(struct cluster *c, unsigned i)
+void raft_cluster_depose(struct cluster *c, unsigned i)
 {
-    for (unsigned k = 0; k < 100000 && cluster_raft(c, i)->state == RAFT_LEADER; k++)
-        cluster_step(c);
-    assert_always(cluster_raft(c, i)->state != RAFT_LEADER);
+    for (unsigned k = 0; k < 100000 && raft_cluster_raft(c, i)->state == RAFT_LEADER; k++)
+        raft_cluster_step(c);
+    assert_always(raft_cluster_raft(c, i)->state != RAFT_LEADER);
 }
 
-void cluster_cut(struct cluster *c, unsigned i, unsigned j)
+void raft_cluster_cut(struct cluster *c, unsigned i, unsigned j)
 {
     raft_fixture_disconnect(&c->fixture, i, j);
     raft_fixture_disconnect(&c->fixture, j, i);
 }
 
-void cluster_join(struct cluster *c, unsigned i, unsigned j)
+void raft_cluster_join(struct cluster *c, unsigned i, unsigned j)
 {
     raft_fixture_reconnect(&c->fixture, i, j);
     raft_fixture_reconnect(&c->fixture, j, i);
 }
 
-void cluster_isolate(struct cluster *c, unsigned i)
+void raft_cluster_isolate(struct cluster *c, unsigned i)
 {
     for (unsigned j = 0; j < c->n; j++)
         if (j != i)
-            cluster_cut(c, i, j);
+            raft_cluster_cut(c, i, j);
 }
 
-void cluster_heal(struct cluster *c)
+void raft_cluster_heal(struct cluster *c)
 {
     for (unsigned i = 0; i < c->n; i++)
         for (unsigned j = i + 1; j < c->n; j++)
-            cluster_join(c, i, j);
+            raft_cluster_join(c, i, j);
 }
 
 static void put_cb(struct raft_apply *request, int status, void *result)
@@ -306,7 +306,7 @@ static void put_cb(struct raft_apply *request, int status, void *result)
     free(request);
 }
 
-int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms)
+int raft_cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms)
 {
     const struct registry_command command = {.kind = REGISTRY_SWEEP, .wall_ms = wall_ms};
     const struct command_session session = {.node = 99, .boot = 1, .sequence = wall_ms};
@@ -319,7 +319,7 @@ int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms)
     assert_always(buffer.base != NULL && request != NULL);
     memcpy(buffer.base, bytes, buffer.len);
     free(bytes);
-    int rv = raft_apply(cluster_raft(c, i), request, &buffer, 1, put_cb);
+    int rv = raft_apply(raft_cluster_raft(c, i), request, &buffer, 1, put_cb);
     if (rv != 0) {
         raft_free(buffer.base);
         free(request);
@@ -327,7 +327,7 @@ int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms)
     return rv;
 }
 
-bool cluster_agrees(const struct cluster *c)
+bool raft_cluster_agrees(const struct cluster *c)
 {
     if (c->disagreed)
         return false;

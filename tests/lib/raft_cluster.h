@@ -52,29 +52,29 @@ struct cluster {
     struct cluster_node nodes[CLUSTER_MAX];
 };
 
-void cluster_open(struct cluster *c, unsigned n, bool guard_off, unsigned propose_timeout_ms);
-void cluster_close(struct cluster *c);
+void raft_cluster_open(struct cluster *c, unsigned n, bool guard_off, unsigned propose_timeout_ms);
+void raft_cluster_close(struct cluster *c);
 
 /* One event of the fixture, then what each node's loop would do after it. */
-void cluster_step(struct cluster *c);
-void cluster_run(struct cluster *c, unsigned ms);
+void raft_cluster_step(struct cluster *c);
+void raft_cluster_run(struct cluster *c, unsigned ms);
 /* False if `done` did not become true within `ms`. */
-bool cluster_run_until(struct cluster *c, bool (*done)(void *user), void *user, unsigned ms);
-struct raft *cluster_raft(struct cluster *c, unsigned i);
+bool raft_cluster_run_until(struct cluster *c, bool (*done)(void *user), void *user, unsigned ms);
+struct raft *raft_cluster_raft(struct cluster *c, unsigned i);
 /* The leader of the highest term, or -1. */
-int cluster_leader(struct cluster *c);
+int raft_cluster_leader(struct cluster *c);
 /* Lets node i and nobody else become leader. */
-void cluster_elect(struct cluster *c, unsigned i);
-void cluster_depose(struct cluster *c, unsigned i);
-void cluster_cut(struct cluster *c, unsigned i, unsigned j);
-void cluster_join(struct cluster *c, unsigned i, unsigned j);
-void cluster_isolate(struct cluster *c, unsigned i);
-void cluster_heal(struct cluster *c);
+void raft_cluster_elect(struct cluster *c, unsigned i);
+void raft_cluster_depose(struct cluster *c, unsigned i);
+void raft_cluster_cut(struct cluster *c, unsigned i, unsigned j);
+void raft_cluster_join(struct cluster *c, unsigned i, unsigned j);
+void raft_cluster_isolate(struct cluster *c, unsigned i);
+void raft_cluster_heal(struct cluster *c);
 /* A command straight into node i's log: a SWEEP at `wall_ms`, so that it can be told apart. */
-int cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms);
+int raft_cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms);
 /* The held appends of node i come to their end, oldest first; no more are held. */
-void cluster_appends_finish(struct cluster *c, unsigned i, int status);
+void raft_cluster_appends_finish(struct cluster *c, unsigned i, int status);
 /* No two nodes ever called different entries at one index committed, or applied different commands. */
-bool cluster_agrees(const struct cluster *c);
+bool raft_cluster_agrees(const struct cluster *c);
 
 #endif

@@ -15,13 +15,13 @@ static struct cluster *open_cluster(unsigned n, bool guard_off)
 {
     struct cluster *c = malloc(sizeof *c);
     assert_non_null(c);
-    cluster_open(c, n, guard_off, 10000);
+    raft_cluster_open(c, n, guard_off, 10000);
     return c;
 }
 
 static void close_cluster(struct cluster *c)
 {
-    cluster_close(c);
+    raft_cluster_close(c);
     free(c);
 }
 
@@ -31,54 +31,55 @@ static void close_cluster(struct cluster *c)
 static bool figure_8(bool guard_off)
 {
     struct cluster *c = open_cluster(5, guard_off);
-    cluster_elect(c, 0);
-    cluster_run(c, 300);
+    raft_cluster_elect(c, 0);
+    raft_cluster_run(c, 300);
     /* (a) 0 leads and replicates an entry to 1 alone. */
     for (unsigned j = 2; j < 5; j++)
-        cluster_cut(c, 0, j);
-    assert_int_equal(cluster_put(c, 0, 111), 0);
-    raft_index entry = raft_last_index(cluster_raft(c, 0));
-    cluster_run(c, 150);
-    cluster_isolate(c, 0);
-    cluster_isolate(c, 1);
-    cluster_depose(c, 0);
+        raft_cluster_cut(c, 0, j);
+    assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+    raft_index entry = raft_last_index(raft_cluster_raft(c, 0));
+    raft_cluster_run(c, 150);
+    raft_cluster_isolate(c, 0);
+    raft_cluster_isolate(c, 1);
+    raft_cluster_depose(c, 0);
     /* (b) 4 leads by the votes of 2 and 3, and writes another one at the same index, for itself. */
-    cluster_elect(c, 4);
-    cluster_cut(c, 4, 2);
-    cluster_cut(c, 4, 3);
-    assert_int_equal(cluster_put(c, 4, 222), 0);
-    cluster_run(c, 60);
-    cluster_isolate(c, 4);
-    cluster_depose(c, 4);
+    raft_cluster_elect(c, 4);
+    raft_cluster_cut(c, 4, 2);
+    raft_cluster_cut(c, 4, 3);
+    assert_int_equal(raft_cluster_put(c, 4, 222), 0);
+    raft_cluster_run(c, 60);
+    raft_cluster_isolate(c, 4);
+    raft_cluster_depose(c, 4);
     /* (c) 0 leads again and brings the old entry to 2: a majority has it, from an old term. */
-    cluster_join(c, 0, 1);
-    cluster_join(c, 0, 2);
-    cluster_join(c, 0, 3);
-    cluster_join(c, 1, 2);
-    cluster_join(c, 1, 3);
-    cluster_join(c, 2, 3);
-    cluster_elect(c, 0);
-    cluster_cut(c, 0, 3);
-    for (unsigned k = 0; k < 100000 && cluster_raft(c, 0)->commit_index < entry; k++)
-        cluster_step(c);
-    assert_true(cluster_raft(c, 0)->commit_index >= entry);
+    raft_cluster_join(c, 0, 1);
+    raft_cluster_join(c, 0, 2);
+    raft_cluster_join(c, 0, 3);
+    raft_cluster_join(c, 1, 2);
+    raft_cluster_join(c, 1, 3);
+    raft_cluster_join(c, 2, 3);
+    raft_cluster_elect(c, 0);
+    raft_cluster_cut(c, 0, 3);
+    for (unsigned k = 0; k < 100000 && raft_cluster_raft(c, 0)->commit_index < entry; k++)
+        raft_cluster_step(c);
+    assert_true(raft_cluster_raft(c, 0)->commit_index >= entry);
     /* (d) 0 is gone. Whoever can lead now must have what 0 called committed. */
-    cluster_isolate(c, 0);
-    cluster_depose(c, 0);
+    raft_cluster_isolate(c, 0);
+    raft_cluster_depose(c, 0);
     for (unsigned i = 1; i < 5; i++)
         for (unsigned j = i + 1; j < 5; j++)
-            cluster_join(c, i, j);
+            raft_cluster_join(c, i, j);
     for (unsigned i = 0; i < 5; i++)
         raft_fixture_set_randomized_election_timeout(&c->fixture, i, i == 4 ? 1000 : 3000);
     for (unsigned i = 1; i < 5; i++)
-        if (cluster_raft(c, i)->state == RAFT_FOLLOWER)
-            cluster_raft(c, i)->follower_state.randomized_election_timeout = i == 4 ? 1000 : 3000;
-    cluster_run(c, 20000);
-    int leader = cluster_leader(c);
+        if (raft_cluster_raft(c, i)->state == RAFT_FOLLOWER)
+            raft_cluster_raft(c, i)->follower_state.randomized_election_timeout =
+                i == 4 ? 1000 : 3000;
+    raft_cluster_run(c, 20000);
+    int leader = raft_cluster_leader(c);
     assert_true(leader > 0);
-    assert_int_equal(cluster_put(c, (unsigned)leader, 333), 0);
-    cluster_run(c, 1500);
-    bool agrees = cluster_agrees(c);
+    assert_int_equal(raft_cluster_put(c, (unsigned)leader, 333), 0);
+    raft_cluster_run(c, 1500);
+    bool agrees = raft_cluster_agrees(c);
     close_cluster(c);
     return agrees;
 }
@@ -103,27 +104,27 @@ static void guarded_nothing_committed_is_overwritten(void **state)
 static bool longer_log(bool guard_off)
 {
     struct cluster *c = open_cluster(3, guard_off);
-    cluster_elect(c, 1);
-    cluster_run(c, 300);
-    cluster_isolate(c, 1);
-    assert_int_equal(cluster_put(c, 1, 111), 0);
-    assert_int_equal(cluster_put(c, 1, 222), 0);
-    cluster_depose(c, 1);
-    cluster_elect(c, 0); /* by the vote of 2 */
-    cluster_isolate(c, 0);
-    cluster_join(c, 0, 1);
-    raft_index entry = raft_last_index(cluster_raft(c, 0)) + 1;
-    assert_int_equal(cluster_put(c, 0, 333), 0);
-    cluster_run(c, 500);
-    assert_true(cluster_raft(c, 0)->commit_index >= entry);
-    cluster_isolate(c, 0);
-    cluster_depose(c, 0);
-    cluster_join(c, 1, 2);
-    cluster_elect(c, 1);
-    assert_int_equal(cluster_put(c, 1, 444), 0);
-    cluster_run(c, 500);
-    assert_true(cluster_raft(c, 1)->commit_index > entry);
-    bool agrees = cluster_agrees(c);
+    raft_cluster_elect(c, 1);
+    raft_cluster_run(c, 300);
+    raft_cluster_isolate(c, 1);
+    assert_int_equal(raft_cluster_put(c, 1, 111), 0);
+    assert_int_equal(raft_cluster_put(c, 1, 222), 0);
+    raft_cluster_depose(c, 1);
+    raft_cluster_elect(c, 0); /* by the vote of 2 */
+    raft_cluster_isolate(c, 0);
+    raft_cluster_join(c, 0, 1);
+    raft_index entry = raft_last_index(raft_cluster_raft(c, 0)) + 1;
+    assert_int_equal(raft_cluster_put(c, 0, 333), 0);
+    raft_cluster_run(c, 500);
+    assert_true(raft_cluster_raft(c, 0)->commit_index >= entry);
+    raft_cluster_isolate(c, 0);
+    raft_cluster_depose(c, 0);
+    raft_cluster_join(c, 1, 2);
+    raft_cluster_elect(c, 1);
+    assert_int_equal(raft_cluster_put(c, 1, 444), 0);
+    raft_cluster_run(c, 500);
+    assert_true(raft_cluster_raft(c, 1)->commit_index > entry);
+    bool agrees = raft_cluster_agrees(c);
     close_cluster(c);
     return agrees;
 }
@@ -145,32 +146,32 @@ static void guarded_a_follower_answers_what_it_was_asked(void **state)
 static bool failed_write(bool guard_off)
 {
     struct cluster *c = open_cluster(3, guard_off);
-    cluster_elect(c, 0);
-    cluster_run(c, 300);
-    assert_int_equal(cluster_put(c, 0, 1), 0);
-    cluster_run(c, 300);
+    raft_cluster_elect(c, 0);
+    raft_cluster_run(c, 300);
+    assert_int_equal(raft_cluster_put(c, 0, 1), 0);
+    raft_cluster_run(c, 300);
     /* The followers store the entry; the leader's own write hangs, then fails. */
     c->nodes[0].hold_appends = true;
-    assert_int_equal(cluster_put(c, 0, 111), 0);
-    cluster_run(c, 100);
-    cluster_appends_finish(c, 0, RAFT_NOSPACE);
+    assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+    raft_cluster_run(c, 100);
+    raft_cluster_appends_finish(c, 0, RAFT_NOSPACE);
     assert_int_equal(c->nodes[0].failed, !guard_off);
-    int rv = cluster_put(c, 0, 222);
+    int rv = raft_cluster_put(c, 0, 222);
     if (guard_off) {
         assert_int_equal(rv, 0);
-        assert_int_equal(cluster_raft(c, 0)->state, RAFT_LEADER);
-        cluster_run(c, 2000);
-        assert_int_equal(cluster_put(c, 0, 333), 0);
+        assert_int_equal(raft_cluster_raft(c, 0)->state, RAFT_LEADER);
+        raft_cluster_run(c, 2000);
+        assert_int_equal(raft_cluster_put(c, 0, 333), 0);
     } else {
         assert_int_not_equal(rv, 0);
         assert_false(guard_leads(c->nodes[0].guard));
         assert_non_null(strstr(c->nodes[0].failure.msg, "write to the log"));
-        cluster_elect(c, 1);
-        cluster_run(c, 300);
-        assert_int_equal(cluster_put(c, 1, 333), 0);
+        raft_cluster_elect(c, 1);
+        raft_cluster_run(c, 300);
+        assert_int_equal(raft_cluster_put(c, 1, 333), 0);
     }
-    cluster_run(c, 2000);
-    bool agrees = cluster_agrees(c);
+    raft_cluster_run(c, 2000);
+    bool agrees = raft_cluster_agrees(c);
     close_cluster(c);
     return agrees;
 }
@@ -193,16 +194,16 @@ static void writes_that_fail_together_end_it_once(void **state)
     (void)state;
     for (int status = 0; status < 2; status++) {
         struct cluster *c = open_cluster(3, false);
-        cluster_elect(c, 0);
-        cluster_run(c, 300);
+        raft_cluster_elect(c, 0);
+        raft_cluster_run(c, 300);
         c->nodes[0].hold_appends = true;
         for (uint64_t n = 1; n <= 3; n++)
-            assert_int_equal(cluster_put(c, 0, n), 0);
+            assert_int_equal(raft_cluster_put(c, 0, n), 0);
         assert_int_equal(c->nodes[0].held_count, 3);
         if (status == 1) {
-            cluster_appends_finish(c, 0, RAFT_NOSPACE);
+            raft_cluster_appends_finish(c, 0, RAFT_NOSPACE);
             assert_true(c->nodes[0].failed);
-            cluster_run(c, 300);
+            raft_cluster_run(c, 300);
         }
         close_cluster(c); /* which cancels what is held */
     }
@@ -238,8 +239,8 @@ static void a_term_or_vote_that_cannot_be_stored_ends_it(void **state)
             c->fixture.servers[2].io.set_term = refuse_term;
         else
             c->fixture.servers[2].io.set_vote = refuse_vote;
-        cluster_elect(c, 0);
-        cluster_run(c, 500);
+        raft_cluster_elect(c, 0);
+        raft_cluster_run(c, 500);
         assert_true(c->nodes[2].failed);
         assert_non_null(strstr(c->nodes[2].failure.msg, which == 0 ? "term" : "vote"));
         assert_false(c->nodes[1].failed);
@@ -251,17 +252,17 @@ static void a_log_that_cannot_be_truncated_ends_it(void **state)
 {
     (void)state;
     struct cluster *c = open_cluster(3, false);
-    cluster_elect(c, 0);
-    cluster_run(c, 300);
+    raft_cluster_elect(c, 0);
+    raft_cluster_run(c, 300);
     c->fixture.servers[0].io.truncate = refuse_truncate;
-    cluster_isolate(c, 0);
-    assert_int_equal(cluster_put(c, 0, 111), 0);
-    cluster_depose(c, 0);
-    cluster_elect(c, 1);
-    cluster_run(c, 300);
+    raft_cluster_isolate(c, 0);
+    assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+    raft_cluster_depose(c, 0);
+    raft_cluster_elect(c, 1);
+    raft_cluster_run(c, 300);
     assert_false(c->nodes[0].failed);
-    cluster_heal(c);
-    cluster_run(c, 2000);
+    raft_cluster_heal(c);
+    raft_cluster_run(c, 2000);
     assert_true(c->nodes[0].failed);
     assert_non_null(strstr(c->nodes[0].failure.msg, "truncating"));
     close_cluster(c);
@@ -273,21 +274,21 @@ static void a_log_that_cannot_be_truncated_ends_it(void **state)
 static bool campaigns_with_an_append_in_flight(bool guard_off)
 {
     struct cluster *c = open_cluster(3, guard_off);
-    cluster_elect(c, 0);
-    cluster_run(c, 300);
+    raft_cluster_elect(c, 0);
+    raft_cluster_run(c, 300);
     c->nodes[1].hold_appends = true;
-    assert_int_equal(cluster_put(c, 0, 111), 0);
-    cluster_run(c, 100);
+    assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+    raft_cluster_run(c, 100);
     assert_int_equal(c->nodes[1].held_count, 1);
-    cluster_isolate(c, 0);
-    cluster_isolate(c, 1);
-    cluster_raft(c, 1)->follower_state.randomized_election_timeout = 1000;
-    cluster_run(c, 5000);
-    bool campaigned = cluster_raft(c, 1)->state != RAFT_FOLLOWER;
+    raft_cluster_isolate(c, 0);
+    raft_cluster_isolate(c, 1);
+    raft_cluster_raft(c, 1)->follower_state.randomized_election_timeout = 1000;
+    raft_cluster_run(c, 5000);
+    bool campaigned = raft_cluster_raft(c, 1)->state != RAFT_FOLLOWER;
     if (!guard_off) {
-        cluster_appends_finish(c, 1, 0);
-        cluster_run(c, 3000);
-        assert_int_not_equal(cluster_raft(c, 1)->state, RAFT_FOLLOWER);
+        raft_cluster_appends_finish(c, 1, 0);
+        raft_cluster_run(c, 3000);
+        assert_int_not_equal(raft_cluster_raft(c, 1)->state, RAFT_FOLLOWER);
     }
     close_cluster(c);
     return campaigned;
@@ -304,25 +305,25 @@ static void a_vote_waits_for_the_append_in_flight(void **state)
 {
     (void)state;
     struct cluster *c = open_cluster(3, false);
-    cluster_elect(c, 0);
-    cluster_run(c, 300);
+    raft_cluster_elect(c, 0);
+    raft_cluster_run(c, 300);
     c->nodes[1].hold_appends = true;
-    assert_int_equal(cluster_put(c, 0, 111), 0);
-    cluster_run(c, 200);
+    assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+    raft_cluster_run(c, 200);
     assert_int_equal(c->nodes[1].held_count, 1);
-    cluster_isolate(c, 0);
+    raft_cluster_isolate(c, 0);
     /* 2 needs the vote of 1, which follows nobody and would give it. */
     for (unsigned i = 1; i < 3; i++) {
         raft_fixture_set_randomized_election_timeout(&c->fixture, i, i == 2 ? 1000 : 60000);
-        cluster_raft(c, i)->follower_state.randomized_election_timeout = i == 2 ? 1000 : 60000;
+        raft_cluster_raft(c, i)->follower_state.randomized_election_timeout = i == 2 ? 1000 : 60000;
     }
-    cluster_raft(c, 1)->follower_state.current_leader.id = 0;
-    cluster_run(c, 5000);
-    assert_int_equal(cluster_raft(c, 2)->state, RAFT_CANDIDATE);
-    cluster_appends_finish(c, 1, 0);
-    cluster_run(c, 100);
-    assert_int_equal(cluster_raft(c, 2)->state, RAFT_LEADER);
-    assert_true(cluster_agrees(c));
+    raft_cluster_raft(c, 1)->follower_state.current_leader.id = 0;
+    raft_cluster_run(c, 5000);
+    assert_int_equal(raft_cluster_raft(c, 2)->state, RAFT_CANDIDATE);
+    raft_cluster_appends_finish(c, 1, 0);
+    raft_cluster_run(c, 100);
+    assert_int_equal(raft_cluster_raft(c, 2)->state, RAFT_LEADER);
+    assert_true(raft_cluster_agrees(c));
     close_cluster(c);
 }
 
@@ -332,15 +333,15 @@ static void a_leader_leads_once_its_barrier_is_committed(void **state)
 {
     (void)state;
     struct cluster *c = open_cluster(3, false);
-    cluster_elect(c, 0);
-    struct raft *raft = cluster_raft(c, 0);
+    raft_cluster_elect(c, 0);
+    struct raft *raft = raft_cluster_raft(c, 0);
     assert_false(guard_leads(c->nodes[0].guard));
     raft_index barrier = raft_last_index(raft);
     while (raft->commit_index < barrier)
-        cluster_step(c);
+        raft_cluster_step(c);
     assert_true(guard_leads(c->nodes[0].guard));
-    cluster_isolate(c, 0);
-    cluster_depose(c, 0);
+    raft_cluster_isolate(c, 0);
+    raft_cluster_depose(c, 0);
     assert_false(guard_leads(c->nodes[0].guard));
     close_cluster(c);
 }
@@ -351,22 +352,22 @@ static void old_entries_are_not_counted_before_the_barrier_is_stored(void **stat
     (void)state;
     for (int off = 0; off < 2; off++) {
         struct cluster *c = open_cluster(3, off == 1);
-        cluster_elect(c, 0);
-        cluster_run(c, 300);
-        cluster_isolate(c, 0);
-        assert_int_equal(cluster_put(c, 0, 111), 0);
-        raft_index entry = raft_last_index(cluster_raft(c, 0));
-        cluster_depose(c, 0);
+        raft_cluster_elect(c, 0);
+        raft_cluster_run(c, 300);
+        raft_cluster_isolate(c, 0);
+        assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+        raft_index entry = raft_last_index(raft_cluster_raft(c, 0));
+        raft_cluster_depose(c, 0);
         raft_fixture_set_disk_latency(&c->fixture, 0, 400);
-        cluster_heal(c);
-        cluster_elect(c, 0);
-        struct raft *raft = cluster_raft(c, 0);
-        cluster_run(c, 300);
-        assert_true(cluster_raft(c, 1)->last_stored >= entry);
+        raft_cluster_heal(c);
+        raft_cluster_elect(c, 0);
+        struct raft *raft = raft_cluster_raft(c, 0);
+        raft_cluster_run(c, 300);
+        assert_true(raft_cluster_raft(c, 1)->last_stored >= entry);
         assert_int_equal(raft->commit_index >= entry, off);
         if (off == 0) {
             /* What waited is not lost: no time passes but that of the disk. */
-            cluster_run(c, 150);
+            raft_cluster_run(c, 150);
             assert_true(raft->commit_index > entry);
             assert_true(guard_leads(c->nodes[0].guard));
         }

@@ -25,7 +25,7 @@ static int setup(void **state)
 {
     struct cluster *c = malloc(sizeof *c);
     assert_non_null(c);
-    cluster_open(c, 3, false, TIMEOUT_MS);
+    raft_cluster_open(c, 3, false, TIMEOUT_MS);
     *state = c;
     return 0;
 }
@@ -33,8 +33,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct cluster *c = *state;
-    bool agrees = cluster_agrees(c);
-    cluster_close(c);
+    bool agrees = raft_cluster_agrees(c);
+    raft_cluster_close(c);
     free(c);
     assert_true(agrees);
     return 0;
@@ -79,9 +79,9 @@ static int put(struct cluster *c, unsigned i, unsigned n, struct asked *a)
 
 static void lead(struct cluster *c, unsigned i)
 {
-    cluster_elect(c, i);
+    raft_cluster_elect(c, i);
     while (!guard_leads(c->nodes[i].guard))
-        cluster_step(c);
+        raft_cluster_step(c);
 }
 
 static size_t nodes_of(struct cluster *c, unsigned i)
@@ -97,7 +97,7 @@ static void many_go_in_few_batches_each_with_its_own_answer(void **state)
     lead(c, 0);
     for (unsigned n = 0; n < N; n++)
         assert_int_equal(put(c, 0, n, &a[n]), 0);
-    assert_true(cluster_run_until(c, is_answered, &a[N - 1], 5000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[N - 1], 5000));
     for (unsigned n = 0; n < N; n++) {
         assert_int_equal(a[n].answers, 1);
         assert_false(a[n].error);
@@ -115,7 +115,7 @@ static void a_refusal_is_a_result(void **state)
     lead(c, 0);
     put(c, 0, 1, &a);
     put(c, 0, 1, &b);
-    assert_true(cluster_run_until(c, is_answered, &b, 5000));
+    assert_true(raft_cluster_run_until(c, is_answered, &b, 5000));
     assert_int_equal(a.result.problem, PROBLEM_NONE);
     assert_false(b.error);
     assert_int_equal(b.result.problem, PROBLEM_CONFLICT);
@@ -128,7 +128,7 @@ static void without_a_leader_nothing_is_asked(void **state)
     assert_int_equal(put(c, 1, 1, &a), 0);
     lead(c, 0);
     /* 1 follows: it never asks by itself. */
-    assert_true(cluster_run_until(c, is_answered, &a, TIMEOUT_MS + 1000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a, TIMEOUT_MS + 1000));
     assert_true(a.error);
     assert_int_equal(a.err.code, ERR_UNAVAILABLE);
     assert_int_equal(nodes_of(c, 0), 0);
@@ -142,9 +142,9 @@ static void what_waits_is_bounded(void **state)
         assert_int_equal(put(c, 0, n, &a[n]), 0);
     assert_int_equal(put(c, 0, 1000, &a[1000]), -ERR_LIMIT);
     lead(c, 0);
-    assert_true(cluster_run_until(c, is_answered, &a[999], 5000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[999], 5000));
     assert_int_equal(put(c, 0, 1000, &a[1000]), 0);
-    assert_true(cluster_run_until(c, is_answered, &a[1000], 5000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[1000], 5000));
     free(a);
 }
 
@@ -154,24 +154,24 @@ static void a_batch_that_was_lost_is_asked_again(void **state)
     struct cluster *c = *state;
     struct asked a[10];
     lead(c, 0);
-    cluster_isolate(c, 0);
+    raft_cluster_isolate(c, 0);
     for (unsigned n = 0; n < 10; n++)
         put(c, 0, n, &a[n]);
-    cluster_run(c, 50);
-    assert_true(raft_last_index(cluster_raft(c, 0)) > cluster_raft(c, 0)->commit_index);
-    cluster_depose(c, 0);
-    cluster_elect(c, 1);
+    raft_cluster_run(c, 50);
+    assert_true(raft_last_index(raft_cluster_raft(c, 0)) > raft_cluster_raft(c, 0)->commit_index);
+    raft_cluster_depose(c, 0);
+    raft_cluster_elect(c, 1);
     struct asked other;
     put(c, 1, 100, &other);
-    assert_true(cluster_run_until(c, is_answered, &other, 1000));
+    assert_true(raft_cluster_run_until(c, is_answered, &other, 1000));
     assert_int_equal(a[0].answers, 0);
-    cluster_heal(c);
-    cluster_run(c, 1000);
-    cluster_isolate(c, 1);
-    cluster_depose(c, 1);
-    cluster_join(c, 0, 2);
+    raft_cluster_heal(c);
+    raft_cluster_run(c, 1000);
+    raft_cluster_isolate(c, 1);
+    raft_cluster_depose(c, 1);
+    raft_cluster_join(c, 0, 2);
     lead(c, 0);
-    assert_true(cluster_run_until(c, is_answered, &a[9], 5000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[9], 5000));
     for (unsigned n = 0; n < 10; n++) {
         assert_int_equal(a[n].answers, 1);
         assert_false(a[n].error);
@@ -192,22 +192,22 @@ static void what_another_leader_commits_is_answered_and_not_done_twice(void **st
     raft_fixture_disconnect(&c->fixture, 2, 0);
     for (unsigned n = 0; n < 10; n++)
         put(c, 0, n, &a[n]);
-    cluster_depose(c, 0);
+    raft_cluster_depose(c, 0);
     assert_int_equal(a[0].answers, 0);
-    assert_true(cluster_raft(c, 1)->last_stored > cluster_raft(c, 1)->commit_index);
-    cluster_isolate(c, 0);
-    cluster_elect(c, 1);
-    cluster_run(c, 500);
+    assert_true(raft_cluster_raft(c, 1)->last_stored > raft_cluster_raft(c, 1)->commit_index);
+    raft_cluster_isolate(c, 0);
+    raft_cluster_elect(c, 1);
+    raft_cluster_run(c, 500);
     assert_int_equal(nodes_of(c, 1), 10);
-    cluster_heal(c);
-    assert_true(cluster_run_until(c, is_answered, &a[9], 5000));
-    assert_int_equal(cluster_raft(c, 0)->state, RAFT_FOLLOWER);
+    raft_cluster_heal(c);
+    assert_true(raft_cluster_run_until(c, is_answered, &a[9], 5000));
+    assert_int_equal(raft_cluster_raft(c, 0)->state, RAFT_FOLLOWER);
     for (unsigned n = 0; n < 10; n++) {
         assert_int_equal(a[n].answers, 1);
         assert_int_equal(a[n].result.problem, PROBLEM_NONE);
         assert_int_equal(a[n].result.node, n + 1);
     }
-    cluster_run(c, 1000);
+    raft_cluster_run(c, 1000);
     assert_int_equal(nodes_of(c, 0), 10);
 }
 
@@ -218,21 +218,21 @@ static void what_the_new_barrier_commits_is_not_asked_again(void **state)
     struct cluster *c = *state;
     struct asked a[10];
     lead(c, 0);
-    cluster_isolate(c, 0);
+    raft_cluster_isolate(c, 0);
     for (unsigned n = 0; n < 10; n++)
         put(c, 0, n, &a[n]);
-    cluster_depose(c, 0);
-    raft_index before = raft_last_index(cluster_raft(c, 0));
-    cluster_heal(c);
+    raft_cluster_depose(c, 0);
+    raft_index before = raft_last_index(raft_cluster_raft(c, 0));
+    raft_cluster_heal(c);
     lead(c, 0);
-    assert_true(cluster_run_until(c, is_answered, &a[9], 5000));
-    cluster_run(c, 1000);
+    assert_true(raft_cluster_run_until(c, is_answered, &a[9], 5000));
+    raft_cluster_run(c, 1000);
     for (unsigned n = 0; n < 10; n++) {
         assert_int_equal(a[n].answers, 1);
         assert_int_equal(a[n].result.problem, PROBLEM_NONE);
         assert_int_equal(a[n].result.node, n + 1);
     }
-    assert_int_equal(raft_last_index(cluster_raft(c, 0)), before + 1);
+    assert_int_equal(raft_last_index(raft_cluster_raft(c, 0)), before + 1);
     assert_int_equal(nodes_of(c, 0), 10);
     assert_int_equal(nodes_of(c, 2), 10);
 }
@@ -246,15 +246,15 @@ static void an_answer_that_was_missed_is_asked_for_again_and_nothing_done_twice(
     for (unsigned n = 0; n < 10; n++)
         put(c, 0, n, &a[n]);
     c->nodes[0].deaf = true;
-    cluster_run(c, 500);
+    raft_cluster_run(c, 500);
     assert_int_equal(nodes_of(c, 0), 10);
     assert_int_equal(a[0].answers, 0);
     c->nodes[0].deaf = false;
-    cluster_isolate(c, 0);
-    cluster_depose(c, 0);
-    cluster_heal(c);
+    raft_cluster_isolate(c, 0);
+    raft_cluster_depose(c, 0);
+    raft_cluster_heal(c);
     lead(c, 0);
-    assert_true(cluster_run_until(c, is_answered, &a[9], 5000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[9], 5000));
     for (unsigned n = 0; n < 10; n++) {
         assert_int_equal(a[n].answers, 1);
         assert_int_equal(a[n].result.problem, PROBLEM_NONE);
@@ -268,17 +268,17 @@ static void past_its_deadline_the_outcome_is_unknown(void **state)
     struct cluster *c = *state;
     struct asked a, late;
     lead(c, 0);
-    cluster_isolate(c, 0);
+    raft_cluster_isolate(c, 0);
     put(c, 0, 1, &a);
-    cluster_run(c, 100);
-    assert_true(cluster_run_until(c, is_answered, &a, TIMEOUT_MS + 1000));
+    raft_cluster_run(c, 100);
+    assert_true(raft_cluster_run_until(c, is_answered, &a, TIMEOUT_MS + 1000));
     assert_int_equal(a.err.code, ERR_TIMEOUT);
     assert_int_equal(a.answers, 1);
     /* The next ones are served when there is a leader again. */
-    cluster_heal(c);
+    raft_cluster_heal(c);
     lead(c, 0);
     put(c, 0, 2, &late);
-    assert_true(cluster_run_until(c, is_answered, &late, 5000));
+    assert_true(raft_cluster_run_until(c, is_answered, &late, 5000));
     assert_int_equal(late.result.problem, PROBLEM_NONE);
     assert_int_equal(a.answers, 1);
 }
@@ -300,8 +300,8 @@ static void a_deadline_while_the_batch_is_under_way(void **state)
     raft_fixture_desaturate(&c->fixture, 0, 1);
     raft_fixture_desaturate(&c->fixture, 0, 2);
     put(c, 0, 2, &next);
-    cluster_appends_finish(c, 0, 0);
-    assert_true(cluster_run_until(c, is_answered, &next, 5000));
+    raft_cluster_appends_finish(c, 0, 0);
+    assert_true(raft_cluster_run_until(c, is_answered, &next, 5000));
     assert_int_equal(next.result.node, 2);
     assert_int_equal(a.answers, 1);
 }
@@ -316,7 +316,7 @@ static void a_barrier_needs_a_leader_that_still_leads(void **state)
         a[i] = (struct asked){0};
         assert_int_equal(proposer_barrier(c->nodes[0].proposer, now(c), barred, &a[i], &e), 0);
     }
-    assert_true(cluster_run_until(c, is_answered, &a[4], 1000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[4], 1000));
     assert_false(a[0].error);
     assert_int_equal(proposer_counts(c->nodes[0].proposer).barriers, 1);
     /* A batch serves as well. */
@@ -324,12 +324,12 @@ static void a_barrier_needs_a_leader_that_still_leads(void **state)
     put(c, 0, 1, &b);
     a[0] = (struct asked){0};
     assert_int_equal(proposer_barrier(c->nodes[0].proposer, now(c), barred, &a[0], &e), 0);
-    assert_true(cluster_run_until(c, is_answered, &a[0], 1000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[0], 1000));
     assert_int_equal(proposer_counts(c->nodes[0].proposer).barriers, 1);
-    cluster_isolate(c, 0);
+    raft_cluster_isolate(c, 0);
     a[0] = (struct asked){0};
     assert_int_equal(proposer_barrier(c->nodes[0].proposer, now(c), barred, &a[0], &e), 0);
-    assert_true(cluster_run_until(c, is_answered, &a[0], TIMEOUT_MS + 1000));
+    assert_true(raft_cluster_run_until(c, is_answered, &a[0], TIMEOUT_MS + 1000));
     assert_true(a[0].error);
     assert_int_equal(a[0].answers, 1);
 }
@@ -350,7 +350,7 @@ static void closing_answers_everybody_once(void **state)
     assert_int_equal(a.err.code, ERR_CANCELED);
     assert_int_equal(b.err.code, ERR_CANCELED);
     assert_int_equal(w.err.code, ERR_CANCELED);
-    cluster_run(c, 1000);
+    raft_cluster_run(c, 1000);
     assert_int_equal(a.answers + b.answers + w.answers, 3);
 }
 

@@ -79,18 +79,18 @@ static void fault(struct world *w)
 {
     struct cluster *c = &w->cluster;
     unsigned i = below(w, c->n), j = (i + 1 + below(w, c->n - 1)) % c->n;
-    int leader = cluster_leader(c);
+    int leader = raft_cluster_leader(c);
     switch (below(w, 10)) {
     case 0:
     case 1:
-        cluster_cut(c, i, j);
+        raft_cluster_cut(c, i, j);
         break;
     case 2:
-        cluster_isolate(c, i);
+        raft_cluster_isolate(c, i);
         break;
     case 3:
         if (leader >= 0)
-            cluster_isolate(c, (unsigned)leader);
+            raft_cluster_isolate(c, (unsigned)leader);
         break;
     case 4: /* one way only */
         raft_fixture_disconnect(&c->fixture, i, j);
@@ -106,7 +106,7 @@ static void fault(struct world *w)
         raft_fixture_set_network_latency(&c->fixture, i, 1);
         break;
     default:
-        cluster_heal(c);
+        raft_cluster_heal(c);
         break;
     }
     for (unsigned k = 0; k < c->n; k++)
@@ -125,12 +125,12 @@ static bool everybody_answered(void *user)
 static bool converged(void *user)
 {
     struct world *w = user;
-    int leader = cluster_leader(&w->cluster);
+    int leader = raft_cluster_leader(&w->cluster);
     if (leader < 0 || !guard_leads(w->cluster.nodes[leader].guard))
         return false;
-    raft_index last = raft_last_index(cluster_raft(&w->cluster, (unsigned)leader));
+    raft_index last = raft_last_index(raft_cluster_raft(&w->cluster, (unsigned)leader));
     for (unsigned i = 0; i < w->cluster.n; i++)
-        if (cluster_raft(&w->cluster, i)->last_applied != last)
+        if (raft_cluster_raft(&w->cluster, i)->last_applied != last)
             return false;
     return true;
 }
@@ -153,7 +153,7 @@ static bool name_visit(void *user, const struct registry_node *n)
 static void check(struct world *w)
 {
     struct cluster *c = &w->cluster;
-    assert_true(cluster_agrees(c));
+    assert_true(raft_cluster_agrees(c));
     struct buffer first;
     struct err e;
     buffer_init(&first, SNAPSHOT_BYTES_MAX);
@@ -190,27 +190,27 @@ static unsigned run(uint64_t seed)
     assert_non_null(w);
     w->random = seed * 0x9e3779b97f4a7c15u + 1;
     unsigned n = seed % 2 == 0 ? 3 : 5;
-    cluster_open(&w->cluster, n, false, TIMEOUT_MS);
+    raft_cluster_open(&w->cluster, n, false, TIMEOUT_MS);
     for (unsigned f = 0; f < FAULTS; f++) {
         for (unsigned k = below(w, 20); k > 0; k--)
             ask(w, below(w, n));
         fault(w);
-        cluster_run(&w->cluster, 20 + below(w, 1500));
-        assert_true(cluster_agrees(&w->cluster));
+        raft_cluster_run(&w->cluster, 20 + below(w, 1500));
+        assert_true(raft_cluster_agrees(&w->cluster));
     }
-    cluster_heal(&w->cluster);
+    raft_cluster_heal(&w->cluster);
     for (unsigned i = 0; i < n; i++) {
         raft_fixture_set_disk_latency(&w->cluster.fixture, i, 1);
         raft_fixture_set_network_latency(&w->cluster.fixture, i, 1);
         raft_fixture_set_randomized_election_timeout(&w->cluster.fixture, i, 1000 + i * 300);
     }
-    assert_true(cluster_run_until(&w->cluster, everybody_answered, w, 3 * TIMEOUT_MS));
-    assert_true(cluster_run_until(&w->cluster, converged, w, 60000));
+    assert_true(raft_cluster_run_until(&w->cluster, everybody_answered, w, 3 * TIMEOUT_MS));
+    assert_true(raft_cluster_run_until(&w->cluster, converged, w, 60000));
     check(w);
     for (unsigned i = 0; i < n; i++)
         assert_false(w->cluster.nodes[i].failed);
     unsigned acknowledged = w->answered;
-    cluster_close(&w->cluster);
+    raft_cluster_close(&w->cluster);
     free(w);
     return acknowledged;
 }
