@@ -1,17 +1,15 @@
 #include "base/identity.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <sodium.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/identity_seed.h"
 #include "base/memory.h"
+#include "base/private_file.h"
 
 #define FILE_PREFIX "skerry-ed25519-1:"
 #define FILE_PREFIX_LENGTH 17u
@@ -156,59 +154,11 @@ void identity_fingerprint_format(const struct identity_fingerprint *print,
 
 /* --- files -------------------------------------------------------------------------------------- */
 
-/* Puts `text` into a new file of `folder`, stored when this returns 0. The name of the new file is
- * in `temporary`; whoever calls gives it its true one. */
-static int write_temporary(int folder, const char *name, char temporary[64], const char *text,
-                           size_t length, struct err *e)
-{
-    uint32_t random = randombytes_random();
-    (void)text_format(temporary, 64, ".%s.%08" PRIx32, name, random);
-    CLEANUP_FD int fd =
-        openat(folder, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-        return err_sys(e, ERR_IO, errno, "make %s", temporary);
-    ssize_t written = write(fd, text, length);
-    if (written == (ssize_t)length && fchmod(fd, 0600) == 0 && fsync(fd) == 0)
-        return 0;
-    int sys = written >= 0 && written < (ssize_t)length ? ENOSPC : errno;
-    (void)unlinkat(folder, temporary, 0);
-    return err_sys(e, ERR_IO, sys, "write %s", temporary);
-}
-
-static int open_folder(const char *directory, struct err *e)
-{
-    int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd >= 0 ? fd : err_sys(e, ERR_IO, errno, "open %s", directory);
-}
-
-/* Reads a whole small file. -ERR_NOT_FOUND when there is none. */
-static int read_small(int folder, const char *name, char *out, size_t size, size_t *length,
-                      struct err *e)
-{
-    CLEANUP_FD int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0)
-        return err_sys(e, errno == ENOENT ? ERR_NOT_FOUND : ERR_IO, errno, "open %s", name);
-    struct stat s;
-    if (fstat(fd, &s) != 0)
-        return err_sys(e, ERR_IO, errno, "look at %s", name);
-    if (!S_ISREG(s.st_mode) || s.st_uid != geteuid() || (s.st_mode & 077) != 0)
-        return err_set(e, ERR_DENIED,
-                       "%s has mode %04o and owner %u; it must be a plain file of ours that nobody "
-                       "else can read: chown it to %u and chmod 600",
-                       name, (unsigned)(s.st_mode & 07777), (unsigned)s.st_uid,
-                       (unsigned)geteuid());
-    ssize_t count = read(fd, out, size);
-    if (count < 0)
-        return err_sys(e, ERR_IO, errno, "read %s", name);
-    *length = (size_t)count;
-    return 0;
-}
-
 static int load(struct identity *identity, int folder, struct err *e)
 {
     char text[FILE_LENGTH + 1]; /* one more, to notice a longer file */
     size_t length = 0;
-    int rc = read_small(folder, IDENTITY_FILE, text, sizeof text, &length, e);
+    int rc = private_file_read(folder, IDENTITY_FILE, text, sizeof text, &length, e);
     if (rc != 0)
         return rc;
     bool ok = length == FILE_LENGTH && memcmp(text, FILE_PREFIX, FILE_PREFIX_LENGTH) == 0 &&
@@ -222,27 +172,18 @@ static int load(struct identity *identity, int folder, struct err *e)
                    IDENTITY_FILE);
 }
 
-/* link() instead of rename(): of two that start at once, one makes the key and both read it. */
 static int create(int folder, struct err *e)
 {
-    char text[FILE_LENGTH + 1], temporary[64];
+    char text[FILE_LENGTH + 1];
     uint8_t seed[crypto_sign_SEEDBYTES];
     randombytes_buf(seed, sizeof seed);
     format(text, sizeof text, FILE_PREFIX, seed);
     sodium_memzero(seed, sizeof seed);
     text[FILE_LENGTH - 1] = '\n';
-    int rc = write_temporary(folder, IDENTITY_FILE, temporary, text, FILE_LENGTH, e);
+    /* Of two that start at once, one makes the key and both read it. */
+    int rc = private_file_store(folder, IDENTITY_FILE, text, FILE_LENGTH, false, e);
     sodium_memzero(text, sizeof text);
-    if (rc != 0)
-        return rc;
-    int linked = linkat(folder, temporary, folder, IDENTITY_FILE, 0);
-    int sys = errno;
-    (void)unlinkat(folder, temporary, 0);
-    if (linked != 0 && sys != EEXIST)
-        return err_sys(e, ERR_IO, sys, "make %s", IDENTITY_FILE);
-    if (fsync(folder) != 0)
-        return err_sys(e, ERR_IO, errno, "store %s", IDENTITY_FILE);
-    return 0;
+    return rc;
 }
 
 int identity_open(struct identity **out, const char *directory, struct err *e)
@@ -252,7 +193,7 @@ int identity_open(struct identity **out, const char *directory, struct err *e)
     int rc = allocate(&identity, e);
     if (rc != 0)
         return rc;
-    CLEANUP_FD int folder = open_folder(directory, &cause);
+    CLEANUP_FD int folder = private_folder_open(directory, &cause);
     rc = folder < 0 ? folder : load(identity, folder, &cause);
     if (rc == -ERR_NOT_FOUND) {
         rc = create(folder, &cause);
@@ -275,7 +216,7 @@ static int boot_read(int folder, uint64_t *out, struct err *e)
     char text[24];
     size_t length = 0;
     *out = 0;
-    int rc = read_small(folder, IDENTITY_BOOT_FILE, text, sizeof text - 1, &length, e);
+    int rc = private_file_read(folder, IDENTITY_BOOT_FILE, text, sizeof text - 1, &length, e);
     if (rc == -ERR_NOT_FOUND)
         return 0;
     if (rc != 0)
@@ -293,16 +234,9 @@ static int boot_read(int folder, uint64_t *out, struct err *e)
 
 static int boot_write(int folder, uint64_t boot, struct err *e)
 {
-    char text[24], temporary[64];
+    char text[24];
     (void)text_format(text, sizeof text, "%" PRIu64 "\n", boot);
-    int rc = write_temporary(folder, IDENTITY_BOOT_FILE, temporary, text, strlen(text), e);
-    if (rc != 0)
-        return rc;
-    if (renameat(folder, temporary, folder, IDENTITY_BOOT_FILE) == 0 && fsync(folder) == 0)
-        return 0;
-    int sys = errno;
-    (void)unlinkat(folder, temporary, 0);
-    return err_sys(e, ERR_IO, sys, "store %s", IDENTITY_BOOT_FILE);
+    return private_file_store(folder, IDENTITY_BOOT_FILE, text, strlen(text), true, e);
 }
 
 int identity_boot_next(uint64_t *out, const char *directory, uint64_t wall_ms, struct err *e)
@@ -311,7 +245,7 @@ int identity_boot_next(uint64_t *out, const char *directory, uint64_t wall_ms, s
     uint64_t last = 0;
     if (sodium_init() < 0)
         return err_set(e, ERR_INTERNAL, "boot number: libsodium has no randomness");
-    CLEANUP_FD int folder = open_folder(directory, &cause);
+    CLEANUP_FD int folder = private_folder_open(directory, &cause);
     int rc = folder < 0 ? folder : boot_read(folder, &last, &cause);
     uint64_t boot = last + 1 > wall_ms ? last + 1 : wall_ms;
     if (rc == 0)
