@@ -4,8 +4,9 @@
  *                +-- peer_rpc --------- peer port: questions, dispatched by enum cluster_what
  *     seal ------+-- gossip/udp ------- gossip port: who is alive, where, how loaded
  *
- * Whom we believe comes from the registry's nodes; what was last known of them is kept in
- * `data`/peers.json too, since after a restart the registry is readable only once others were reached.
+ * Whom we believe comes from the registry's nodes. What was last known of them is kept in
+ * `data`/peers.json too, since after a restart the registry is up to date only once others were
+ * reached; gossip's keys likewise in node.json (node/membership.h).
  *
  * Ports: `advertise` has the peer port P; streams are at P + 1, gossip at P + 2, the handshake (node/enroll.h)
  * at P + 3, all at the same address.
@@ -25,6 +26,7 @@
 #include "base/secure_stream.h"
 #include "gossip/gossip.h"
 #include "gossip/seal.h"
+#include "node/membership.h"
 #include "node/peer_rpc.h"
 #include "raft/registry.h"
 
@@ -42,42 +44,46 @@ enum cluster_port {
     CLUSTER_PORT_PEER,
     CLUSTER_PORT_STREAM,
     CLUSTER_PORT_GOSSIP,
-    CLUSTER_PORT_ENROLL
+    CLUSTER_PORT_ENROLL,
+    CLUSTER_PORT_COUNT
 };
 
 struct cluster_options {
-    const char *data;       /* folder: identity.key, boot, peers.json */
-    const char *name;       /* of this node */
-    const char *zone;       /* "" none */
-    const char *bind;       /* "127.0.0.1:7600" */
-    const char *advertise;  /* likewise */
-    const char *http, *api; /* as others and people reach them; "" none */
-    node_id id;
-    char cluster_id[17];
-    const uint8_t (
-        *gossip_keys)[32]; /* from the handshake or the registry as last known; may be none
-                                         for a cluster that is being made */
-    size_t gossip_key_count;
-    void *user;
+    const char *data;                    /* folder: identity.key, boot, peers.json, node.json */
+    const char *bind;                    /* "127.0.0.1:7600" */
+    const char *advertise;               /* likewise */
+    const struct membership *membership; /* copied */
+    /* Of this node: name, zone, version, capacity, labels, its HTTP and API addresses as others and
+     * people reach them. The addresses for nodes are filled in here. Copied. */
+    const struct gossip_meta *meta;
+    void *user; /* of every callback here */
     /* A question came, not of gossip: answered or dropped once. */
     void (*asked)(void *user, struct peer_question *q);
     /* An open stream came in; the owner's from now on. SECURE_RAFT, SECURE_JOIN or SECURE_IMAGE. */
     void (*accepted)(void *user, struct secure_stream *s);
+    /* What follows comes out of the loop, never out of a call here; NULL is allowed for each. */
     /* States, loads or metas changed; look at cluster_next. At most once in 5 ms. */
     void (*changed)(void *user);
     /* After cluster_leave: others were told, or gave no sign within 2 s. */
     void (*left)(void *user);
     /* Another process runs under our id with a later boot: this one must stop. */
     void (*impostor)(void *user);
+    /* The registry says that this node was removed: it must stop, and can only join anew. */
+    void (*removed)(void *user);
 };
 
+/* When it fails, the loop may have to run once for its handles to go. */
 int cluster_open(struct cluster **out, uv_loop_t *loop, const struct cluster_options *options,
                  struct err *e) ERR_CHECKED;
+/* Streams of its context must be closed before. May be called in a callback; none but `cb` comes
+ * after this. Blocks until the files are stored. */
 void cluster_close(struct cluster *c, void (*cb)(void *user));
 void cluster_leave(struct cluster *c);
 
-/* The registry changed: nodes that came, moved or were removed, and the keyring. Keeps peers.json. */
-void cluster_follow(struct cluster *c, const struct registry_root *root);
+/* The registry changed: nodes that came, moved or were removed, and the keyring. Keeps the files. A
+ * root that is older than what is known is passed over, unless the registry has `caught_up` since it
+ * was opened: a strong read succeeded. */
+void cluster_follow(struct cluster *c, const struct registry_root *root, bool caught_up);
 
 uint64_t cluster_boot(const struct cluster *c);
 const struct identity *cluster_identity(const struct cluster *c);
@@ -94,8 +100,8 @@ bool cluster_address(struct cluster *c, node_id id, enum cluster_port port,
 struct cluster_node {
     node_id id;
     enum gossip_state state; /* of ourselves: alive */
-    uint64_t state_since_ms;
-    struct gossip_meta meta; /* name, zone, version, capacity; zero if not known */
+    uint64_t state_since_ms; /* of clock_monotonic_ms */
+    struct gossip_meta meta; /* name, zone, version, capacity; only the name if not known */
     struct gossip_load load; /* zero if not known */
     bool self;
 };
@@ -103,11 +109,14 @@ struct cluster_node {
 bool cluster_next(struct cluster *c, node_id *cursor, struct cluster_node *out);
 bool cluster_get(struct cluster *c, node_id id, struct cluster_node *out);
 void cluster_tell_load(struct cluster *c, const struct gossip_load *load);
+/* As in the options: when what others should know of this node has changed. */
+void cluster_tell_meta(struct cluster *c, const struct gossip_meta *meta);
 
 /* Counters of refused strangers and replays, for metrics and status. */
 struct cluster_refusals {
     uint64_t gossip_unknown_key, gossip_forged, gossip_replayed, gossip_other;
-    uint64_t rpc, streams;
+    uint64_t rpc;     /* but what was meant for an earlier life of ours, which is usual */
+    uint64_t streams; /* that were never accepted */
 };
 void cluster_refusals(const struct cluster *c, struct cluster_refusals *out);
 /* The keyring as gossip uses it: for `skerry operator keyring list`. */

@@ -22,24 +22,13 @@
 
 #include "base/err.h"
 #include "base/identity.h"
+#include "node/known.h"
+#include "node/membership.h"
 #include "raft/registry.h"
 
 #define ENROLL_PROTOCOL_MAJOR 1u
 #define ENROLL_CLOCK_APART_MS 5000u
 #define ENROLL_TOKEN_TEXT_SIZE 200
-
-/* --- what a member of a cluster keeps of it ------------------------------------------------------ */
-
-/* `data`/node.json: written whole or not at all, mode 0600. Its gossip keys make it a secret. */
-struct membership {
-    node_id id;
-    char cluster_id[17];
-    uint8_t gossip_keys[REGISTRY_KEYRING_MAX][32]; /* the used one first */
-    size_t gossip_key_count;
-};
-/* -ERR_NOT_FOUND: this folder belongs to no cluster yet. */
-int membership_load(struct membership *out, const char *data, struct err *e) ERR_CHECKED;
-int membership_save(const struct membership *m, const char *data, struct err *e) ERR_CHECKED;
 
 /* --- joining -------------------------------------------------------------------------------------- */
 

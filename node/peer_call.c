@@ -290,7 +290,8 @@ static void slot_fail(struct peer_slot *slot, enum err_code code, const char *te
 {
     struct err error;
     (void)err_set(&error, code, "node %" PRIu64 ": %s", slot->call.to, text);
-    slot_end(slot, &(struct peer_answer){.error = &error,
+    slot_end(slot, &(struct peer_answer){.from = slot->call.to,
+                                         .error = &error,
                                          .maybe_heard = slot->receiving && code != ERR_CONFLICT});
 }
 
@@ -340,7 +341,8 @@ static void slot_deliver(struct inbox_message *message, void *owner)
     else if (content.kind == PEER_SEAL_REFUSAL)
         ask_again(slot);
     else
-        slot_end(slot, &(struct peer_answer){.payload = content.payload, .size = content.size});
+        slot_end(slot, &(struct peer_answer){
+                           .from = content.peer, .payload = content.payload, .size = content.size});
 }
 
 /* --- life ----------------------------------------------------------------------------------------- */

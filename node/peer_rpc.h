@@ -63,6 +63,7 @@ void peer_rpc_close(struct peer_rpc *rpc, void (*cb)(void *user));
 /* --- asking --------------------------------------------------------------------------------------- */
 
 struct peer_answer {
+    node_id from;            /* who was asked */
     const struct err *error; /* NULL: answered */
     bool maybe_heard;        /* with an error: the other node may have acted */
     const uint8_t *payload;  /* valid in the callback */
