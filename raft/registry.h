@@ -128,6 +128,9 @@ const struct registry_workload *registry_root_workload_version(const struct regi
                                                                const char *name, uint64_t version);
 const struct registry_instance *registry_root_instance(const struct registry_root *root,
                                                        const char *id, size_t length);
+/* Who holds a key of a workload; NULL: nobody. */
+const struct instance_id *registry_root_key_holder(const struct registry_root *root,
+                                                   const char *workload, const char *key);
 const struct registry_token *registry_root_token(const struct registry_root *root, const char *id,
                                                  size_t length);
 const struct registry_image *registry_root_image(const struct registry_root *root, const char *name,
@@ -148,6 +151,11 @@ void registry_root_versions(const struct registry_root *root, const char *name,
 void registry_root_instances(const struct registry_root *root, const char *from,
                              bool (*visit)(void *user, const struct registry_instance *i),
                              void *user);
+/* Those of one owner (0: of any, in order of owner) that have not ended. */
+void registry_root_live(const struct registry_root *root, node_id owner,
+                        bool (*visit)(void *user, const struct registry_instance *i), void *user);
+/* How many instances of all its versions have not ended: what scale.max bounds. */
+uint32_t registry_root_workload_live(const struct registry_root *root, const char *workload);
 void registry_root_tokens(const struct registry_root *root,
                           bool (*visit)(void *user, const struct registry_token *t), void *user);
 void registry_root_images(const struct registry_root *root,

@@ -38,6 +38,22 @@ const struct registry_instance *registry_root_instance(const struct registry_roo
     return value == NULL ? NULL : container_of(value, const struct registry_instance, value);
 }
 
+const struct instance_id *registry_root_key_holder(const struct registry_root *root,
+                                                   const char *workload, const char *key)
+{
+    struct registry_instance like = {0};
+    if (key[0] == '\0' || !text_copy(like.workload, sizeof like.workload, workload) ||
+        !text_copy(like.key, sizeof like.key, key))
+        return NULL;
+    return state_key_holder(&root->content, &like);
+}
+
+uint32_t registry_root_workload_live(const struct registry_root *root, const char *workload)
+{
+    const struct state_workload *w = state_workload(&root->content, workload);
+    return w == NULL ? 0 : w->live;
+}
+
 const struct registry_token *registry_root_token(const struct registry_root *root, const char *id,
                                                  size_t length)
 {
@@ -161,6 +177,23 @@ void registry_root_instances(const struct registry_root *root, const char *from,
 {
     const struct listing l = {.root = root, .instance = visit, .user = user};
     list(&l, STATE_INSTANCES, from, instance_visit);
+}
+
+static bool live_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    if (l->prefix.length > 0 && !state_key_starts_with(key, key_length, &l->prefix))
+        return false;
+    return l->instance(l->user, container_of(value, const struct registry_instance, value));
+}
+
+void registry_root_live(const struct registry_root *root, node_id owner,
+                        bool (*visit)(void *user, const struct registry_instance *i), void *user)
+{
+    struct listing l = {.root = root, .instance = visit, .user = user};
+    if (owner != 0)
+        state_key_u64(&l.prefix, owner);
+    map_walk(&root->content.maps[STATE_OWNED], l.prefix.bytes, l.prefix.length, live_visit, &l);
 }
 
 static bool token_visit(void *user, const void *key, size_t key_length, struct map_value *value)
