@@ -197,14 +197,14 @@ enum registry_command_kind {
                                   id. Refused: an unknown, used or late token (wall_ms), a key that
                                   another node has. A node of that name that holds another key is
                                   replaced: removed as by NODE_REMOVE */
-    REGISTRY_NODE_REMOVE, /* node.id, and gossip_key: its instances end as node_lost (500 of them;
+    REGISTRY_NODE_REMOVE, /* node.id, and gossip_key: its instances end as node_lost (200 of them;
                                   changed: a SWEEP ends the rest), its key is worth nothing any
                                   more, and gossip_key is added to the keyring, in place of the
                                   oldest of a full one, and used. Refused for the last node */
     REGISTRY_NODE_DRAIN,  /* node.id, node.draining */
     REGISTRY_LEASE_GRANT, /* node.id -> epoch; the one that runs, if one does. Refused as CONFLICT
-                                  while instances of the lease before are left: each try ends 500 */
-    REGISTRY_LEASE_EXPIRE, /* node.id, node.lease_epoch: its instances end as node_lost, at most 500
+                                  while instances of the lease before are left: each try ends 200 */
+    REGISTRY_LEASE_EXPIRE, /* node.id, node.lease_epoch: its instances end as node_lost, at most 200
                                   at once (changed: ask again; nobody can reserve for it meanwhile);
                                   refused as CONFLICT for an epoch that is over. Of this leader
                                   in this term or of none: ERR_UNAVAILABLE at once where this node

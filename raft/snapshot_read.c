@@ -106,7 +106,8 @@ static int version_read(struct reader *r, const Skerry__Registry__Version *m)
     const struct state_workload *w = NULL;
     if (codec_text_read(v.name, sizeof v.name, m->workload))
         w = state_workload(r->c, v.name);
-    if (w == NULL || v.version == 0 || v.version > w->version_last)
+    if (w == NULL || v.version == 0 || v.version > w->version_last ||
+        state_version(r->c, v.name, v.version) != NULL)
         return damaged(r, "a version without its workload");
     struct state_spec *spec;
     int rc = state_spec_new(&spec, m->json, r->e);
@@ -116,7 +117,7 @@ static int version_read(struct reader *r, const Skerry__Registry__Version *m)
     if (strcmp(spec->spec.id, v.name) != 0)
         rc = damaged(r, "a version of another name");
     else
-        rc = state_version_put(r->c, &v, spec, r->e);
+        rc = state_version_add(r->c, &v, spec, r->e);
     map_value_drop(&spec->value);
     return rc;
 }

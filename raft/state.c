@@ -180,6 +180,21 @@ int state_raise_generation(struct state *s, struct err *e)
     return 0;
 }
 
+int state_admits(const struct state *s, const struct registry_command *command, struct err *e)
+{
+    uint32_t needs = command_feature_level(command->kind);
+    if (needs > s->now.feature_level)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "registry command %d needs feature level %u, the cluster has %u; upgrade "
+                       "all nodes first",
+                       (int)command->kind, needs, s->now.feature_level);
+    if (command->kind == REGISTRY_FEATURE_LEVEL && command->version > STATE_FEATURE_LEVEL)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "feature level %llu: this build has %u; upgrade this node first",
+                       (unsigned long long)command->version, STATE_FEATURE_LEVEL);
+    return 0;
+}
+
 /* --- apply ------------------------------------------------------------------------------------------ */
 
 static int apply_new(struct state_content *c, uint64_t index, const struct command *command,
@@ -196,6 +211,12 @@ static int apply_decoded(struct state *s, uint64_t index, const struct command *
                          struct state_outcome *out, struct err *e)
 {
     out->session = command->session;
+    if (state_session_refused(&s->now, &command->session, &out->result)) {
+        out->result.index = index;
+        s->now.index = index;
+        s->root_stale = true;
+        return 0;
+    }
     out->repeated = state_session_recall(&s->now, &command->session, &out->result);
     if (out->repeated) {
         s->now.index = index;

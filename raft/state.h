@@ -27,10 +27,16 @@
  * command of a process that is gone may still arrive, but not four starts later. */
 #define STATE_SESSION_RESULTS_MAX 1024u
 #define STATE_SESSIONS_PER_NODE_MAX 4u
+/* Beyond as many as all nodes may have, those of nodes that are not registered are not remembered. */
+#define STATE_SESSIONS_MAX (STATE_SESSIONS_PER_NODE_MAX * STATE_NODES_MAX)
 
 /* Bounds of the whole registry: what is beyond gets PROBLEM_LIMIT_REACHED. */
 #define STATE_NODES_MAX 1000u
 #define STATE_WORKLOADS_MAX 10000u
+/* Of one workload, those that instances still run among them: an end looks at all of them. */
+#define STATE_VERSIONS_MAX 100u
+/* The JSON of all kept versions; it stands in memory and in each snapshot. */
+#define STATE_SPEC_BYTES_MAX ((uint64_t)512 * 1024 * 1024)
 #define STATE_LIVE_MAX 1000000u
 #define STATE_TOKENS_MAX 10000u
 #define STATE_IMAGES_MAX 10000u
@@ -38,8 +44,8 @@
 
 /* What one SWEEP removes, so that it holds the loop for less than 5 ms (measured: 3 us each). */
 #define STATE_SWEEP_MAX 500u
-/* How many instances of a lost node one command ends, for the same reason (measured: 6 us each). */
-#define STATE_LOST_MAX 500u
+/* How many instances of a lost node one command ends, for the same reason (measured: 10 us each). */
+#define STATE_LOST_MAX 200u
 
 enum state_map {
     STATE_NODES,     /* be64 id -> registry_node */
@@ -63,7 +69,8 @@ struct state_content {
     node_id node_id_next;
     uint64_t generation; /* of epochs: raised when a registry is recovered or restored */
     uint64_t epoch_sequence;
-    uint64_t live; /* instances that have not ended */
+    uint64_t live;       /* instances that have not ended */
+    uint64_t spec_bytes; /* of the JSON of all versions */
     struct registry_gossip_key keyring[REGISTRY_KEYRING_MAX];
     uint32_t keyring_count;
     struct map maps[STATE_MAP_COUNT];
@@ -138,6 +145,11 @@ struct state_outcome {
 int state_apply(struct state *s, uint64_t index, const void *data, size_t length,
                 struct state_outcome *out, struct err *e) ERR_CHECKED;
 bool state_halted(const struct state *s);
+/* What a leader asks before it appends a command, whoever made it: one that decodes here may still be of
+ * a later feature level than the cluster's, or raise that level above what this build understands, and
+ * would halt those that apply it. */
+int state_admits(const struct state *s, const struct registry_command *command,
+                 struct err *e) ERR_CHECKED;
 /* Replaces all by a decoded snapshot, whose maps it takes over (*content becomes empty). */
 void state_restore(struct state *s, struct state_content *content);
 

@@ -243,9 +243,13 @@ int state_apply_sweep(struct state_content *c, const struct registry_command *co
                       struct registry_result *r, struct err *e)
 {
     struct sweep s = {.c = c, .wall_ms = command->wall_ms, .e = e};
-    s.rc = state_lost_end(c, command->wall_ms, STATE_LOST_MAX, &s.removed, e);
+    size_t lost = 0;
+    s.rc = state_lost_end(c, command->wall_ms, STATE_LOST_MAX, &lost, e);
+    s.removed = lost;
+    if (s.rc == 0)
+        s.rc = state_sessions_forget(c, STATE_SWEEP_MAX - s.removed, &s.removed, e);
     sweep_walk(&s, STATE_TOKENS, sweep_token_visit);
     sweep_walk(&s, STATE_WORKLOADS, sweep_workload_visit);
-    r->changed = s.removed >= STATE_SWEEP_MAX;
+    r->changed = s.removed >= STATE_SWEEP_MAX || lost >= STATE_LOST_MAX;
     return s.rc;
 }

@@ -78,6 +78,9 @@ bool state_epoch_next(struct state_content *c, uint64_t *epoch, struct registry_
 
 /* --- workloads ---------------------------------------------------------------------------------- */
 
+/* Reads a version that is new into the state, and counts its bytes; as state_version_put otherwise. */
+int state_version_add(struct state_content *c, const struct registry_workload *like,
+                      struct state_spec *spec, struct err *e) ERR_CHECKED;
 int state_spec_new(struct state_spec **out, const char *json, struct err *e) ERR_CHECKED;
 int state_version_put(struct state_content *c, const struct registry_workload *like,
                       struct state_spec *spec, struct err *e) ERR_CHECKED;
@@ -126,6 +129,13 @@ void state_keyring_put(struct state_content *c, const uint8_t key[REGISTRY_GOSSI
 
 /* --- sessions ----------------------------------------------------------------------------------- */
 
+/* True if its node was removed: what it asked and was not yet done is not done any more, and not
+ * remembered. */
+bool state_session_refused(const struct state_content *c, const struct command_session *asked,
+                           struct registry_result *r);
+/* Forgets up to `max` results and sessions of nodes that are not registered; adds how many. */
+int state_sessions_forget(struct state_content *c, size_t max, size_t *forgotten,
+                          struct err *e) ERR_CHECKED;
 /* True if the number was answered before, or can no longer be: *r is what to answer. */
 bool state_session_recall(const struct state_content *c, const struct command_session *asked,
                           struct registry_result *r);

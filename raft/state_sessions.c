@@ -26,6 +26,19 @@ bool state_session_knows(const struct state_content *c, const struct command_ses
     return s != NULL && asked->sequence <= s->sequence_last;
 }
 
+bool state_session_refused(const struct state_content *c, const struct command_session *asked,
+                           struct registry_result *r)
+{
+    /* A registry is made, and restored, by a node that is not in it yet. */
+    if (asked->node >= c->node_id_next || c->maps[STATE_NODES].count == 0 ||
+        state_node(c, asked->node) != NULL)
+        return false;
+    *r = (struct registry_result){0};
+    state_refuse(r, PROBLEM_FORBIDDEN, "node %llu is not of this cluster any more",
+                 (unsigned long long)asked->node);
+    return true;
+}
+
 bool state_session_recall(const struct state_content *c, const struct command_session *asked,
                           struct registry_result *r)
 {
@@ -98,12 +111,12 @@ static bool first_result_visit(void *user, const void *key, size_t key_length,
     return false;
 }
 
-/* Forgets the results of numbers up to `last`. */
+/* Forgets the results of numbers up to `last`, at most so many; adds how many. */
 static int results_forget(struct state_content *c, node_id node, uint64_t boot, uint64_t last,
-                          struct err *e)
+                          size_t max, size_t *forgotten, struct err *e)
 {
     struct state_map_key prefix = session_key(node, boot);
-    for (;;) {
+    for (size_t n = 0; n < max; n++) {
         struct first_result f = {.prefix = &prefix};
         map_walk(&c->maps[STATE_RESULTS], prefix.bytes, prefix.length, first_result_visit, &f);
         if (f.found == NULL || f.found->asked.sequence > last)
@@ -113,7 +126,9 @@ static int results_forget(struct state_content *c, node_id node, uint64_t boot, 
         int rc = state_remove(c, STATE_RESULTS, &key, e);
         if (rc < 0)
             return rc;
+        (*forgotten)++;
     }
+    return 0;
 }
 
 struct node_sessions {
@@ -147,7 +162,8 @@ static int sessions_prune(struct state_content *c, node_id node, struct err *e)
         map_walk(&c->maps[STATE_SESSIONS], prefix.bytes, prefix.length, node_sessions_visit, &n);
         if (n.count < STATE_SESSIONS_PER_NODE_MAX)
             return 0;
-        int rc = results_forget(c, node, n.oldest_boot, UINT64_MAX, e);
+        size_t forgotten = 0;
+        int rc = results_forget(c, node, n.oldest_boot, UINT64_MAX, SIZE_MAX, &forgotten, e);
         struct state_map_key key = session_key(node, n.oldest_boot);
         if (rc == 0)
             rc = state_remove(c, STATE_SESSIONS, &key, e);
@@ -161,6 +177,9 @@ int state_session_remember(struct state_content *c, const struct command_session
 {
     const struct state_session *there = session_get(c, asked->node, asked->boot);
     struct state_session s = {.node = asked->node, .boot = asked->boot, .opened_index = index};
+    if (there == NULL && c->maps[STATE_SESSIONS].count >= STATE_SESSIONS_MAX &&
+        state_node(c, asked->node) == NULL)
+        return 0;
     int rc = there == NULL ? sessions_prune(c, asked->node, e) : 0;
     if (there != NULL)
         s = *there;
@@ -172,5 +191,58 @@ int state_session_remember(struct state_content *c, const struct command_session
     rc = state_session_put(c, &s, e);
     if (rc < 0 || s.sequence_last < STATE_SESSION_RESULTS_MAX)
         return rc;
-    return results_forget(c, s.node, s.boot, s.sequence_last - STATE_SESSION_RESULTS_MAX, e);
+    size_t forgotten = 0;
+    return results_forget(c, s.node, s.boot, s.sequence_last - STATE_SESSION_RESULTS_MAX, SIZE_MAX,
+                          &forgotten, e);
+}
+
+/* --- forgetting ------------------------------------------------------------------------------------- */
+
+static bool first_session_visit(void *user, const void *key, size_t key_length,
+                                struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    *(const struct state_session **)user = container_of(value, const struct state_session, value);
+    return false;
+}
+
+/* Its results first, so that none is ever there without its session. */
+static int session_forget(struct state_content *c, node_id node, uint64_t boot, size_t max,
+                          size_t *forgotten, struct err *e)
+{
+    size_t results = 0;
+    int rc = results_forget(c, node, boot, UINT64_MAX, max, &results, e);
+    *forgotten += results;
+    if (rc < 0 || results == max)
+        return rc;
+    struct state_map_key key = session_key(node, boot);
+    (*forgotten)++;
+    return state_remove(c, STATE_SESSIONS, &key, e);
+}
+
+int state_sessions_forget(struct state_content *c, size_t max, size_t *forgotten, struct err *e)
+{
+    size_t until = *forgotten + max;
+    struct state_map_key from = {0};
+    if (c->maps[STATE_NODES].count == 0)
+        return 0; /* who makes the registry has a session before it has an entry */
+    while (*forgotten < until) {
+        const struct state_session *s = NULL;
+        map_walk(&c->maps[STATE_SESSIONS], from.bytes, from.length, first_session_visit, &s);
+        if (s == NULL)
+            return 0;
+        from = (struct state_map_key){0};
+        if (state_node(c, s->node) != NULL) {
+            if (s->node == UINT64_MAX)
+                return 0;
+            state_key_u64(&from, s->node + 1);
+            continue;
+        }
+        state_key_u64(&from, s->node);
+        int rc = session_forget(c, s->node, s->boot, until - *forgotten, forgotten, e);
+        if (rc < 0)
+            return rc;
+    }
+    return 0;
 }

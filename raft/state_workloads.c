@@ -59,6 +59,13 @@ int state_version_put(struct state_content *c, const struct registry_workload *l
     return state_put_new(c, STATE_VERSIONS, &key, &v->workload.value, e);
 }
 
+int state_version_add(struct state_content *c, const struct registry_workload *like,
+                      struct state_spec *spec, struct err *e)
+{
+    c->spec_bytes += spec->json_length;
+    return state_version_put(c, like, spec, e);
+}
+
 static void workload_release(struct map_value *value)
 {
     free(container_of(value, struct state_workload, value));
@@ -112,6 +119,7 @@ struct prune {
     uint64_t current;
     size_t idle;
     uint64_t oldest; /* idle version; 0: none */
+    size_t oldest_bytes;
 };
 
 static bool prune_visit(void *user, const void *key, size_t key_length, struct map_value *value)
@@ -122,8 +130,10 @@ static bool prune_visit(void *user, const void *key, size_t key_length, struct m
     const struct state_version *v = container_of(value, struct state_version, workload.value);
     if (v->workload.version == p->current || v->workload.live > 0)
         return true;
-    if (p->idle++ == 0)
+    if (p->idle++ == 0) {
         p->oldest = v->workload.version;
+        p->oldest_bytes = v->spec->json_length;
+    }
     return true;
 }
 
@@ -141,6 +151,7 @@ int state_versions_prune(struct state_content *c, const char *name, struct err *
             return 0;
         struct state_map_key key = prefix;
         state_key_u64(&key, p.oldest);
+        c->spec_bytes -= p.oldest_bytes;
         int rc = state_remove(c, STATE_VERSIONS, &key, e);
         if (rc < 0)
             return rc;
@@ -160,10 +171,40 @@ static bool image_known(const struct state_content *c, const char *image)
     return state_get(c, STATE_IMAGES, &key) != NULL;
 }
 
+static bool count_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    struct prune *p = user;
+    (void)value;
+    p->idle += state_key_starts_with(key, key_length, p->prefix);
+    return state_key_starts_with(key, key_length, p->prefix);
+}
+
+/* Room for one more version, of so many bytes. */
+static bool version_fits(const struct state_content *c, const struct state_spec *spec,
+                         struct registry_result *r)
+{
+    const char *name = spec->spec.id;
+    struct state_map_key prefix = {0};
+    state_key_text(&prefix, name);
+    struct prune all = {.prefix = &prefix};
+    map_walk(&c->maps[STATE_VERSIONS], prefix.bytes, prefix.length, count_visit, &all);
+    if (all.idle >= STATE_VERSIONS_MAX)
+        state_refuse(r, PROBLEM_LIMIT_REACHED,
+                     "%s has %zu versions, most of which instances still run; wait for those", name,
+                     all.idle);
+    else if (c->spec_bytes + spec->json_length > STATE_SPEC_BYTES_MAX)
+        state_refuse(r, PROBLEM_LIMIT_REACHED,
+                     "the workloads take %llu bytes, of %llu that they may; remove some",
+                     (unsigned long long)c->spec_bytes, (unsigned long long)STATE_SPEC_BYTES_MAX);
+    return r->problem == PROBLEM_NONE;
+}
+
 /* `spec` becomes the newest version of its workload, and the current one. */
 static int version_add(struct state_content *c, struct state_spec *spec, uint64_t wall_ms,
                        struct registry_result *r, struct err *e)
 {
+    if (!version_fits(c, spec, r))
+        return 0;
     const struct state_workload *there = state_workload(c, spec->spec.id);
     struct state_workload w = {0};
     if (there != NULL)
@@ -176,7 +217,7 @@ static int version_add(struct state_content *c, struct state_spec *spec, uint64_
     text_copy(version.name, sizeof version.name, w.name);
     int rc = state_workload_put(c, &w, e);
     if (rc == 0)
-        rc = state_version_put(c, &version, spec, e);
+        rc = state_version_add(c, &version, spec, e);
     if (rc == 0)
         rc = state_versions_prune(c, w.name, e);
     r->version = w.version_last;

@@ -166,6 +166,15 @@ static bool workload_visit(void *user, const void *key, size_t key_length, struc
     return true;
 }
 
+static bool bytes_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    *(uint64_t *)user +=
+        container_of(value, struct state_version, workload.value)->spec->json_length;
+    return true;
+}
+
 static bool version_visit(void *user, const void *key, size_t key_length, struct map_value *value)
 {
     const struct state_content *c = user;
@@ -249,6 +258,9 @@ void help_state_check(const struct state_content *c)
     assert_always(c->maps[STATE_ENDED].count == all.ended);
     assert_always(c->maps[STATE_OWNED].count == all.live);
     assert_always(c->maps[STATE_NODES].count <= STATE_NODES_MAX);
+    uint64_t spec_bytes = 0;
+    map_walk(&c->maps[STATE_VERSIONS], NULL, 0, bytes_visit, &spec_bytes);
+    assert_always(c->spec_bytes == spec_bytes);
     keyring_check(c);
     void *user = (void *)(uintptr_t)c;
     map_walk(&c->maps[STATE_OWNED], NULL, 0, owned_visit, user);

@@ -162,6 +162,49 @@ static void old_versions_are_forgotten_but_for_those_in_use(void **state)
     assert_int_equal(versions_kept(h, "hello"), 1 + REGISTRY_VERSIONS_KEPT);
 }
 
+static void there_are_no_more_versions_than_may_be(void **state)
+{
+    struct help_state *h = *state;
+    char more[64];
+    uint64_t epochs[STATE_VERSIONS_MAX + 1];
+    for (unsigned i = 1; i <= STATE_VERSIONS_MAX; i++) {
+        snprintf(more, sizeof more, "scale: {max: 1000}\nenvironment: {N: \"%u\"}\n", i);
+        assert_int_equal(help_deploy(h, "hello", more).version, i);
+        epochs[i] = help_reserve(h, "hello", i, i, "").epoch;
+    }
+    assert_int_equal(help_deploy(h, "hello", "").problem, PROBLEM_LIMIT_REACHED);
+    assert_int_equal(by_name(h, REGISTRY_WORKLOAD_ROLLBACK, "hello", 1).problem,
+                     PROBLEM_LIMIT_REACHED);
+    assert_int_equal(workload_of(h, "hello")->version, STATE_VERSIONS_MAX);
+    for (unsigned i = 1; i <= REGISTRY_VERSIONS_KEPT + 1; i++)
+        help_end(h, i, epochs[i], 10);
+    assert_int_equal(help_deploy(h, "hello", "").version, STATE_VERSIONS_MAX + 1);
+}
+
+static void specs_take_no_more_bytes_than_they_may(void **state)
+{
+    struct help_state *h = *state;
+    help_deploy(h, "hello", "");
+    uint64_t one = state_content(h->state)->spec_bytes;
+    help_deploy(h, "other", "");
+    by_name(h, REGISTRY_WORKLOAD_REMOVE, "other", 0);
+    assert_int_equal(state_content(h->state)->spec_bytes, one);
+    /* As if others took the rest. */
+    struct state_content content = *state_content(h->state);
+    for (size_t i = 0; i < STATE_MAP_COUNT; i++)
+        content.maps[i] = map_hold(&content.maps[i]);
+    content.spec_bytes = STATE_SPEC_BYTES_MAX - one;
+    state_restore(h->state, &content);
+    assert_int_equal(help_deploy(h, "longer", "").problem, PROBLEM_LIMIT_REACHED);
+    assert_null(workload_of(h, "longer"));
+    assert_int_equal(help_deploy(h, "short", "").problem, PROBLEM_NONE);
+    content = *state_content(h->state);
+    for (size_t i = 0; i < STATE_MAP_COUNT; i++)
+        content.maps[i] = map_hold(&content.maps[i]);
+    content.spec_bytes = one * 2;
+    state_restore(h->state, &content);
+}
+
 static void a_rollback_makes_the_old_spec_a_new_version(void **state)
 {
     struct help_state *h = *state;
@@ -464,94 +507,6 @@ static void a_root_never_changes(void **state)
     registry_root_release(after);
 }
 
-/* --- sessions --------------------------------------------------------------------------------------- */
-
-static struct state_outcome ask(struct help_state *h, uint64_t boot, uint64_t sequence, uint64_t n)
-{
-    struct registry_instance i = {
-        .id = help_instance_id(1, n), .version = 1, .owner = 1, .workload = "hello"};
-    struct registry_command c = {.kind = REGISTRY_INSTANCE_RESERVE, .instance = &i};
-    struct command_session s = {.node = 1, .boot = boot, .sequence = sequence};
-    return help_apply_as(h, &c, s);
-}
-
-static void a_number_asked_twice_is_answered_once(void **state)
-{
-    struct help_state *h = *state;
-    help_deploy(h, "hello", "");
-    struct state_outcome first = ask(h, 2, 1, 1);
-    assert_false(first.repeated);
-    /* The number counts, not what is asked with it. */
-    struct state_outcome again = ask(h, 2, 1, 2);
-    assert_true(again.repeated);
-    assert_memory_equal(&again.result, &first.result, sizeof first.result);
-    assert_int_equal(workload_of(h, "hello")->live, 1);
-    /* A refusal is remembered as well. */
-    struct registry_command c = {.kind = REGISTRY_WORKLOAD_REMOVE, .name = "other"};
-    struct command_session s = {.node = 1, .boot = 2, .sequence = 2};
-    assert_int_equal(help_apply_as(h, &c, s).result.problem, PROBLEM_WORKLOAD_UNKNOWN);
-    help_deploy(h, "other", "");
-    again = help_apply_as(h, &c, s);
-    assert_true(again.repeated);
-    assert_int_equal(again.result.problem, PROBLEM_WORKLOAD_UNKNOWN);
-    assert_non_null(workload_of(h, "other"));
-}
-
-static void a_number_that_was_overtaken_still_counts(void **state)
-{
-    struct help_state *h = *state;
-    help_deploy(h, "hello", "");
-    ask(h, 2, 10, 1);
-    assert_false(ask(h, 2, 7, 2).repeated);
-    assert_true(ask(h, 2, 7, 2).repeated);
-    assert_int_equal(workload_of(h, "hello")->live, 2);
-}
-
-static void a_number_older_than_the_window_is_not_done_again(void **state)
-{
-    struct help_state *h = *state;
-    help_deploy(h, "hello", "");
-    ask(h, 2, 1, 1);
-    ask(h, 2, STATE_SESSION_RESULTS_MAX, 2);
-    assert_true(ask(h, 2, 1, 1).repeated);
-    ask(h, 2, STATE_SESSION_RESULTS_MAX + 1, 3);
-    struct state_outcome old = ask(h, 2, 1, 4);
-    assert_true(old.repeated);
-    assert_int_equal(old.result.problem, PROBLEM_OUTCOME_UNKNOWN);
-    assert_null(instance_of(h, 4));
-    assert_true(ask(h, 2, STATE_SESSION_RESULTS_MAX, 2).repeated);
-    /* One result more pushes one out. */
-    size_t results = state_content(h->state)->maps[STATE_RESULTS].count;
-    for (uint64_t n = 2; n <= 50; n++)
-        ask(h, 2, STATE_SESSION_RESULTS_MAX + n, 100 + n);
-    assert_int_equal(state_content(h->state)->maps[STATE_RESULTS].count, results + 49);
-    for (uint64_t n = 51; n <= STATE_SESSION_RESULTS_MAX * 2; n++)
-        ask(h, 2, STATE_SESSION_RESULTS_MAX + n, 100 + n);
-    /* The session of the helper has asked three times. */
-    assert_int_equal(state_content(h->state)->maps[STATE_RESULTS].count,
-                     STATE_SESSION_RESULTS_MAX + 3);
-}
-
-static void a_node_has_the_sessions_of_its_last_starts(void **state)
-{
-    struct help_state *h = *state;
-    help_deploy(h, "hello", "");
-    /* Boots in no order: the log says which is the oldest. */
-    const uint64_t boots[] = {90, 20, 70, 40, 60};
-    for (uint64_t i = 0; i < ARRAY_SIZE(boots); i++)
-        ask(h, boots[i], 1, 1 + i);
-    const struct state_content *c = state_content(h->state);
-    assert_int_equal(c->maps[STATE_SESSIONS].count, STATE_SESSIONS_PER_NODE_MAX);
-    assert_int_equal(c->maps[STATE_RESULTS].count, STATE_SESSIONS_PER_NODE_MAX);
-    assert_true(ask(h, 20, 1, 1).repeated);
-    assert_false(ask(h, 90, 1, 9).repeated);
-    /* Sessions of other nodes are not touched by that. */
-    struct registry_command sweeping = {.kind = REGISTRY_SWEEP};
-    help_apply_as(h, &sweeping, (struct command_session){.node = 2, .boot = 1, .sequence = 1});
-    assert_int_equal(state_content(h->state)->maps[STATE_SESSIONS].count,
-                     STATE_SESSIONS_PER_NODE_MAX + 1);
-}
-
 /* --- halting ---------------------------------------------------------------------------------------- */
 
 static void halts_on(struct help_state *h, const uint8_t *bytes, size_t length, const char *why)
@@ -612,6 +567,26 @@ static void a_feature_level_above_this_build_halts(void **state)
     free(bytes);
 }
 
+static void a_leader_does_not_append_what_would_halt(void **state)
+{
+    struct help_state *h = *state;
+    struct err e = {0};
+    struct registry_command c = {.kind = REGISTRY_FEATURE_LEVEL, .version = STATE_FEATURE_LEVEL};
+    assert_int_equal(state_admits(h->state, &c, &e), 0);
+    c.version++;
+    assert_int_equal(state_admits(h->state, &c, &e), -ERR_UNSUPPORTED);
+    assert_non_null(strstr(e.msg, "upgrade this node first"));
+    c.kind = REGISTRY_SWEEP;
+    assert_int_equal(state_admits(h->state, &c, &e), 0);
+    struct state_content content = *state_content(h->state);
+    for (size_t i = 0; i < STATE_MAP_COUNT; i++)
+        content.maps[i] = map_hold(&content.maps[i]);
+    content.feature_level = 0;
+    state_restore(h->state, &content);
+    assert_int_equal(state_admits(h->state, &c, &e), -ERR_UNSUPPORTED);
+    assert_non_null(strstr(e.msg, "upgrade all nodes"));
+}
+
 static void commands_out_of_bounds_are_not_even_encoded(void **state)
 {
     (void)state;
@@ -656,6 +631,8 @@ int main(void)
         TEST(the_same_spec_again_makes_no_version),
         TEST(a_spec_that_cannot_be_is_refused_and_changes_nothing),
         TEST(old_versions_are_forgotten_but_for_those_in_use),
+        TEST(there_are_no_more_versions_than_may_be),
+        TEST(specs_take_no_more_bytes_than_they_may),
         TEST(a_rollback_makes_the_old_spec_a_new_version),
         TEST(a_removed_workload_never_uses_a_version_again),
         TEST(a_reservation_needs_a_workload_a_version_and_its_owner),
@@ -670,10 +647,7 @@ int main(void)
         TEST(node_ids_are_counted_and_names_are_unique),
         TEST(a_cluster_is_named_once),
         TEST(a_root_never_changes),
-        TEST(a_number_asked_twice_is_answered_once),
-        TEST(a_number_that_was_overtaken_still_counts),
-        TEST(a_number_older_than_the_window_is_not_done_again),
-        TEST(a_node_has_the_sessions_of_its_last_starts),
+        TEST(a_leader_does_not_append_what_would_halt),
         TEST(what_it_does_not_know_halts_it_for_good),
         TEST(an_unknown_kind_of_command_halts),
         TEST(a_feature_level_above_this_build_halts),

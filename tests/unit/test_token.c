@@ -153,6 +153,18 @@ static void time_ends_a_token(void **state)
     world_close(&w);
 }
 
+static void a_node_s_token_opens_nothing(void **state)
+{
+    (void)state;
+    struct world w;
+    world_open(&w, (struct registry_token){.role = TOKEN_ROLE_NODE});
+    for (enum token_role need = TOKEN_ROLE_ADMIN; need <= TOKEN_ROLE_NODE; need++) {
+        assert_int_equal(may(&w, need, NULL, NULL), PROBLEM_UNAUTHORIZED);
+        assert_int_equal(may(&w, need, "hello", "70123456789abcdef1"), PROBLEM_UNAUTHORIZED);
+    }
+    world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -161,6 +173,7 @@ int main(void)
         cmocka_unit_test(a_role_holds_the_weaker_ones),
         cmocka_unit_test(a_scope_is_all_that_it_is_good_for),
         cmocka_unit_test(time_ends_a_token),
+        cmocka_unit_test(a_node_s_token_opens_nothing),
     };
     return cmocka_run_group_tests_name("tokens", tests, NULL, NULL);
 }
