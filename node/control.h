@@ -18,6 +18,7 @@
 #include "base/map.h"
 #include "gateway/gateway.h"
 #include "gateway/slot.h"
+#include "node/machine.h"
 #include "node/node.h"
 #include "raft/registry.h"
 #include "sandbox/sandbox.h"
@@ -219,7 +220,8 @@ struct node {
     uint64_t started_wall_ms;
 
     struct node_metrics metrics; /* under facts_mutex */
-    uint64_t cpu_last_us, cpu_last_at_ms;
+    struct machine machine;
+    uint64_t machine_read_us;
 
     struct node_event *events; /* ring of NODE_EVENTS_KEPT, under facts_mutex */
     uint64_t event_sequence;

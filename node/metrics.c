@@ -226,10 +226,12 @@ static bool write_node(struct buffer *out, const struct metrics_input *in)
            histogram(out, "skerry_loop_lag_seconds", "", "", &n->loop_lag_seconds, ALONE) &&
            gauge(out, "skerry_runner_connected", "1 while the runner answers.",
                  n->runner_connected) &&
-           gauge(out, "skerry_node_memory_used_bytes", "Memory that instances use.",
-                 n->memory_bytes) &&
-           gauge(out, "skerry_node_memory_bytes", "Memory of the machine.",
-                 n->memory_total_bytes) &&
+           gauge_real(out, "skerry_node_cpus_used", "gauge", "Busy processors of the machine.",
+                      n->cpus_used) &&
+           gauge(out, "skerry_node_memory_used_bytes",
+                 "Memory of the machine that programs cannot have any more.",
+                 n->memory_used_bytes) &&
+           gauge(out, "skerry_node_memory_bytes", "Memory of the machine.", n->memory_bytes) &&
            gauge(out, "skerry_registry_leader", "1 on the leader.", r->leader) &&
            gauge(out, "skerry_registry_term", "Raft's term.", r->term) &&
            gauge(out, "skerry_registry_voters", "Voters in the configuration.", r->voters) &&

@@ -26,6 +26,7 @@
 #define NODE_DRAIN_MS 30000u
 #define NODE_INBOX_MAX 100000u
 #define NODE_LAG_INTERVAL_MS 20u
+#define NODE_MACHINE_INTERVAL_US 1000000u /* two small files of /proc, 50 us */
 
 /* --- for other threads ------------------------------------------------------------------------------ */
 
@@ -316,9 +317,16 @@ static void lag_timer_cb(uv_timer_t *timer)
     n->lag_expected_us = now_us + NODE_LAG_INTERVAL_MS * 1000u;
     struct registry_status r;
     registry_status(n->registry, &r);
+    if (now_us >= n->machine_read_us) {
+        machine_read(&n->machine);
+        n->machine_read_us = now_us + NODE_MACHINE_INTERVAL_US;
+    }
     pthread_mutex_lock(&n->facts_mutex);
     histogram_add(&n->metrics.loop_lag_seconds, late);
     n->metrics.registry = r;
+    n->metrics.cpus_used = n->machine.cpus_used;
+    n->metrics.memory_used_bytes = n->machine.memory_used_bytes;
+    n->metrics.memory_bytes = n->machine.memory_bytes;
     pthread_mutex_unlock(&n->facts_mutex);
     uv_timer_start(timer, lag_timer_cb, NODE_LAG_INTERVAL_MS, 0);
 }

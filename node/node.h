@@ -173,7 +173,8 @@ struct node_metrics {
     uint32_t instances, starting, waiters;
     struct registry_status registry;
     bool runner_connected;
-    uint64_t memory_bytes, memory_total_bytes;
+    double cpus_used; /* of the whole machine, as the two below */
+    uint64_t memory_used_bytes, memory_bytes;
 };
 void node_metrics(struct node *node, struct node_metrics *out);
 

@@ -3,8 +3,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
@@ -124,33 +122,6 @@ static json_t *warnings_of(struct node *n, const struct registry_status *r)
     return warnings;
 }
 
-static double cpus_used(struct node *n)
-{
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    uint64_t us = (uint64_t)usage.ru_utime.tv_sec * 1000000u + (uint64_t)usage.ru_utime.tv_usec +
-                  (uint64_t)usage.ru_stime.tv_sec * 1000000u + (uint64_t)usage.ru_stime.tv_usec;
-    uint64_t now_ms = clock_monotonic_ms();
-    double used = n->cpu_last_at_ms != 0 && now_ms > n->cpu_last_at_ms
-                      ? (double)(us - n->cpu_last_us) / 1e3 / (double)(now_ms - n->cpu_last_at_ms)
-                      : 0.0;
-    n->cpu_last_us = us;
-    n->cpu_last_at_ms = now_ms;
-    return used;
-}
-
-static uint64_t resident_bytes(void)
-{
-    FILE *f = fopen("/proc/self/statm", "re");
-    unsigned long total = 0, resident = 0;
-    if (f != NULL) {
-        if (fscanf(f, "%lu %lu", &total, &resident) != 2)
-            resident = 0;
-        fclose(f);
-    }
-    return (uint64_t)resident * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
 static uint32_t count_live(const struct node *n)
 {
     uint32_t live = 0;
@@ -174,9 +145,9 @@ json_t *status_json(struct node *n)
         "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:i, s:s, s:i, s:f, s:I, s:I, s:n}", "id", id,
         "name", n->config->name, "address", n->config->advertise, "http", http, "api", api, "state",
         "alive", "role", "voter", "leader", (int)r.leader, "instances", (int)count_live(n),
-        "version", SKERRY_VERSION, "cpus", n->hello != NULL ? (int)n->hello->cpus : 0, "cpus_used",
-        cpus_used(n), "memory_bytes", (json_int_t)(n->hello != NULL ? n->hello->memory_bytes : 0),
-        "memory_used_bytes", (json_int_t)resident_bytes(), "lease_seconds");
+        "version", SKERRY_VERSION, "cpus", (int)n->machine.cpus, "cpus_used", n->machine.cpus_used,
+        "memory_bytes", (json_int_t)n->machine.memory_bytes, "memory_used_bytes",
+        (json_int_t)n->machine.memory_used_bytes, "lease_seconds");
     json_t *out =
         json_pack("{s:s, s:s, s:b, s:o, s:I, s:I, s:i, s:o, s:[o]}", "cluster", n->config->cluster,
                   "cluster_id", registry_root_cluster_id(root), "healthy", (int)healthy, "leader",

@@ -144,6 +144,12 @@ class Commands(unittest.TestCase):
         self.assertEqual(status["leader"], status["nodes"][0]["name"])
         for key in ("cluster", "term", "commit_index", "warnings"):
             self.assertIn(key, status)
+        node = status["nodes"][0]
+        self.assertTrue(0 < node["memory_used_bytes"] < node["memory_bytes"], node)
+        self.assertTrue(0 <= node["cpus_used"] <= node["cpus"], node)
+        metrics = self.node.request("GET", "/metrics", port=self.node.api_port, headers={
+            "Skerry-Token": self.cli("token", "create", "--role", "admin").stdout.decode().strip()})
+        self.assertRegex(metrics.body, rb"\nskerry_node_memory_used_bytes [1-9]")
         text = self.cli("status").stdout.decode()
         self.assertRegex(text.splitlines()[0], r"HEALTHY  1 of 1 voters .*leader .*term \d+")
         self.assertRegex(text.splitlines()[2], r"^NODE +STATE +ROLE +PEER")
