@@ -108,7 +108,7 @@ class Hostile(unittest.TestCase):
             with self.subTest(name):
                 done = []
                 t = threading.Thread(target=lambda: done.append(
-                    node.cli("run", "--timeout", "3s", "--memory", "64M", "--", "python3", "-c",
+                    node.cli("run", "--timeout", "4s", "--memory", "64M", "--", "python3", "-c",
                              code, check=False)))
                 t.start()
                 worst = 0.0
@@ -118,21 +118,23 @@ class Hostile(unittest.TestCase):
                     worst = max(worst, time.monotonic() - begun)
                 t.join()
                 self.assertNotEqual(done[0].returncode, 0)
-                self.assertLess(worst, 2.0, name)
+                # Who had to wait for the attack to end waited for nearly 4 s.
+                self.assertLess(worst, 3.0, name)
         self.assertTrue(node.status()["healthy"])
 
     def test_nothing_is_left_behind(self):
         node = self.node
         self_pid = node.runner_process.pid
+        groups = "/sys/fs/cgroup/pids" if os.path.isdir("/sys/fs/cgroup/pids") else "/sys/fs/cgroup"
 
         def state():
             return (len(open("/proc/self/mounts").read().splitlines()),
                     len(open("/proc/%d/mounts" % self_pid).read().splitlines()),
                     len(os.listdir("/proc/%d/fd" % self_pid)),
                     len(os.listdir("/proc/%d/fd" % node.serve_process.pid)),
-                    sum(1 for _ in glob.iglob("/sys/fs/cgroup/pids/**/", recursive=True)),
+                    sum(1 for _ in glob.iglob(groups + "/**/", recursive=True)),
                     len(os.listdir(node.path("runner", "instances"))),
-                    len(subprocess.run(["pgrep", "-f", "skerry-agent"],
+                    len(subprocess.run(["pgrep", "-P", str(self_pid)],
                                        capture_output=True).stdout.split()))
         node.cli("run", "--", "true")
         before = wait_until(lambda: (lambda a: a if a == state() else None)(state()), 10, "quiet")

@@ -11,6 +11,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -53,14 +54,20 @@ _ports_given = set()
 
 
 def free_port():
-    """A TCP port on 127.0.0.1 that nobody has now, and that was not given before."""
+    """A TCP port on 127.0.0.1 that nobody has now, and that was not given before. Below those that
+    the kernel gives to clients, so that none of them takes it before it is listened on."""
     while True:
+        port = random.randrange(20000, 32000)
+        if port in _ports_given:
+            continue
         with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
-        if port not in _ports_given:
-            _ports_given.add(port)
-            return port
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        _ports_given.add(port)
+        return port
 
 
 class Answer:
