@@ -129,6 +129,10 @@ enum problem node_authorize(const struct registry_root *root, const char *token,
                             enum token_role need, const char *workload, const char *instance,
                             uint64_t wall_ms);
 
+/* Whether `secret`, its 52 digits, is that of the token; in constant time, also of one that is not
+ * known (NULL). */
+bool node_token_matches(const struct registry_token *known, const char *secret);
+
 /* Makes a token: `secret_text` is what its user keeps ("skt_<id>_<secret>"); `out` goes into
  * REGISTRY_TOKEN_PUT. */
 #define NODE_TOKEN_TEXT_SIZE 80

@@ -65,6 +65,17 @@ int node_token_make(struct registry_token *out, char secret_text[NODE_TOKEN_TEXT
     return 0;
 }
 
+bool node_token_matches(const struct registry_token *known, const char *secret)
+{
+    uint8_t hash[crypto_hash_sha256_BYTES];
+    static const uint8_t nobody[crypto_hash_sha256_BYTES];
+    hash_secret(hash, secret);
+    /* An unknown id costs the same as a wrong secret. */
+    bool same =
+        memory_equal_constant_time(hash, known == NULL ? nobody : known->hash, sizeof(hash));
+    return known != NULL && same;
+}
+
 static bool in_scope(const char *scope, const char *asked)
 {
     return scope[0] == '\0' || (asked != NULL && strcmp(scope, asked) == 0);
@@ -79,14 +90,9 @@ enum problem node_authorize(const struct registry_root *root, const char *token,
         return PROBLEM_UNAUTHORIZED;
     const struct registry_token *known =
         registry_root_token(root, token + PREFIX_LENGTH, ID_LENGTH);
-    uint8_t hash[crypto_hash_sha256_BYTES];
-    static const uint8_t nobody[crypto_hash_sha256_BYTES];
-    hash_secret(hash, token + PREFIX_LENGTH + ID_LENGTH + 1);
-    /* An unknown id costs the same as a wrong secret. */
-    bool same =
-        memory_equal_constant_time(hash, known == NULL ? nobody : known->hash, sizeof(hash));
+    bool same = node_token_matches(known, token + PREFIX_LENGTH + ID_LENGTH + 1);
     /* A machine becomes a node with it, and nothing else. */
-    if (known == NULL || !same || known->role == TOKEN_ROLE_NODE ||
+    if (!same || known->role == TOKEN_ROLE_NODE ||
         (known->expires_wall_ms != 0 && wall_ms >= known->expires_wall_ms))
         return PROBLEM_UNAUTHORIZED;
     /* The strongest role is the smallest number. */
