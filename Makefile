@@ -171,15 +171,18 @@ check: unit $(PROBES)
 	@$(MAKE) --no-print-directory fuzz-replay
 
 # --- the simulator: a cluster on one seeded clock; a failure prints its seed ------------------------
-SIM := $(call obj,$(wildcard tests/sim/*.c))
+SIM := $(call obj,$(wildcard tests/sim/*.c) tests/lib/registry_help.c)
 SEEDS ?= 200
 $(B)/sim: $(SIM) $(B)/libskerry.a
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
 .PHONY: sim sim-check
 sim:  $(B)/sim
 	@$(B)/sim --seeds $(SEEDS) --table 1000
+	@$(B)/sim --seeds $(SEEDS) --guard off
+# The checks must bite: without the guard around libraft an entry is lost within so many seeds.
 sim-check:  $(B)/sim
 	@$(B)/sim --seeds 200 --table 30
+	@$(B)/sim --seeds 30 --guard off
 
 # --- fuzzers: clang's libFuzzer; regressions in tests/fuzz/NAME.corpus are replayed with gcc too ---
 # fuzz_X.c links libskerry, runner_fuzz_X.c librunner, as with unit tests.
@@ -246,7 +249,7 @@ help:
 	@echo 'make demo       start Skerry here, run the examples, explain each step (KEEP=1: leave it running)'
 	@echo 'make check      build and run all tests; SAN=address or SAN=thread for the sanitizers'
 	@echo 'make unit       the unit tests alone'
-	@echo 'make sim        gossip of simulated clusters, SEEDS=200, and its table up to 1,000 nodes'
+	@echo 'make sim        gossip and registry of simulated clusters, SEEDS=200, and a table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
 	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
 	@echo 'make bench-gossip a node is killed: how long until all others know, quiet and with busy cores'

@@ -22,6 +22,12 @@ struct append {
     raft_index asked_index; /* as in struct guard */
 };
 
+/* A message that goes nowhere any more. */
+struct unsent {
+    struct raft_io_send *request;
+    struct unsent *next;
+};
+
 struct put {
     struct raft_io_snapshot_put inner;
     struct raft_io_snapshot_put *outer;
@@ -35,9 +41,9 @@ struct guard {
     raft_io_tick_cb tick;
     raft_io_recv_cb recv;
     raft_io_close_cb close;
-    unsigned appends;     /* in flight */
-    unsigned works;       /* likewise, of options.async_work */
-    struct append *stuck; /* not stored, the last first; told to libraft when it has closed */
+    unsigned writes;       /* appends and installed snapshots in flight */
+    struct append *stuck;  /* not stored, the last first; told to libraft when it has closed */
+    struct unsent *unsent; /* likewise */
     bool failed, closing;
 
     bool leader;          /* as libraft said last */
@@ -95,12 +101,48 @@ static bool barrier_stored(struct guard *g)
     return g->barrier_index != 0 && raft_of(g)->last_stored >= g->barrier_index;
 }
 
+/* A write that answers at once. */
+static int written(struct guard *g, const char *what, int rv)
+{
+    if (rv != 0) {
+        errmsg_take(g);
+        fail(g, what, rv);
+    }
+    return rv;
+}
+
+static bool lone_voter(const struct raft *raft)
+{
+    unsigned others = 0;
+    for (unsigned i = 0; i < raft->configuration.n; i++)
+        others += raft->configuration.servers[i].role == RAFT_VOTER &&
+                  raft->configuration.servers[i].id != raft->id;
+    return others == 0;
+}
+
+/* The lone voter has made itself leader, of a term in which it may have led before and in which others
+ * may hold entries that it has lost. Nothing was appended yet: it leads the next term. */
+static bool term_raise(struct guard *g)
+{
+    struct raft *raft = raft_of(g);
+    raft_term term = raft->current_term + 1;
+    struct raft_io *inner = g->options.inner;
+    if (written(g, "storing the term", inner->set_term(inner, term)) != 0 ||
+        written(g, "storing the vote", inner->set_vote(inner, raft->id)) != 0)
+        return false;
+    raft->current_term = term;
+    raft->voted_for = raft->id;
+    return true;
+}
+
 /* Follows libraft into and out of leadership. */
 static void leadership_follow(struct guard *g)
 {
     struct raft *raft = raft_of(g);
     bool leader = raft->state == RAFT_LEADER;
     if (leader && g->leader && raft->current_term == g->barrier_term)
+        return;
+    if (leader && lone_voter(raft) && !term_raise(g))
         return;
     g->leader = leader;
     g->barrier_done = false;
@@ -130,7 +172,7 @@ static bool must_wait(struct guard *g, const struct raft_message *m)
         return state == RAFT_LEADER && m->append_entries_result.rejected == 0 && !barrier_stored(g);
     case RAFT_IO_REQUEST_VOTE:
     case RAFT_IO_TIMEOUT_NOW:
-        return g->appends > 0 && state != RAFT_LEADER;
+        return g->writes > 0 && state != RAFT_LEADER;
     default:
         return false;
     }
@@ -201,7 +243,7 @@ static void tick_cb(struct raft_io *inner)
     struct guard *g = inner->data;
     if (g->failed || g->closing)
         return;
-    if (!g->options.off && g->appends > 0 && raft_of(g)->state == RAFT_FOLLOWER)
+    if (!g->options.off && g->writes > 0 && raft_of(g)->state == RAFT_FOLLOWER)
         return;
     g->tick(&g->io);
     after(g);
@@ -241,7 +283,7 @@ static void append_cb(struct raft_io_append *inner, int status)
 {
     struct append *a = inner->data;
     struct guard *g = a->guard;
-    g->appends--;
+    g->writes--;
     if (status != 0 && !g->closing)
         errmsg_take(g);
     if (status != 0)
@@ -266,6 +308,8 @@ static void put_cb(struct raft_io_snapshot_put *inner, int status)
     struct put *p = inner->data;
     struct guard *g = p->guard;
     struct raft_io_snapshot_put *outer = p->outer;
+    if (p->install)
+        g->writes--;
     if (status != 0 && !g->closing)
         errmsg_take(g);
     /* libraft has already forgotten the log that an installed snapshot replaces. A snapshot of our
@@ -289,6 +333,13 @@ static void close_cb(struct raft_io *inner)
         struct raft_io_append *outer = a->outer;
         free(a);
         outer->cb(outer, RAFT_CANCELED);
+    }
+    while (g->unsent != NULL) {
+        struct unsent *u = g->unsent;
+        g->unsent = u->next;
+        if (u->request->cb != NULL)
+            u->request->cb(u->request, RAFT_CANCELED);
+        free(u);
     }
     g->close(&g->io);
 }
@@ -348,30 +399,42 @@ static int io_recover(struct raft_io *io, const struct raft_configuration *conf)
     return g->options.inner->recover(g->options.inner, conf);
 }
 
-/* A write that answers at once. */
-static int written(struct guard *g, const char *what, int rv)
+/* What libraft is told of a term or a vote. It cannot bear a failure there: asked by a leader to campaign,
+ * it takes a flag of the candidate for the address of a leader, and frees it. So it is told that all went
+ * well; nothing that it does from then on reaches anybody. */
+static int told(const struct guard *g, int rv)
 {
-    if (rv != 0) {
-        errmsg_take(g);
-        fail(g, what, rv);
-    }
-    return rv;
+    return g->failed ? 0 : rv;
 }
 
 static int io_set_term(struct raft_io *io, raft_term term)
 {
     struct guard *g = guard_of(io);
     if (g->failed)
-        return RAFT_IOERR;
-    return written(g, "storing the term", g->options.inner->set_term(g->options.inner, term));
+        return 0;
+    return told(g,
+                written(g, "storing the term", g->options.inner->set_term(g->options.inner, term)));
 }
 
 static int io_set_vote(struct raft_io *io, raft_id server_id)
 {
     struct guard *g = guard_of(io);
     if (g->failed)
-        return RAFT_IOERR;
-    return written(g, "storing the vote", g->options.inner->set_vote(g->options.inner, server_id));
+        return 0;
+    return told(
+        g, written(g, "storing the vote", g->options.inner->set_vote(g->options.inner, server_id)));
+}
+
+/* libraft frees the entries of an append twice when its answer is refused. */
+static int send_nowhere(struct guard *g, struct raft_io_send *req, raft_io_send_cb cb)
+{
+    struct unsent *u = malloc(sizeof *u);
+    if (u == NULL)
+        return RAFT_NOMEM;
+    req->cb = cb;
+    *u = (struct unsent){.request = req, .next = g->unsent};
+    g->unsent = u;
+    return 0;
 }
 
 static int io_send(struct raft_io *io, struct raft_io_send *req, const struct raft_message *message,
@@ -379,7 +442,7 @@ static int io_send(struct raft_io *io, struct raft_io_send *req, const struct ra
 {
     struct guard *g = guard_of(io);
     if (g->failed)
-        return RAFT_IOERR;
+        return send_nowhere(g, req, cb);
     struct raft_message m = *message;
     if (!g->options.off && m.type == RAFT_IO_APPEND_ENTRIES_RESULT &&
         m.append_entries_result.rejected == 0 &&
@@ -407,7 +470,7 @@ static int io_append(struct raft_io *io, struct raft_io_append *req,
         free(a);
         return written(g, "a write to the log", rv);
     }
-    g->appends++;
+    g->writes++;
     return 0;
 }
 
@@ -438,8 +501,11 @@ static int io_snapshot_put(struct raft_io *io, unsigned trailing, struct raft_io
     if (rv != 0) {
         free(p);
         errmsg_take(g);
+        return rv;
     }
-    return rv;
+    if (p->install)
+        g->writes++;
+    return 0;
 }
 
 static int io_snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req,

@@ -13,7 +13,12 @@
  *   of its own log, whatever stands there from older terms; the leader takes it for its own entries, as
  *   soon as it has as many, and calls them committed (found by tests/unit/test_registry_faults.c).
  * - While an append of this server's own is in flight, a follower hears no tick and gives no vote:
- *   libraft would campaign and vote with entries that the disk does not have yet.
+ *   libraft would campaign and vote with entries that the disk does not have yet. The same holds while a
+ *   leader's snapshot is being written: when that is done libraft answers the leader that it follows, out
+ *   of memory that a candidate uses for other things (found by tests/sim).
+ * - A lone voter leads a term of its own each time. libraft makes it leader of the term that it left off
+ *   in: entries that it lost with its last life and that a standby has, and the ones that it appends in
+ *   their place, then pass for the same (found by tests/sim).
  *
  * Work that libraft wants done off the loop (snapshots) runs on a thread of its own, not in libuv's
  * pool, which belongs to the disk.

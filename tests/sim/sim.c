@@ -121,7 +121,7 @@ uint64_t sim_now_us(const struct sim *s)
 
 /* --- running ---------------------------------------------------------------------------------- */
 
-static bool reachable(const struct sim *s, uint32_t from, uint32_t to)
+bool sim_reachable(const struct sim *s, uint32_t from, uint32_t to)
 {
     return s->cut[(size_t)from * s->node_count + to] == 0;
 }
@@ -148,7 +148,7 @@ static void run(struct sim *s, struct event event)
     }
     assert_always(n != NULL);
     bool whole =
-        s->nodes[event.from].life == event.from_life && reachable(s, event.from, event.node);
+        s->nodes[event.from].life == event.from_life && sim_reachable(s, event.from, event.node);
     if (!event.message || whole)
         event.deliver(event.user, event.node, event.from, event.data, event.size);
     free(event.data);
@@ -260,7 +260,7 @@ void sim_datagram(struct sim *s, uint32_t from, uint32_t to, const void *data, s
                   sim_deliver deliver, void *user)
 {
     struct event event = {.deliver = deliver, .user = user};
-    if (!reachable(s, from, to) || !s->nodes[to].up || sim_chance(s, s->network.loss_permille))
+    if (!sim_reachable(s, from, to) || !s->nodes[to].up || sim_chance(s, s->network.loss_permille))
         return;
     send(s, from, to, data, size, event);
     if (sim_chance(s, s->network.double_permille))
@@ -271,7 +271,7 @@ void sim_message(struct sim *s, uint32_t from, uint32_t to, const void *data, si
                  sim_deliver deliver, void *user)
 {
     struct event event = {.deliver = deliver, .user = user, .message = true};
-    if (!reachable(s, from, to) || !s->nodes[to].up)
+    if (!sim_reachable(s, from, to) || !s->nodes[to].up)
         return;
     if (s->message_us == NULL) {
         s->message_us = calloc((size_t)s->node_count * s->node_count, sizeof *s->message_us);

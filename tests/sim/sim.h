@@ -54,6 +54,7 @@ struct sim_network {
 struct sim_network *sim_network(struct sim *s);
 /* One way. A cut link loses datagrams, and messages that would arrive. */
 void sim_cut(struct sim *s, uint32_t from, uint32_t to, bool cut);
+bool sim_reachable(const struct sim *s, uint32_t from, uint32_t to);
 void sim_heal(struct sim *s); /* all links, no node slow or paused */
 
 typedef void (*sim_deliver)(void *user, uint32_t to, uint32_t from, const uint8_t *data,
