@@ -11,6 +11,10 @@
 #include "base/document.h"
 #include "base/memory.h"
 
+/* A NUL behind each, as gossip/gossip.h has room for them. */
+#define LABEL_LENGTH_MAX 63
+#define LABELS_BYTES_MAX 400 /* of its 700 for all that a node tells of itself */
+
 /* --- checks of one value ---------------------------------------------------------------------- */
 
 /* Brings *address into its canonical form. */
@@ -88,8 +92,57 @@ static int check_http(struct config *c, struct err *e)
     return 0;
 }
 
+static int check_peers(struct config *c, struct err *e)
+{
+    for (size_t i = 0; i < c->peers.count; i++) {
+        int rc = check_address(&c->peers.items[i], CONFIG_PEER_PORT, true, e);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+/* As gossip tells them to others. */
+static int check_labels(const struct config *c, struct err *e)
+{
+    char shown[TEXT_SHOWN_SIZE];
+    size_t bytes = 0;
+    for (size_t i = 0; i < c->labels.count; i++) {
+        const char *item = c->labels.items[i];
+        size_t length = strcspn(item, "=");
+        if (length == 0 || length > LABEL_LENGTH_MAX || item[length] == '\0' ||
+            strlen(item + length + 1) > LABEL_LENGTH_MAX)
+            return err_set(e, ERR_INVALID,
+                           "%s is no label; NAME: value, both of at most %d characters",
+                           text_show(item, shown), LABEL_LENGTH_MAX);
+        bytes += strlen(item) + 1;
+    }
+    if (bytes > LABELS_BYTES_MAX)
+        return err_set(e, ERR_INVALID,
+                       "the labels have %zu bytes together; %d can be told to other nodes", bytes,
+                       LABELS_BYTES_MAX);
+    return 0;
+}
+
+static int check_voters(const struct config *c, struct err *e)
+{
+    if (c->raft.voters % 2 == 1)
+        return 0;
+    return err_set(e, ERR_INVALID,
+                   "%llu is even, and lives through no more failures than %llu; 1, 3, 5 or 7",
+                   (unsigned long long)c->raft.voters, (unsigned long long)c->raft.voters - 1);
+}
+
 static int check_value(struct config *c, const char *path, struct err *e)
 {
+    if (strcmp(path, "peers") == 0)
+        return check_peers(c, e);
+    if (strcmp(path, "zone") == 0)
+        return check_name(c->zone, e);
+    if (strcmp(path, "labels") == 0)
+        return check_labels(c, e);
+    if (strcmp(path, "raft.voters") == 0)
+        return check_voters(c, e);
     if (strcmp(path, "name") == 0)
         return check_name(c->name, e);
     if (strcmp(path, "cluster") == 0)
@@ -107,8 +160,9 @@ static int check_value(struct config *c, const char *path, struct err *e)
     return 0;
 }
 
-static const char *const checked_paths[] = {"name", "cluster",   "domain", "http",
-                                            "bind", "advertise", "api"};
+static const char *const checked_paths[] = {"name", "cluster",   "domain",     "http",
+                                            "bind", "advertise", "api",        "peers",
+                                            "zone", "labels",    "raft.voters"};
 
 /* --- the file --------------------------------------------------------------------------------- */
 
@@ -179,7 +233,7 @@ int config_load(struct config *c, const char *path, struct err *e)
 
 static const struct flag {
     const char *name;
-    const char *path; /* NULL: known, and refused in this version */
+    const char *path;
     bool takes_value;
 } flags[] = {
     {"--name", "name", true},
@@ -189,8 +243,8 @@ static const struct flag {
     {"--api", "api", true},
     {"--data", "data", true},
     {"--bootstrap", "bootstrap", false},
-    {"--peers", NULL, true},
-    {"--token-file", NULL, true},
+    {"--peers", "peers", true},
+    {"--token-file", "token_file", true},
 };
 
 static const struct flag *flag_find(const char *name)
@@ -211,26 +265,40 @@ bool config_flag_known(const char *flag, bool *out_takes_value)
 }
 
 /* "A,B" replaces the list. */
-static int http_set(struct config *c, const char *value, struct err *e)
+static int list_set(struct config *c, const char *path, struct field_list *list, const char *value,
+                    const char *flag, struct err *e)
 {
     CLEANUP_FREE char *copy = strdup(value);
     if (copy == NULL)
-        return err_set(e, ERR_NO_MEMORY, "--http: no memory");
+        return err_set(e, ERR_NO_MEMORY, "%s: no memory", flag);
     struct config parts = {0};
+    /* The same list of the other config: fields_set makes one of one item. */
+    struct field_list *part =
+        (struct field_list *)(void *)((char *)&parts + ((char *)list - (char *)c));
     char *rest = copy;
-    int rc = fields_set(config_fields(), c, "http", strsep(&rest, ","), "--http", e);
+    int rc = fields_set(config_fields(), c, path, strsep(&rest, ","), flag, e);
     while (rc == 0 && rest != NULL) {
-        rc = fields_set(config_fields(), &parts, "http", strsep(&rest, ","), "--http", e);
-        char **items = rc != 0 ? NULL : realloc(c->http.items, (c->http.count + 1) * sizeof *items);
+        rc = fields_set(config_fields(), &parts, path, strsep(&rest, ","), flag, e);
+        char **items = rc != 0 ? NULL : realloc(list->items, (list->count + 1) * sizeof *items);
         if (items != NULL) {
-            items[c->http.count++] = steal_pointer(&parts.http.items[0]);
-            c->http.items = items;
+            items[list->count++] = steal_pointer(&part->items[0]);
+            list->items = items;
         } else if (rc == 0) {
-            rc = err_set(e, ERR_NO_MEMORY, "--http: no memory");
+            rc = err_set(e, ERR_NO_MEMORY, "%s: no memory", flag);
         }
     }
     fields_free(config_fields(), &parts);
     return rc;
+}
+
+static int value_set(struct config *c, const char *path, const char *value, const char *flag,
+                     struct err *e)
+{
+    if (strcmp(path, "http") == 0)
+        return list_set(c, path, &c->http, value, flag, e);
+    if (strcmp(path, "peers") == 0)
+        return list_set(c, path, &c->peers, value, flag, e);
+    return fields_set(config_fields(), c, path, value, flag, e);
 }
 
 int config_flag(struct config *c, const char *flag, const char *value, struct err *e)
@@ -238,13 +306,9 @@ int config_flag(struct config *c, const char *flag, const char *value, struct er
     const struct flag *f = flag_find(flag);
     if (f == NULL)
         return err_set(e, ERR_NOT_FOUND, "%s: unknown flag", flag);
-    if (f->path == NULL)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: this version runs as a cluster of one node; use --bootstrap", flag);
     if (!f->takes_value)
         return fields_set(config_fields(), c, f->path, "true", flag, e);
-    int rc = strcmp(f->path, "http") == 0 ? http_set(c, value, e)
-                                          : fields_set(config_fields(), c, f->path, value, flag, e);
+    int rc = value_set(c, f->path, value, flag, e);
     if (rc != 0)
         return rc;
     rc = check_value(c, f->path, e);

@@ -20,16 +20,21 @@
 #define CONFIG_PEER_PORT 7600
 #define CONFIG_HTTP_PORT 8080
 #define CONFIG_API_PORT 8081
+#define CONFIG_PEERS_MAX 64
 
 struct config {
-    char *name;             /* of this node; "" until config_finish takes the host's */
-    char *cluster;          /* its name, for people */
-    char *data;             /* folder: registry, logs, images */
-    bool bootstrap;         /* make a cluster of this node if `data` holds none */
-    char *bind;             /* address for peers, always private */
-    char *advertise;        /* as other nodes reach it; "" until config_finish takes `bind` */
-    struct field_list http; /* addresses of the gateway */
-    char *api;              /* address of the API, or "none" */
+    char *name;               /* of this node; "" until config_finish takes the host's */
+    char *cluster;            /* its name, for people */
+    char *data;               /* folder: registry, logs, images */
+    bool bootstrap;           /* make a cluster of this node if `data` holds none */
+    char *bind;               /* address for peers, always private */
+    char *advertise;          /* as other nodes reach it; "" until config_finish takes `bind` */
+    struct field_list peers;  /* nodes of the cluster that this one joins, if `data` holds none */
+    char *token_file;         /* a join token, for that; "" none */
+    char *zone;               /* "" none */
+    struct field_list labels; /* "key=value" */
+    struct field_list http;   /* addresses of the gateway */
+    char *api;                /* address of the API, or "none" */
     char *api_socket;
     char *runner_socket;
     char *domain; /* WORKLOAD.DOMAIN, INSTANCE.DOMAIN */
@@ -54,6 +59,9 @@ struct config {
     struct {
         bool allow_unenforced;
     } sandbox;
+    struct {
+        uint64_t voters, standbys; /* of the cluster, as its leader's file has them */
+    } raft;
 };
 
 int config_defaults(struct config *c, struct err *e) ERR_CHECKED;

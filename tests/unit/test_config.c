@@ -95,6 +95,12 @@ static void check_defaults(const struct config *c)
     assert_int_equal(c->gateway.connections_max, 10000);
     assert_false(c->gateway.forwarded);
     assert_false(c->sandbox.allow_unenforced);
+    assert_int_equal(c->peers.count, 0);
+    assert_string_equal(c->token_file, "");
+    assert_string_equal(c->zone, "");
+    assert_int_equal(c->labels.count, 0);
+    assert_int_equal(c->raft.voters, 3);
+    assert_int_equal(c->raft.standbys, 16);
     assert_true(strlen(c->name) > 0);
 }
 
@@ -162,7 +168,12 @@ static void wrong_files_are_refused_with_line_and_remedy(void **state)
         {"gateway: {header_max: 2M}\n", "gateway.header_max: 2M is not possible; 1K to 1M are"},
         {"gateway: {connections_max: 0}\n", "gateway.connections_max: 0 is not possible"},
         {"log_level: debug\n", "skerry.yaml:1: log_level: unknown key. Here: log: {level: info}."},
-        {"raft: {voters: 3}\n", "raft: unknown key. This version"},
+        {"raft: {voters: 2}\n", "raft.voters: 2 is even"},
+        {"raft: {voters: 9}\n", "raft.voters: 9 is not possible; 1 to 7 are"},
+        {"peers: [\"8.8.8.8\"]\n", "peers: 8.8.8.8:7600 is public"},
+        {"peers: [node1]\n", "peers: node1 is no address"},
+        {"zone: \"a b\"\n", "zone: a b is no name"},
+        {"labels: {disk: \"\"}\nretry_join: [a]\n", "Nomad's name; here: peers"},
         {"htpp: [a]\n", "Did you mean http?"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
@@ -204,7 +215,13 @@ static void flags_override_the_file(void **state)
     flag_refused(&c, "--bind", "8.8.8.8", "--bind: 8.8.8.8:7600 is public");
     flag_refused(&c, "--http", "127.0.0.1,", "--http: ");
     flag_refused(&c, "--http", "", "--http: ");
-    flag_refused(&c, "--peers", "127.0.0.2", "--peers: this version");
+    flag(&c, "--peers", "127.0.0.2,10.0.0.1:99");
+    assert_int_equal(c.peers.count, 2);
+    assert_string_equal(c.peers.items[0], "127.0.0.2:7600");
+    assert_string_equal(c.peers.items[1], "10.0.0.1:99");
+    flag_refused(&c, "--peers", "127.0.0.2,8.8.8.8", "--peers: 8.8.8.8:7600 is public");
+    flag(&c, "--token-file", "/run/token");
+    assert_string_equal(c.token_file, "/run/token");
     flag_refused(&c, "--frob", "x", "--frob: unknown flag");
     config_free(&c);
     bool takes_value;
