@@ -4,135 +4,42 @@
 #include <string.h>
 
 #include "base/memory.h"
-
-struct proposal {
-    struct proposal *next;
-    uint64_t sequence;
-    uint64_t deadline_ms;
-    registry_result_cb cb; /* NULL: given up */
-    void *user;
-    unsigned asked; /* times */
-    bool answered;
-    struct registry_result result;
-    uint8_t *bytes;
-    size_t length;
-};
-
-struct barrier {
-    struct barrier *next;
-    uint64_t deadline_ms;
-    proposer_barrier_cb cb;
-    void *user;
-};
-
-/* First in, first out. */
-struct proposals {
-    struct proposal *first, *last;
-    size_t count;
-};
-
-struct barriers {
-    struct barrier *first, *last;
-    size_t count;
-};
-
-enum under_way { NOTHING, BATCH, BARRIER };
-
-struct proposer {
-    struct proposer_options options;
-    uint64_t sequence_last;
-    struct proposals waiting, done;
-    struct barriers barriers_waiting, barriers_asked, barriers_done;
-    bool closed;
-
-    /* What libraft has. Its requests are ours again when it has called back, which for a batch is when
-     * the first entry was applied. */
-    enum under_way under_way;
-    raft_term term; /* in which it was asked */
-    bool called_back;
-    bool lost;
-    struct raft_apply apply;
-    struct raft_barrier barrier;
-    struct proposals batch;
-    struct proposal
-        *expected;     /* of the batch: the first that is not answered; they come in order */
-    size_t unanswered; /* of the batch */
-
-    struct proposer_counts counts;
-};
-
-/* --- queues ------------------------------------------------------------------------------------------- */
-
-static void push(struct proposals *q, struct proposal *p)
-{
-    p->next = NULL;
-    if (q->first == NULL)
-        q->first = p;
-    else
-        q->last->next = p;
-    q->last = p;
-    q->count++;
-}
-
-static struct proposal *pop(struct proposals *q)
-{
-    struct proposal *p = q->first;
-    if (p == NULL)
-        return NULL;
-    q->first = p->next;
-    q->count--;
-    return p;
-}
-
-/* `front` before what is in `q`; empties `front`. */
-static void push_front(struct proposals *q, struct proposals *front)
-{
-    if (front->first == NULL)
-        return;
-    front->last->next = q->first;
-    if (q->first == NULL)
-        q->last = front->last;
-    q->first = front->first;
-    q->count += front->count;
-    *front = (struct proposals){0};
-}
-
-static void barriers_push(struct barriers *q, struct barrier *b)
-{
-    b->next = NULL;
-    if (q->first == NULL)
-        q->first = b;
-    else
-        q->last->next = b;
-    q->last = b;
-    q->count++;
-}
-
-static void barriers_move(struct barriers *to, struct barriers *from)
-{
-    if (from->first == NULL)
-        return;
-    if (to->first == NULL)
-        to->first = from->first;
-    else
-        to->last->next = from->first;
-    to->last = from->last;
-    to->count += from->count;
-    *from = (struct barriers){0};
-}
-
-static void proposal_free(struct proposal *p)
-{
-    free(p->bytes);
-    free(p);
-}
+#include "raft/proposer_internal.h"
 
 /* --- asking ------------------------------------------------------------------------------------------- */
 
-static void wake(struct proposer *p)
+void proposer_wake(struct proposer *p)
 {
     if (!p->closed)
         p->options.wake(p->options.user);
+}
+
+void proposer_answer(struct proposal *i, const struct err *error)
+{
+    registry_result_cb cb = i->cb;
+    i->cb = NULL;
+    if (cb != NULL)
+        cb(i->user, error, error == NULL ? &i->result : NULL);
+    proposal_free(i);
+}
+
+/* Of one that nobody asks again from here. */
+static void lost_answer(struct proposal *i)
+{
+    struct err e;
+    if (i->asked > 0)
+        err_set(&e, ERR_TIMEOUT,
+                "leadership was lost: it is not known whether the change was made");
+    else
+        err_set(&e, ERR_UNAVAILABLE, "this node does not lead: the change was not made");
+    proposer_answer(i, &e);
+}
+
+struct proposals *proposer_next_queue(struct proposer *p)
+{
+    if (p->again.first != NULL)
+        return &p->again;
+    return p->waiting.first != NULL ? &p->waiting : NULL;
 }
 
 /* All of what was under way is known: the next may go. */
@@ -143,16 +50,16 @@ static void finish(struct proposer *p)
     if (p->under_way == BATCH && p->unanswered > 0 && !p->lost)
         return;
     struct proposals again = {0};
-    for (struct proposal *i = pop(&p->batch); i != NULL; i = pop(&p->batch)) {
+    for (struct proposal *i = proposals_pop(&p->batch); i != NULL; i = proposals_pop(&p->batch)) {
         if (i->answered)
-            push(&p->done, i);
+            proposals_push(&p->done, i);
         else if (i->cb == NULL)
             proposal_free(i);
         else
-            push(&again, i);
+            proposals_push(&again, i);
     }
     p->counts.asked_again += again.count;
-    push_front(&p->waiting, &again);
+    proposals_push_front(&p->again, &again);
     /* A lost barrier says nothing: whoever waits for it waits for the next. */
     if (p->lost) {
         barriers_move(&p->barriers_asked, &p->barriers_waiting);
@@ -163,7 +70,7 @@ static void finish(struct proposer *p)
     }
     p->under_way = NOTHING;
     p->lost = false;
-    wake(p);
+    proposer_wake(p);
 }
 
 static void apply_cb(struct raft_apply *request, int status, void *result)
@@ -205,11 +112,14 @@ static bool buffers_fill(struct raft_buffer *buffers, const struct proposals *ba
 static void batch_take(struct proposer *p)
 {
     size_t bytes = 0;
-    while (p->waiting.first != NULL && p->batch.count < PROPOSER_BATCH_MAX) {
-        bytes += p->waiting.first->length;
+    while (p->batch.count < PROPOSER_BATCH_MAX) {
+        struct proposals *q = proposer_next_queue(p);
+        if (q == NULL)
+            break;
+        bytes += q->first->length;
         if (p->batch.count > 0 && bytes > PROPOSER_BATCH_BYTES_MAX)
             break;
-        push(&p->batch, pop(&p->waiting));
+        proposals_push(&p->batch, proposals_pop(q));
     }
 }
 
@@ -238,7 +148,8 @@ static bool batch_ask(struct proposer *p)
             raft_free(buffers[i].base);
         p->under_way = NOTHING;
     }
-    push_front(&p->waiting, &p->batch);
+    /* In the order in which they were taken; one that was never asked may stand among `again`. */
+    proposals_push_front(&p->again, &p->batch);
     return false;
 }
 
@@ -274,7 +185,7 @@ void proposer_ask(struct proposer *p, bool leads)
         return;
     /* A batch that commits proves as much as a barrier. */
     bool asked = false;
-    if (p->waiting.first != NULL)
+    if (proposer_next_queue(p) != NULL)
         asked = batch_ask(p);
     else if (p->barriers_waiting.first != NULL)
         asked = barrier_ask(p);
@@ -282,15 +193,63 @@ void proposer_ask(struct proposer *p, bool leads)
         barriers_move(&p->barriers_asked, &p->barriers_waiting);
 }
 
+static bool is_foreign(const struct proposal *i, const void *user)
+{
+    (void)user;
+    return i->foreign;
+}
+
+/* The nodes that asked do it again. */
+static void foreign_end(struct proposer *p)
+{
+    if (p->again.first == NULL && p->waiting.first == NULL)
+        return;
+    struct proposals foreign = proposals_take(&p->again, is_foreign, NULL);
+    struct proposals waiting = proposals_take(&p->waiting, is_foreign, NULL);
+    proposals_append(&foreign, &waiting);
+    for (struct proposal *i = proposals_pop(&foreign); i != NULL; i = proposals_pop(&foreign))
+        lost_answer(i);
+}
+
+void proposer_depose(struct proposer *p)
+{
+    struct barriers barriers = p->barriers_waiting;
+    p->barriers_waiting = (struct barriers){0};
+    for (struct barrier *b = barriers_pop(&barriers); b != NULL; b = barriers_pop(&barriers)) {
+        struct err e;
+        err_set(&e, ERR_CONFLICT, "this node does not lead");
+        b->cb(b->user, &e);
+        free(b);
+    }
+    foreign_end(p);
+}
+
 /* --- answers ------------------------------------------------------------------------------------------ */
+
+static bool is_session(const struct command_session *a, const struct command_session *b)
+{
+    return a->node == b->node && a->boot == b->boot && a->sequence == b->sequence;
+}
+
+/* A proposal of this node that is in no batch, and was asked before. */
+static struct proposal *asked_find(struct proposer *p, const struct command_session *asked)
+{
+    if (asked->node != p->options.node || asked->boot != p->options.boot)
+        return NULL;
+    for (struct proposal *i = p->away.first; i != NULL; i = i->next)
+        if (i->session.sequence == asked->sequence)
+            return i;
+    for (struct proposal *i = p->again.first; i != NULL; i = i->next)
+        if (!i->foreign && i->session.sequence == asked->sequence)
+            return i;
+    return NULL;
+}
 
 void proposer_applied(struct proposer *p, const struct command_session *asked,
                       const struct registry_result *result)
 {
-    if (asked->node != p->options.node || asked->boot != p->options.boot)
-        return;
     struct proposal *i = p->under_way == BATCH ? p->expected : NULL;
-    if (i != NULL && i->sequence == asked->sequence) {
+    if (i != NULL && is_session(&i->session, asked)) {
         i->answered = true;
         i->result = *result;
         p->expected = i->next;
@@ -298,44 +257,54 @@ void proposer_applied(struct proposer *p, const struct command_session *asked,
         finish(p);
         return;
     }
-    /* One of an earlier batch, whose leadership was lost and whose entries were committed all the same:
-     * by now it waits to be asked again. */
-    for (i = p->waiting.first; i != NULL && i->asked > 0; i = i->next) {
-        if (i->sequence == asked->sequence) {
-            i->answered = true;
-            i->result = *result;
-            wake(p);
-            return;
-        }
-    }
+    /* By way of another leader; or one of an earlier batch, whose leadership was lost and whose entries
+     * were committed all the same: by now it waits to be asked again. */
+    i = asked_find(p, asked);
+    if (i == NULL || i->answered)
+        return;
+    if (i->told)
+        p->away_told--;
+    i->told = false;
+    i->answered = true;
+    i->result = *result;
+    p->answered_elsewhere++;
+    proposer_wake(p);
 }
 
-static void answer(struct proposal *i, const struct err *error)
+static bool is_answered(const struct proposal *i, const void *user)
 {
-    if (i->cb != NULL)
-        i->cb(i->user, error, error == NULL ? &i->result : NULL);
-    proposal_free(i);
+    (void)user;
+    return i->answered;
+}
+
+/* The leader has told its result, and the entry was applied here: with a snapshot, if not by itself. */
+static bool is_applied(const struct proposal *i, const void *user)
+{
+    return i->told && i->result.index <= *(const raft_index *)user;
 }
 
 void proposer_deliver(struct proposer *p)
 {
-    /* Whoever was answered while waiting to be asked again stands at the front. */
-    struct proposals rest = {0};
-    while (p->waiting.first != NULL && p->waiting.first->asked > 0) {
-        struct proposal *i = pop(&p->waiting);
-        push(i->answered ? &p->done : &rest, i);
-    }
-    push_front(&p->waiting, &rest);
-
     struct proposals done = p->done;
     p->done = (struct proposals){0};
-    for (struct proposal *i = pop(&done); i != NULL; i = pop(&done))
-        answer(i, NULL);
+    if (p->answered_elsewhere > 0) {
+        struct proposals away = proposals_take(&p->away, is_answered, NULL);
+        struct proposals again = proposals_take(&p->again, is_answered, NULL);
+        p->answered_elsewhere -= away.count + again.count;
+        proposals_append(&done, &again);
+        proposals_append(&done, &away);
+    }
+    if (p->away_told > 0) {
+        struct proposals told =
+            proposals_take(&p->away, is_applied, &p->options.raft->last_applied);
+        p->away_told -= told.count;
+        proposals_append(&done, &told);
+    }
+    for (struct proposal *i = proposals_pop(&done); i != NULL; i = proposals_pop(&done))
+        proposer_answer(i, NULL);
     struct barriers barriers = p->barriers_done;
     p->barriers_done = (struct barriers){0};
-    while (barriers.first != NULL) {
-        struct barrier *b = barriers.first;
-        barriers.first = b->next;
+    for (struct barrier *b = barriers_pop(&barriers); b != NULL; b = barriers_pop(&barriers)) {
         b->cb(b->user, NULL);
         free(b);
     }
@@ -359,19 +328,30 @@ static void barriers_expire(struct barriers *q, uint64_t now_ms, struct barriers
 {
     struct barriers all = *q;
     *q = (struct barriers){0};
-    while (all.first != NULL) {
-        struct barrier *b = all.first;
-        all.first = b->next;
+    for (struct barrier *b = barriers_pop(&all); b != NULL; b = barriers_pop(&all))
         barriers_push(b->deadline_ms <= now_ms ? expired : q, b);
-    }
+}
+
+static bool is_late(const struct proposal *i, const void *user)
+{
+    return !i->answered && !i->told && i->deadline_ms <= *(const uint64_t *)user;
+}
+
+/* The leader has told its result, and it was waited for long enough until it was applied here. */
+static bool is_waited_for(const struct proposal *i, const void *user)
+{
+    return i->told && i->told_ms <= *(const uint64_t *)user;
 }
 
 void proposer_expire(struct proposer *p, uint64_t now_ms)
 {
-    struct proposals expired = {0}, rest = {0};
-    for (struct proposal *i = pop(&p->waiting); i != NULL; i = pop(&p->waiting))
-        push(!i->answered && i->deadline_ms <= now_ms ? &expired : &rest, i);
-    p->waiting = rest;
+    struct proposals told = proposals_take(&p->away, is_waited_for, &now_ms);
+    p->away_told -= told.count;
+    struct proposals expired = proposals_take(&p->away, is_late, &now_ms);
+    struct proposals again = proposals_take(&p->again, is_late, &now_ms);
+    struct proposals waiting = proposals_take(&p->waiting, is_late, &now_ms);
+    proposals_append(&expired, &again);
+    proposals_append(&expired, &waiting);
     struct barriers barriers = {0};
     barriers_expire(&p->barriers_waiting, now_ms, &barriers);
     barriers_expire(&p->barriers_asked, now_ms, &barriers);
@@ -380,13 +360,13 @@ void proposer_expire(struct proposer *p, uint64_t now_ms)
     for (struct proposal *i = p->batch.first; i != NULL; i = i->next)
         if (i->cb != NULL && !i->answered && i->deadline_ms <= now_ms)
             give_up(i);
-    for (struct proposal *i = pop(&expired); i != NULL; i = pop(&expired)) {
+    for (struct proposal *i = proposals_pop(&told); i != NULL; i = proposals_pop(&told))
+        proposer_answer(i, NULL);
+    for (struct proposal *i = proposals_pop(&expired); i != NULL; i = proposals_pop(&expired)) {
         give_up(i);
         proposal_free(i);
     }
-    while (barriers.first != NULL) {
-        struct barrier *b = barriers.first;
-        barriers.first = b->next;
+    for (struct barrier *b = barriers_pop(&barriers); b != NULL; b = barriers_pop(&barriers)) {
         struct err e;
         err_set(&e, ERR_UNAVAILABLE, "no leader in time");
         b->cb(b->user, &e);
@@ -406,32 +386,71 @@ int proposer_new(struct proposer **out, const struct proposer_options *options, 
     return 0;
 }
 
-int proposer_propose(struct proposer *p, const struct registry_command *command, uint64_t now_ms,
-                     registry_result_cb cb, void *user, struct err *e)
+static int room_check(const struct proposer *p, struct err *e)
 {
-    assert_always(cb != NULL);
     if (p->closed)
         return err_set(e, ERR_CANCELED, "the registry is closing");
     if (proposer_waiting(p) >= p->options.waiting_max)
         return err_set(e, ERR_LIMIT, "%zu changes wait to be committed, as many as may",
                        proposer_waiting(p));
-    struct proposal *i = calloc(1, sizeof *i);
-    if (i == NULL)
-        return err_set(e, ERR_NO_MEMORY, "a proposal: no memory");
-    struct command_session session = {
+    return 0;
+}
+
+static int proposal_new(struct proposal **out, const struct proposer *p, struct err *e)
+{
+    int rc = room_check(p, e);
+    if (rc < 0)
+        return rc;
+    *out = calloc(1, sizeof **out);
+    return *out == NULL ? err_set(e, ERR_NO_MEMORY, "a proposal: no memory") : 0;
+}
+
+int proposer_propose(struct proposer *p, const struct registry_command *command, uint64_t now_ms,
+                     registry_result_cb cb, void *user, struct err *e)
+{
+    assert_always(cb != NULL);
+    struct proposal *i;
+    int rc = proposal_new(&i, p, e);
+    if (rc < 0)
+        return rc;
+    i->session = (struct command_session){
         .node = p->options.node, .boot = p->options.boot, .sequence = p->sequence_last + 1};
-    int rc = command_encode(&i->bytes, &i->length, &session, command, e);
+    rc = command_encode(&i->bytes, &i->length, &i->session, command, e);
     if (rc < 0) {
         free(i);
         return rc;
     }
-    i->sequence = ++p->sequence_last;
+    p->sequence_last++;
     i->deadline_ms = now_ms + p->options.timeout_ms;
     i->cb = cb;
     i->user = user;
-    push(&p->waiting, i);
+    proposals_push(&p->waiting, i);
     p->counts.proposals++;
-    wake(p);
+    proposer_wake(p);
+    return 0;
+}
+
+int proposer_propose_foreign(struct proposer *p, const struct command_session *session,
+                             uint8_t *bytes, size_t length, uint64_t deadline_ms,
+                             registry_result_cb cb, void *user, struct err *e)
+{
+    assert_always(cb != NULL);
+    struct proposal *i;
+    int rc = proposal_new(&i, p, e);
+    if (rc < 0) {
+        free(bytes);
+        return rc;
+    }
+    i->session = *session;
+    i->foreign = true;
+    i->bytes = bytes;
+    i->length = length;
+    i->deadline_ms = deadline_ms;
+    i->cb = cb;
+    i->user = user;
+    proposals_push(&p->waiting, i);
+    p->counts.foreign++;
+    proposer_wake(p);
     return 0;
 }
 
@@ -450,7 +469,7 @@ int proposer_barrier(struct proposer *p, uint64_t now_ms, proposer_barrier_cb cb
     b->cb = cb;
     b->user = user;
     barriers_push(&p->barriers_waiting, b);
-    wake(p);
+    proposer_wake(p);
     return 0;
 }
 
@@ -460,8 +479,12 @@ void proposer_close(struct proposer *p)
     struct err e;
     err_set(&e, ERR_CANCELED, "the registry is closing");
     proposer_deliver(p);
-    for (struct proposal *i = pop(&p->waiting); i != NULL; i = pop(&p->waiting))
-        answer(i, &e);
+    struct proposals all = p->away;
+    p->away = (struct proposals){0};
+    proposals_append(&all, &p->again);
+    proposals_append(&all, &p->waiting);
+    for (struct proposal *i = proposals_pop(&all); i != NULL; i = proposals_pop(&all))
+        proposer_answer(i, i->told ? NULL : &e);
     for (struct proposal *i = p->batch.first; i != NULL; i = i->next) {
         registry_result_cb cb = i->cb;
         i->cb = NULL;
@@ -469,9 +492,8 @@ void proposer_close(struct proposer *p)
             cb(i->user, i->answered ? NULL : &e, i->answered ? &i->result : NULL);
     }
     barriers_move(&p->barriers_asked, &p->barriers_waiting);
-    while (p->barriers_asked.first != NULL) {
-        struct barrier *b = p->barriers_asked.first;
-        p->barriers_asked.first = b->next;
+    struct barriers *q = &p->barriers_asked;
+    for (struct barrier *b = barriers_pop(q); b != NULL; b = barriers_pop(q)) {
         b->cb(b->user, &e);
         free(b);
     }
@@ -481,18 +503,21 @@ void proposer_free(struct proposer *p)
 {
     if (p == NULL)
         return;
-    for (struct proposal *i = pop(&p->batch); i != NULL; i = pop(&p->batch))
-        proposal_free(i);
-    for (struct proposal *i = pop(&p->waiting); i != NULL; i = pop(&p->waiting))
-        proposal_free(i);
-    for (struct proposal *i = pop(&p->done); i != NULL; i = pop(&p->done))
-        proposal_free(i);
+    struct proposals *const queues[] = {&p->batch, &p->again, &p->waiting, &p->away, &p->done};
+    for (size_t q = 0; q < ARRAY_SIZE(queues); q++)
+        for (struct proposal *i = proposals_pop(queues[q]); i != NULL; i = proposals_pop(queues[q]))
+            proposal_free(i);
     free(p);
 }
 
 size_t proposer_waiting(const struct proposer *p)
 {
-    return p->waiting.count + p->batch.count;
+    return p->again.count + p->waiting.count + p->batch.count + p->away.count;
+}
+
+bool proposer_wanting(const struct proposer *p)
+{
+    return p->again.first != NULL || p->waiting.first != NULL;
 }
 
 bool proposer_idle(const struct proposer *p)
