@@ -35,6 +35,12 @@ struct put {
     bool install;
 };
 
+/* What a follower was told to be committed. */
+struct told {
+    raft_id id;
+    raft_index commit_index;
+};
+
 struct guard {
     struct guard_options options;
     struct raft_io io;
@@ -59,6 +65,9 @@ struct guard {
 
     struct waiting waiting[GUARD_WAITING_MAX];
     size_t waiting_count;
+
+    struct told told[GUARD_TOLD_MAX]; /* in this term of leading */
+    size_t told_count;
 };
 
 static struct guard *guard_of(struct raft_io *io)
@@ -145,6 +154,7 @@ static void leadership_follow(struct guard *g)
     if (leader && lone_voter(raft) && !term_raise(g))
         return;
     g->leader = leader;
+    g->told_count = 0;
     g->barrier_done = false;
     g->barrier_index = 0;
     /* The callback of an older barrier has come: libraft fails all requests with the leadership. */
@@ -234,6 +244,53 @@ bool guard_leads(const struct guard *g)
 bool guard_failed(const struct guard *g)
 {
     return g->failed;
+}
+
+/* --- what has committed --------------------------------------------------------------------------------- */
+
+/* The place of that server; NULL when there is no more room. */
+static struct told *told_of(struct guard *g, raft_id id)
+{
+    for (size_t i = 0; i < g->told_count; i++)
+        if (g->told[i].id == id)
+            return &g->told[i];
+    if (g->told_count == GUARD_TOLD_MAX)
+        return NULL;
+    g->told[g->told_count] = (struct told){.id = id};
+    return &g->told[g->told_count++];
+}
+
+static void told_note(struct guard *g, const struct raft_message *m)
+{
+    struct told *told = told_of(g, m->server_id);
+    if (told != NULL && told->commit_index < m->append_entries.leader_commit)
+        told->commit_index = m->append_entries.leader_commit;
+}
+
+/* libraft sends a heartbeat to whom it has sent nothing for long enough: so it is made to believe, of those
+ * who shall hear it. */
+void guard_spread(struct guard *g)
+{
+    struct raft *raft = raft_of(g);
+    if (g->options.off || g->failed || g->closing || raft->state != RAFT_LEADER)
+        return;
+    bool any = false;
+    for (unsigned i = 0; i < raft->configuration.n; i++) {
+        const struct raft_server *server = &raft->configuration.servers[i];
+        struct raft_progress *progress = &raft->leader_state.progress[i];
+        if (server->id == raft->id || server->role == RAFT_SPARE ||
+            progress->match_index < raft->commit_index)
+            continue;
+        const struct told *told = told_of(g, server->id);
+        if (told == NULL || told->commit_index >= raft->commit_index)
+            continue;
+        progress->last_send = 0;
+        any = true;
+    }
+    if (!any)
+        return;
+    g->tick(&g->io);
+    after(g);
 }
 
 /* --- from the inner raft_io --------------------------------------------------------------------------- */
@@ -448,6 +505,8 @@ static int io_send(struct raft_io *io, struct raft_io_send *req, const struct ra
         m.append_entries_result.rejected == 0 &&
         m.append_entries_result.last_log_index > g->asked_index)
         m.append_entries_result.last_log_index = g->asked_index;
+    if (m.type == RAFT_IO_APPEND_ENTRIES)
+        told_note(g, &m);
     return g->options.inner->send(g->options.inner, req, &m, cb);
 }
 

@@ -36,6 +36,8 @@
 /* Messages that wait. A message beyond that is dropped: libraft sends all of them again. */
 #define GUARD_WAITING_MAX 64
 
+#define GUARD_TOLD_MAX 64
+
 struct guard;
 
 struct guard_options {
@@ -63,5 +65,9 @@ void guard_started(struct guard *g);
 /* This server leads and its barrier is committed: proposals may come. */
 bool guard_leads(const struct guard *g);
 bool guard_failed(const struct guard *g);
+/* Leader, outside of libraft's stack: tells followers what has committed, who would learn it from the next
+ * entries or heartbeat only. Only those who have stored it, and each once; no more than GUARD_TOLD_MAX,
+ * the rest learn it by the heartbeat. */
+void guard_spread(struct guard *g);
 
 #endif

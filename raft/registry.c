@@ -10,44 +10,16 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "raft/proposer.h"
-#include "raft/replica.h"
-#include "raft/state.h"
+#include "raft/registry_internal.h"
 
 enum {
     SNAPSHOT_THRESHOLD = 8192,
     SNAPSHOT_TRAILING = 2048,
     WAITING_MAX = 10000,
     PROPOSE_TIMEOUT_MS = 10000,
-    DEADLINE_TICK_MS = 100, /* how late a deadline may be noticed */
-    COLLECT_MAX = 1000,     /* entries freed in one round of the loop: some 0.2 ms */
-};
-
-struct registry {
-    struct registry_options options;
-    char *directory;
-    uv_loop_t *loop;
-    uv_prepare_t prepare;
-    uv_check_t check;
-    uv_timer_t timer;
-    uv_idle_t idle;   /* runs while there is something to free */
-    unsigned handles; /* that are open */
-    bool awake;       /* prepare and check run */
-    bool ticked;      /* deadlines are due to be looked at */
-
-    struct state *state;
-    struct proposer *proposer;
-    struct replica *replica;
-
-    uint64_t told_index; /* of the last `changed` */
-    bool told_leader;
-    bool failed, told_failed;
-    struct err failure;
-    uint64_t refusals;
-
-    bool closing, parts_closing;
-    void (*closed)(void *user);
-    void *closed_user;
+    TICK_MS = REMOTE_PAUSE_MS, /* how late a deadline or a pause may be noticed */
+    COLLECT_MAX = 1000,        /* entries freed in one round of the loop: some 0.2 ms */
+    TURNS_MAX = 4,             /* one after the other, before the loop has a look at the rest */
 };
 
 /* --- turns -------------------------------------------------------------------------------------------- */
@@ -64,10 +36,11 @@ static void check_cb(uv_check_t *check)
     turn(container_of(check, struct registry, check));
 }
 
-static void wake(void *user)
+void registry_wake(void *registry)
 {
-    struct registry *r = user;
-    if (r->awake || r->parts_closing)
+    struct registry *r = registry;
+    r->again = r->turning;
+    if (r->awake || r->turning || r->parts_closing)
         return;
     r->awake = true;
     uv_prepare_start(&r->prepare, prepare_cb);
@@ -78,7 +51,7 @@ static void timer_cb(uv_timer_t *timer)
 {
     struct registry *r = container_of(timer, struct registry, timer);
     r->ticked = true;
-    wake(r);
+    registry_wake(r);
 }
 
 static void idle_cb(uv_idle_t *idle)
@@ -105,7 +78,7 @@ static void failed(void *user, const struct err *error)
         return;
     r->failed = true;
     r->failure = *error;
-    wake(r);
+    registry_wake(r);
 }
 
 static void tell(struct registry *r)
@@ -132,31 +105,69 @@ static void tell(struct registry *r)
 /* Deadlines need a timer only while somebody waits. */
 static void timer_follow(struct registry *r)
 {
-    if (proposer_idle(r->proposer))
+    if (proposer_idle(r->proposer) && remote_idle(r->remote))
         uv_timer_stop(&r->timer);
     else if (!uv_is_active((uv_handle_t *)&r->timer))
-        uv_timer_start(&r->timer, timer_cb, DEADLINE_TICK_MS, DEADLINE_TICK_MS);
+        uv_timer_start(&r->timer, timer_cb, TICK_MS, TICK_MS);
+}
+
+/* Nodes may have come, been removed, or got another key. */
+static void nodes_follow(struct registry *r)
+{
+    const struct map *nodes = &state_content(r->state)->maps[STATE_NODES];
+    if (nodes->root == r->nodes_seen)
+        return;
+    r->nodes_seen = nodes->root;
+    replica_review(r->replica);
 }
 
 static void close_now(struct registry *r);
+
+static void turn_once(struct registry *r)
+{
+    uint64_t now_ms = clock_monotonic_ms();
+    tell(r);
+    nodes_follow(r);
+    registry_members_turn(r);
+    proposer_deliver(r->proposer);
+    if (r->ticked) {
+        proposer_expire(r->proposer, now_ms);
+        remote_expire(r->remote, now_ms);
+    }
+    r->ticked = false;
+    if (r->closing)
+        return;
+    if (r->failed || !replica_elected(r->replica))
+        proposer_depose(r->proposer);
+    remote_turn(r->remote, now_ms);
+    proposer_ask(r->proposer, !r->failed && replica_leads(r->replica));
+    /* Unless entries went out just now, which tell as much. */
+    replica_spread(r->replica);
+}
 
 static void turn(struct registry *r)
 {
     r->awake = false;
     uv_prepare_stop(&r->prepare);
     uv_check_stop(&r->check);
-    tell(r);
-    proposer_deliver(r->proposer);
-    if (r->ticked)
-        proposer_expire(r->proposer, clock_monotonic_ms());
-    r->ticked = false;
+    r->turning = true;
+    for (unsigned i = 0; i < TURNS_MAX; i++) {
+        r->again = false;
+        turn_once(r);
+        if (!r->again || r->closing)
+            break;
+    }
+    r->turning = false;
     if (r->closing) {
         close_now(r);
         return;
     }
-    proposer_ask(r->proposer, !r->failed && replica_leads(r->replica));
     timer_follow(r);
-    if (state_collect(r->state, COLLECT_MAX))
+    bool more = r->again;
+    if (more)
+        registry_wake(r);
+    /* So that the loop does not wait before that. */
+    if (state_collect(r->state, COLLECT_MAX) || more)
         uv_idle_start(&r->idle, idle_cb);
 }
 
@@ -164,6 +175,8 @@ static void turn(struct registry *r)
 
 static void release(struct registry *r)
 {
+    registry_members_free(r);
+    remote_free(r->remote);
     proposer_free(r->proposer);
     state_free(r->state);
     free(r->directory);
@@ -201,6 +214,8 @@ static void close_now(struct registry *r)
     uv_timer_stop(&r->timer);
     uv_idle_stop(&r->idle);
     proposer_close(r->proposer);
+    remote_close(r->remote);
+    registry_members_close(r);
     replica_close(r->replica, replica_closed_cb, r);
 }
 
@@ -210,7 +225,7 @@ void registry_close(struct registry *r, void (*cb)(void *user), void *user)
     r->closing = true;
     r->closed = cb;
     r->closed_user = user;
-    wake(r);
+    registry_wake(r);
 }
 
 static void options_fill(struct registry_options *o)
@@ -247,18 +262,24 @@ static int parts_open(struct registry *r, struct err *e)
     const struct replica_options replica = {.directory = r->options.directory,
                                             .id = r->options.id,
                                             .bootstrap = r->options.bootstrap,
+                                            .peers = &r->options.peers,
                                             .snapshot_threshold = r->options.snapshot_threshold,
                                             .snapshot_trailing = r->options.snapshot_trailing,
                                             .state = r->state,
                                             .user = r,
                                             .applied = applied,
-                                            .after = wake,
+                                            .after = registry_wake,
                                             .failed = failed};
     rc = replica_open(&r->replica, r->loop, &replica, e);
     /* The state machine knows better why than libraft. */
     if (rc < 0 && r->failed)
         return err_set(e, r->failure.code, "%s", r->failure.msg);
     return rc;
+}
+
+static uint64_t generation(void *user)
+{
+    return replica_generation(((struct registry *)user)->replica);
 }
 
 static int proposer_open(struct registry *r, struct err *e)
@@ -269,8 +290,20 @@ static int proposer_open(struct registry *r, struct err *e)
                                               .waiting_max = r->options.waiting_max,
                                               .timeout_ms = r->options.propose_timeout_ms,
                                               .user = r,
-                                              .wake = wake};
-    return proposer_new(&r->proposer, &proposer, e);
+                                              .wake = registry_wake};
+    int rc = proposer_new(&r->proposer, &proposer, e);
+    if (rc < 0)
+        return rc;
+    const struct remote_options remote = {.id = r->options.id,
+                                          .raft = replica_raft(r->replica),
+                                          .proposer = r->proposer,
+                                          .peers = &r->options.peers,
+                                          .waiting_max = r->options.waiting_max,
+                                          .timeout_ms = r->options.propose_timeout_ms,
+                                          .user = r,
+                                          .generation = generation,
+                                          .wake = registry_wake};
+    return remote_new(&r->remote, &remote, e);
 }
 
 int registry_open(struct registry **out, uv_loop_t *loop, const struct registry_options *options,
@@ -299,28 +332,63 @@ int registry_open(struct registry **out, uv_loop_t *loop, const struct registry_
         replica_close(r->replica, replica_closed_cb, r);
         return rc;
     }
-    wake(r);
+    registry_wake(r);
     *out = r;
     return 0;
 }
 
 /* --- asking ------------------------------------------------------------------------------------------- */
 
-int registry_propose(struct registry *r, const struct registry_command *command,
-                     registry_result_cb cb, void *user, struct err *e)
+static int open_check(const struct registry *r, struct err *e)
 {
     if (r->closing)
         return err_set(e, ERR_CANCELED, "the registry is closing");
-    if (r->failed)
-        return err_set(e, ERR_UNAVAILABLE, "%s", r->failure.msg);
+    return r->failed ? err_set(e, ERR_UNAVAILABLE, "%s", r->failure.msg) : 0;
+}
+
+int registry_propose(struct registry *r, const struct registry_command *command,
+                     registry_result_cb cb, void *user, struct err *e)
+{
+    int rc = open_check(r, e);
+    if (rc < 0)
+        return rc;
     uint32_t level = state_content(r->state)->feature_level;
     if (command_feature_level(command->kind) > level)
         return err_set(
             e, ERR_UNSUPPORTED,
             "registry command %d needs feature level %u, the cluster has %u: upgrade all nodes",
             (int)command->kind, command_feature_level(command->kind), level);
-    int rc = proposer_propose(r->proposer, command, clock_monotonic_ms(), cb, user, e);
+    rc = proposer_propose(r->proposer, command, clock_monotonic_ms(), cb, user, e);
     return rc < 0 ? err_wrap(e, "propose to the registry") : 0;
+}
+
+int registry_read(struct registry *r, registry_read_cb cb, void *user, struct err *e)
+{
+    int rc = open_check(r, e);
+    if (rc == 0)
+        rc = remote_read(r->remote, clock_monotonic_ms(), cb, user, e);
+    return rc < 0 ? err_wrap(e, "read the registry's newest state") : 0;
+}
+
+int registry_barrier(struct registry *r, registry_read_cb cb, void *user, struct err *e)
+{
+    int rc = open_check(r, e);
+    if (rc == 0 && !replica_elected(r->replica))
+        rc = err_set(e, ERR_CONFLICT, "this node does not lead");
+    if (rc == 0)
+        rc = proposer_barrier(r->proposer, clock_monotonic_ms(), cb, user, e);
+    return rc < 0 ? err_wrap(e, "prove that this node leads") : 0;
+}
+
+void registry_question(struct registry *r, node_id from, const uint8_t *payload, size_t size,
+                       registry_answer_fn answer, void *question)
+{
+    remote_question(r->remote, clock_monotonic_ms(), from, payload, size, answer, question);
+}
+
+void registry_accept(struct registry *r, struct secure_stream *s)
+{
+    replica_accept(r->replica, s);
 }
 
 struct registry_root *registry_root(struct registry *r)
@@ -332,15 +400,12 @@ void registry_status(const struct registry *r, struct registry_status *out)
 {
     struct raft *raft = replica_raft(r->replica);
     struct proposer_counts counts = proposer_counts(r->proposer);
-    raft_id leader;
-    const char *address;
-    raft_leader(raft, &leader, &address);
     unsigned voters = 0;
     for (unsigned i = 0; i < raft->configuration.n; i++)
         voters += raft->configuration.servers[i].role == RAFT_VOTER;
     *out = (struct registry_status){
         .leader = replica_leads(r->replica),
-        .leader_id = leader,
+        .leader_id = replica_leader(r->replica),
         .term = raft->current_term,
         .commit_index = raft->commit_index,
         .applied_index = raft->last_applied,
@@ -349,6 +414,9 @@ void registry_status(const struct registry *r, struct registry_status *out)
         .proposals_total = counts.proposals,
         .batches_total = counts.batches,
         .refusals_total = r->refusals,
+        .foreign_total = counts.foreign,
+        .asked_total = remote_counts(r->remote).calls,
+        .streams = replica_streams(r->replica),
         .waiting = proposer_waiting(r->proposer),
     };
 }

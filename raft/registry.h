@@ -268,6 +268,9 @@ struct registry_peer_answer {
 };
 typedef void (*registry_peer_cb)(void *user, const struct registry_peer_answer *answer);
 
+/* Of a question to another registry or an answer: a command of the largest kind, or many small ones. */
+#define REGISTRY_QUESTION_BYTES_MAX (1024u * 1024u + 64u * 1024u)
+
 /* How registries of a cluster reach each other. */
 struct registry_peers {
     struct secure_context *secure; /* for raft's streams; NULL: this node is alone for ever */
@@ -381,7 +384,10 @@ struct registry_status {
     uint64_t term, commit_index, applied_index, snapshot_index;
     unsigned voters;
     uint64_t proposals_total, batches_total, refusals_total;
+    uint64_t foreign_total; /* of other nodes, proposed here */
+    uint64_t asked_total;   /* questions to other nodes */
     size_t waiting;
+    size_t streams; /* of raft, from and to other nodes */
 };
 void registry_status(const struct registry *r, struct registry_status *out);
 

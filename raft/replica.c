@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "raft/snapshot.h"
+#include "raft/transport.h"
 
 struct replica {
     struct replica_options options;
@@ -20,7 +21,7 @@ struct replica {
     int directory_fd; /* locked */
     struct raft raft;
     struct raft_io disk;
-    struct raft_uv_transport transport;
+    struct transport *transport;
     struct raft_fsm fsm;
     struct guard *guard;
     bool halted;
@@ -166,39 +167,25 @@ static int worker_start(void *user, struct raft_io_async_work *work)
     return RAFT_IOERR;
 }
 
-/* --- the transport ------------------------------------------------------------------------------------ */
+/* --- the transport's calls ---------------------------------------------------------------------------- */
 
-/* With one voter there is no peer: nothing listens, and whoever is to be reached is not there. */
-
-static int transport_init(struct raft_uv_transport *t, raft_id id, const char *address)
+static bool address_of(void *user, node_id id, struct sockaddr_storage *out)
 {
-    (void)t;
-    (void)id;
-    (void)address;
-    return 0;
+    const struct replica *r = user;
+    const struct registry_peers *peers = r->options.peers;
+    return peers->stream_address(peers->user, id, out);
 }
 
-static int transport_listen(struct raft_uv_transport *t, raft_uv_accept_cb cb)
+/* Only a snapshot brings another generation than the first, and it is restored before anything is sent.
+ * So a log tells as much as what was applied of it. */
+uint64_t replica_generation(struct replica *r)
 {
-    (void)t;
-    (void)cb;
-    return 0;
+    return raft_last_index(&r->raft) == 0 ? 0 : state_content(r->options.state)->generation;
 }
 
-static int transport_connect(struct raft_uv_transport *t, struct raft_uv_connect *request,
-                             raft_id id, const char *address, raft_uv_connect_cb cb)
+static uint64_t generation_of(void *user)
 {
-    (void)t;
-    (void)request;
-    (void)id;
-    (void)address;
-    (void)cb;
-    return RAFT_NOCONNECTION;
-}
-
-static void transport_close(struct raft_uv_transport *t, raft_uv_transport_close_cb cb)
-{
-    cb(t);
+    return replica_generation(user);
 }
 
 /* --- the guard's calls -------------------------------------------------------------------------------- */
@@ -232,12 +219,14 @@ static int directory_open(struct replica *r, struct err *e)
 
 static int disk_open(struct replica *r, struct err *e)
 {
-    r->transport = (struct raft_uv_transport){.impl = r,
-                                              .init = transport_init,
-                                              .listen = transport_listen,
-                                              .connect = transport_connect,
-                                              .close = transport_close};
-    int rv = raft_uv_init(&r->disk, r->loop, r->options.directory, &r->transport);
+    const struct transport_options options = {.secure = r->options.peers->secure,
+                                              .user = r,
+                                              .address = address_of,
+                                              .generation = generation_of};
+    int rc = transport_new(&r->transport, r->loop, &options, e);
+    if (rc < 0)
+        return rc;
+    int rv = raft_uv_init(&r->disk, r->loop, r->options.directory, transport_uv(r->transport));
     if (rv != 0)
         return err_set(e, ERR_IO, "open the log in %s: %s", r->options.directory,
                        raft_strerror(rv));
@@ -245,6 +234,7 @@ static int disk_open(struct replica *r, struct err *e)
     raft_uv_set_snapshot_compression(&r->disk, false);
     /* It would put damaged segments aside and go on without what they held. */
     raft_uv_set_auto_recovery(&r->disk, false);
+    raft_uv_set_connect_retry_delay(&r->disk, REPLICA_CONNECT_AGAIN_MS);
     return 0;
 }
 
@@ -269,6 +259,7 @@ static int start(struct replica *r, const char *address, struct err *e)
     raft_set_heartbeat_timeout(&r->raft, REPLICA_HEARTBEAT_MS);
     raft_set_snapshot_threshold(&r->raft, r->options.snapshot_threshold);
     raft_set_snapshot_trailing(&r->raft, r->options.snapshot_trailing);
+    raft_set_install_snapshot_timeout(&r->raft, REPLICA_INSTALL_TIMEOUT_MS);
     raft_set_pre_vote(&r->raft, true);
     int rc = r->options.bootstrap ? bootstrap(r, address, e) : 0;
     if (rc < 0)
@@ -284,6 +275,7 @@ static int start(struct replica *r, const char *address, struct err *e)
 static void release(struct replica *r)
 {
     guard_free(r->guard);
+    transport_free(r->transport);
     memory_close(&r->directory_fd);
     free(r);
 }
@@ -410,4 +402,39 @@ bool replica_leads(const struct replica *r)
 uint64_t replica_snapshot_index(const struct replica *r)
 {
     return r->raft.log.snapshot.last_index;
+}
+
+bool replica_elected(const struct replica *r)
+{
+    return !r->halted && r->raft.state == RAFT_LEADER;
+}
+
+node_id replica_leader(const struct replica *r)
+{
+    struct raft *raft = (struct raft *)(uintptr_t)&r->raft; /* it only reads */
+    raft_id id = 0;
+    const char *address;
+    raft_leader(raft, &id, &address);
+    return id;
+}
+
+void replica_spread(struct replica *r)
+{
+    if (!r->halted)
+        guard_spread(r->guard);
+}
+
+void replica_accept(struct replica *r, struct secure_stream *s)
+{
+    transport_accept(r->transport, s);
+}
+
+void replica_review(struct replica *r)
+{
+    transport_review(r->transport);
+}
+
+size_t replica_streams(const struct replica *r)
+{
+    return transport_links(r->transport);
 }

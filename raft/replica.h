@@ -15,17 +15,23 @@
 #include "base/err.h"
 #include "base/id.h"
 #include "raft/guard.h"
+#include "raft/registry.h"
 #include "raft/state.h"
 
 #define REPLICA_ELECTION_TIMEOUT_MS 200
 #define REPLICA_HEARTBEAT_MS 50
+/* A follower that is not reached is tried again so soon: within an election's timeout. */
+#define REPLICA_CONNECT_AGAIN_MS 100u
+/* A snapshot that was sent whole and not answered is sent again. */
+#define REPLICA_INSTALL_TIMEOUT_MS 10000u
 
 struct replica;
 
 struct replica_options {
     const char *directory; /* made if missing */
     node_id id;
-    bool bootstrap;
+    bool bootstrap; /* else a node without a log waits for what a leader sends */
+    const struct registry_peers *peers;
     unsigned snapshot_threshold, snapshot_trailing;
     struct state *state; /* outlives the replica */
     void *user;
@@ -42,6 +48,19 @@ void replica_close(struct replica *r, void (*cb)(void *user), void *user);
 
 struct raft *replica_raft(struct replica *r);
 bool replica_leads(const struct replica *r);
+/* This node is raft's leader, and leads as soon as its barrier has committed. */
+bool replica_elected(const struct replica *r);
 uint64_t replica_snapshot_index(const struct replica *r);
+/* Of the cluster, as far as this node holds anything of it; 0: nothing yet. */
+uint64_t replica_generation(struct replica *r);
+/* Who leads, as far as this node knows; 0: nobody. */
+node_id replica_leader(const struct replica *r);
+/* Leader, outside of libraft's stack: followers learn at once what has committed. */
+void replica_spread(struct replica *r);
+
+void replica_accept(struct replica *r, struct secure_stream *s);
+/* The keys that are believed may have changed. */
+void replica_review(struct replica *r);
+size_t replica_streams(const struct replica *r);
 
 #endif
