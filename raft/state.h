@@ -38,6 +38,8 @@
 /* The JSON of all kept versions; it stands in memory and in each snapshot. */
 #define STATE_SPEC_BYTES_MAX ((uint64_t)512 * 1024 * 1024)
 #define STATE_LIVE_MAX 1000000u
+/* Beyond it a workload that has one more ended instance forgets its oldest. */
+#define STATE_ENDED_MAX 1000000u
 #define STATE_TOKENS_MAX 10000u
 #define STATE_IMAGES_MAX 10000u
 #define STATE_EPOCH_SEQUENCE_BITS REGISTRY_EPOCH_SEQUENCE_BITS

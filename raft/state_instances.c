@@ -363,7 +363,8 @@ static int end(struct state_content *c, const struct registry_instance *i, struc
         rc = state_count(c, i->workload, i->version, -1, 1, e);
     if (rc == 0)
         rc = state_versions_prune(c, i->workload, e);
-    if (rc == 0 && state_workload(c, i->workload)->ended > REGISTRY_ENDED_PER_WORKLOAD_MAX) {
+    if (rc == 0 && (state_workload(c, i->workload)->ended > REGISTRY_ENDED_PER_WORKLOAD_MAX ||
+                    c->maps[STATE_ENDED].count > STATE_ENDED_MAX)) {
         size_t forgotten = 0;
         rc = state_ended_forget(c, i->workload, UINT64_MAX, 1, &forgotten, e);
     }
