@@ -43,7 +43,7 @@
 #include "sandbox/shared/agent_check.h"
 #include "sandbox/shared/wire.h"
 
-#define HOST_DEADLINE_MS 10000
+#define HOST_DEADLINE_MS 40000
 #define HOST_UID_FIRST 300000
 #define HOST_KEPT_MAX 128
 

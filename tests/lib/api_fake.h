@@ -38,7 +38,7 @@
 #include "raft/command.h"
 #include "raft/state.h"
 
-#define FAKE_WAIT_MS 10000
+#define FAKE_WAIT_MS 40000
 #define FAKE_DIGEST "sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff"
 
 struct fake {

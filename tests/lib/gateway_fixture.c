@@ -22,7 +22,7 @@
 #include "base/memory.h"
 #include "gateway/http.h"
 
-enum { TEST_TIMEOUT_MS = 10000 };
+enum { TEST_TIMEOUT_MS = 40000 };
 
 void gateway_fixture_pause(void)
 {

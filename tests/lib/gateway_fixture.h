@@ -93,9 +93,9 @@ void test_client_open(struct test_client *c, const struct gateway_fixture *f);
 void test_client_close(struct test_client *c);
 void test_client_send(struct test_client *c, const char *text);
 void test_client_send_bytes(struct test_client *c, const void *data, size_t length);
-/* Reads one answer, 1xx too; fails the test after 10 s. `head_only`: it answers HEAD. */
+/* Reads one answer, 1xx too; fails the test after 40 s. `head_only`: it answers HEAD. */
 void test_client_read(struct test_client *c, struct test_answer *a, bool head_only);
-/* True once the other side has closed; fails the test after 10 s. */
+/* True once the other side has closed; fails the test after 40 s. */
 bool test_client_at_end(struct test_client *c, bool *reset);
 void test_answer_free(struct test_answer *a);
 /* The value of a header, or NULL; valid until the next call. */
@@ -104,10 +104,10 @@ const char *test_answer_field(const struct test_answer *a, const char *name);
 void gateway_fixture_get(const struct gateway_fixture *f, struct test_answer *a,
                          const char *request);
 
-/* Waits until the condition holds; fails the test after 10 s. */
+/* Waits until the condition holds; fails the test after 40 s. */
 #define wait_until(condition)                                                                      \
     do {                                                                                           \
-        uint64_t wait_end_ = clock_monotonic_ms() + 10000;                                         \
+        uint64_t wait_end_ = clock_monotonic_ms() + 40000;                                         \
         while (!(condition)) {                                                                     \
             if (clock_monotonic_ms() > wait_end_)                                                  \
                 fail_msg("never became true: %s", #condition);                                     \

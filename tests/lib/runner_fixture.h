@@ -12,7 +12,7 @@
 #include "sandbox/runner.pb-c.h"
 
 #define FIXTURE_EVENTS_MAX 512
-#define FIXTURE_WAIT_MS 10000
+#define FIXTURE_WAIT_MS 40000
 
 /* What the forked process does: never returns before the runner ends. */
 typedef int (*fixture_run)(const char *directory, const char *socket, int ready_fd);

@@ -7,7 +7,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 
-#define WAIT_MS 5000u
+#define WAIT_MS 20000u
 
 bool secure_world_key_of(void *user, node_id id, struct identity_public *out)
 {
