@@ -417,7 +417,7 @@ static void code_may_serve_one_connection_at_a_time(void **state)
     uint64_t begin_ms = clock_monotonic_ms();
     for (int i = 0; i < 60; i++) {
         gateway_expect_body(f, GET("/w/web/"), "ok");
-        assert_in_range(clock_monotonic_ms() - begin_ms, 0, 15000);
+        assert_in_range(clock_monotonic_ms() - begin_ms, 0, 60000);
     }
 }
 
