@@ -352,12 +352,9 @@ int registry_propose(struct registry *r, const struct registry_command *command,
     int rc = open_check(r, e);
     if (rc < 0)
         return rc;
-    uint32_t level = state_content(r->state)->feature_level;
-    if (command_feature_level(command->kind) > level)
-        return err_set(
-            e, ERR_UNSUPPORTED,
-            "registry command %d needs feature level %u, the cluster has %u: upgrade all nodes",
-            (int)command->kind, command_feature_level(command->kind), level);
+    rc = state_admits(r->state, command, e);
+    if (rc < 0)
+        return rc;
     rc = proposer_propose(r->proposer, command, clock_monotonic_ms(), cb, user, e);
     return rc < 0 ? err_wrap(e, "propose to the registry") : 0;
 }
