@@ -323,6 +323,8 @@ bool api_ask_result_refused(struct api_request *r, const struct api_ask *a);
 void api_settle_index(struct api_request *r, uint64_t index, void (*settled)(struct api_request *));
 void api_settle_instance(struct api_request *r, const struct instance_id *id,
                          enum instance_state state, void (*settled)(struct api_request *));
+/* The route's handler; with ?consistent=1 after a strong read (api_read.c). */
+void api_read_then_handle(struct api_request *r);
 void api_settle_cancel(struct api_request *r);
 void api_settle_cb(uv_timer_t *timer);
 

@@ -255,7 +255,7 @@ static enum MHD_Result finish(struct api_request *r)
         r->body_complete = true;
         r->connection->deadline_ms = 0;
         if (r->response == NULL && r->body_kind != API_BODY_STREAM)
-            r->route->handle(r);
+            api_read_then_handle(r);
         else if (r->response == NULL && r->upload_end != NULL)
             r->upload_end(r);
     }

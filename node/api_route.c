@@ -22,9 +22,10 @@
     }
 
 static const struct api_route routes[] = {
-    ROUTE("GET", "/v1/workloads", "", api_workloads_list, DEPLOY),
+    ROUTE("GET", "/v1/workloads", "consistent", api_workloads_list, DEPLOY),
     ROUTE("POST", "/v1/workloads", "dry_run", api_workload_deploy, DEPLOY, OF_BODY, TEXT),
-    ROUTE("GET", "/v1/workloads/{workload}", "version", api_workload_get, INVOKE, OF_WORKLOAD),
+    ROUTE("GET", "/v1/workloads/{workload}", "version consistent", api_workload_get, INVOKE,
+          OF_WORKLOAD),
     ROUTE("PUT", "/v1/workloads/{workload}", "dry_run", api_workload_put, DEPLOY, OF_WORKLOAD,
           TEXT),
     ROUTE("DELETE", "/v1/workloads/{workload}", "", api_workload_remove, DEPLOY, OF_WORKLOAD),
@@ -33,10 +34,10 @@ static const struct api_route routes[] = {
     ROUTE("POST", "/v1/workloads/{workload}/rollback", "version", api_workload_rollback, DEPLOY,
           OF_WORKLOAD),
 
-    ROUTE("GET", "/v1/instances", "workload state all prefix limit after", api_instances_list,
-          DEPLOY, OF_QUERY),
+    ROUTE("GET", "/v1/instances", "workload state all prefix limit after consistent",
+          api_instances_list, DEPLOY, OF_QUERY),
     ROUTE("POST", "/v1/instances", "", api_instance_start, INVOKE, OF_BODY, TEXT),
-    ROUTE("GET", "/v1/instances/{instance}", "", api_instance_get, INVOKE, OF_INSTANCE),
+    ROUTE("GET", "/v1/instances/{instance}", "consistent", api_instance_get, INVOKE, OF_INSTANCE),
     ROUTE("DELETE", "/v1/instances/{instance}", "", api_instance_stop, DEPLOY, OF_INSTANCE),
     ROUTE("POST", "/v1/instances/{instance}/stop", "", api_instance_stop, DEPLOY, OF_INSTANCE),
     ROUTE("POST", "/v1/instances/{instance}/extend", "for", api_instance_extend, DEPLOY,

@@ -361,6 +361,31 @@ static void ask_stats(struct node *n, struct node_ask *ask)
         asks_refuse_err(ask, &e);
 }
 
+static void read_cb(void *user, const struct err *error)
+{
+    struct node_ask *ask = user;
+    struct node *n = ask->control;
+    ask->control = NULL;
+    if (error != NULL) {
+        asks_refuse(ask, PROBLEM_NO_QUORUM, "the newest state could not be read: %s", error->msg);
+        return;
+    }
+    struct registry_root *root = registry_root(n->registry);
+    ask->result.index = registry_root_index(root);
+    registry_root_release(root);
+    asks_answer(ask);
+}
+
+static void ask_read(struct node *n, struct node_ask *ask)
+{
+    struct err e = {0};
+    ask->control = n;
+    if (registry_read(n->registry, read_cb, ask, &e) == 0)
+        return;
+    ask->control = NULL;
+    asks_refuse_err(ask, &e);
+}
+
 static void ask_explain(struct node *n, struct node_ask *ask)
 {
     ask->json = explain_json(n, ask->instance);
@@ -412,6 +437,9 @@ static void deliver(struct inbox_message *message, void *owner)
         break;
     case NODE_ASK_STATS:
         ask_stats(n, ask);
+        break;
+    case NODE_ASK_READ:
+        ask_read(n, ask);
         break;
     case NODE_ASK_STATUS:
         ask->json = status_json(n);

@@ -24,6 +24,7 @@ struct node;
 
 enum node_ask_kind {
     NODE_ASK_PROPOSE, /* command -> result */
+    NODE_ASK_READ,    /* -> result.index: all that was committed before is in roots from there on */
     NODE_ASK_START,   /* workload, key: an instance, or the keyed one that there is -> id; answered
                           when it is ready */
     NODE_ASK_RUN,  /* spec (ad hoc, kind command), pipes or tty -> id, descriptors; then `ended` */

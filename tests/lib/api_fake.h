@@ -54,7 +54,8 @@ struct fake {
     char socket_path[96];
     char admin[NODE_TOKEN_TEXT_SIZE];
     bool not_ready, refuse_asks;
-    unsigned canceled, signaled;
+    unsigned canceled, signaled, reads;
+    bool no_quorum;
     unsigned resized_rows, resized_columns;
     uint64_t extended_ms;
     uint64_t imported_bytes;
@@ -454,6 +455,15 @@ static void fake_ask_locked(struct fake *f, struct node_ask *ask)
     case NODE_ASK_STATS:
         ask->usage.memory_bytes = 12345;
         ask->usage.cpu_us = 500000;
+        fake_answer(ask);
+        break;
+    case NODE_ASK_READ:
+        f->reads++;
+        if (f->no_quorum) {
+            fake_refuse(ask, PROBLEM_NO_QUORUM, "1 of 3 voters");
+            break;
+        }
+        ask->result.index = state_content(f->state)->index;
         fake_answer(ask);
         break;
     case NODE_ASK_STATUS:

@@ -237,9 +237,30 @@ static void a_followed_log_ends_with_its_instance(void **state)
     (void)close(fd);
 }
 
+static void a_consistent_read_asks_the_cluster_first(void **state)
+{
+    struct fake *f = *state;
+    struct request q = {.method = "GET", .path = "/v1/workloads"};
+    unsigned reads = fake_get(f, reads);
+    json_decref(client_json(f, &q, 200));
+    assert_int_equal(fake_get(f, reads), reads);
+    q.path = "/v1/workloads?consistent=1";
+    json_decref(client_json(f, &q, 200));
+    assert_int_equal(fake_get(f, reads), reads + 1);
+    q.path = "/v1/workloads?consistent=yes";
+    json_decref(client_json(f, &q, 400));
+    fake_set(f, no_quorum, true);
+    q.path = "/v1/instances?consistent=1";
+    json_t *problem = client_json(f, &q, 503);
+    assert_string_equal(json_string_value(json_object_get(problem, "code")), "no_quorum");
+    json_decref(problem);
+    fake_set(f, no_quorum, false);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_consistent_read_asks_the_cluster_first),
         cmocka_unit_test(an_image_is_imported_used_and_removed),
         cmocka_unit_test(a_bad_archive_or_name_is_refused),
         cmocka_unit_test(an_import_whose_client_leaves_is_not_registered),
