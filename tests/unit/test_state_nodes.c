@@ -12,7 +12,7 @@
 
 #include "base/memory.h"
 #include "raft/snapshot.h"
-#include "raft/state.h"
+#include "raft/state_parts.h"
 #include "tests/lib/registry_help.h"
 
 #define ADDRESS "10.0.0.9:7600"
@@ -479,6 +479,30 @@ static void a_sweep_ends_what_removed_and_lost_nodes_left(void **state)
     assert_int_equal(instance_of(h, 1, 1)->state, INSTANCE_STATE_STARTING);
 }
 
+static void a_registry_older_than_leases_keeps_its_instances(void **state)
+{
+    struct help_state *h = *state;
+    struct err e;
+    help_deploy(h, "hello", "");
+    help_lease(h, 1);
+    many(h, 1, 3);
+    struct state_content old = *state_content(h->state);
+    for (size_t i = 0; i < STATE_MAP_COUNT; i++)
+        old.maps[i] = map_hold(&old.maps[i]);
+    assert_int_equal(state_node_put(&old, &(struct registry_node){.id = 1, .name = "node1"}, &e),
+                     0);
+    state_restore(h->state, &old);
+    assert_int_equal(expire(h, 1, 0).problem, PROBLEM_CONFLICT);
+    sweep(h);
+    assert_int_equal(live(h), 3);
+    assert_int_equal(reserve_for(h, 1, 9, "").problem, PROBLEM_NODE_FULL);
+    uint64_t epoch = grant(h, 1).epoch;
+    assert_int_equal(live(h), 3);
+    assert_int_equal(reserve_for(h, 1, 9, "").problem, PROBLEM_NONE);
+    expire(h, 1, epoch);
+    assert_int_equal(live(h), 0);
+}
+
 /* What this thread has computed: the machine may be busy with others. */
 static uint64_t thread_us(void)
 {
@@ -488,7 +512,7 @@ static uint64_t thread_us(void)
 }
 
 /* Says how long it takes, and asserts nothing about time. */
-static void five_hundred_lost_instances(void **state)
+static void what_a_lost_node_costs(void **state)
 {
     (void)state;
     struct help_state h;
@@ -735,7 +759,8 @@ int main(void)
         TEST(a_lost_node_ends_in_steps_and_gets_nothing_meanwhile),
         TEST(no_instance_outlives_its_lease_into_the_next),
         TEST(a_sweep_ends_what_removed_and_lost_nodes_left),
-        cmocka_unit_test(five_hundred_lost_instances),
+        TEST(a_registry_older_than_leases_keeps_its_instances),
+        cmocka_unit_test(what_a_lost_node_costs),
         TEST(a_key_is_added_then_used_then_the_old_one_goes),
         TEST(a_cluster_without_a_key_gets_one_later),
         TEST(the_ring_is_bounded_and_a_removal_finds_room),
