@@ -8,21 +8,30 @@
 
 #include "base/clock.h"
 
-static int try_file(int fd)
+/* Length 0: to the end, wherever that is. */
+static struct flock range_of(uint64_t start, uint64_t length)
 {
+    return (struct flock){
+        .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)start, .l_len = (off_t)length};
+}
+
+static int try_file(int fd, const struct flock *range)
+{
+    (void)range;
     return flock(fd, LOCK_EX | LOCK_NB);
 }
 
-static int try_process(int fd)
+static int try_process(int fd, const struct flock *range)
 {
-    const struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-    return fcntl(fd, F_SETLK, &whole);
+    return fcntl(fd, F_SETLK, range);
 }
 
-static int wait_for(int fd, int (*attempt)(int fd))
+static int wait_for(int fd, int (*attempt)(int fd, const struct flock *range), uint64_t start,
+                    uint64_t length)
 {
+    const struct flock range = range_of(start, length);
     uint64_t until_ms = clock_monotonic_ms() + LOCK_WAIT_MS;
-    while (attempt(fd) != 0) {
+    while (attempt(fd, &range) != 0) {
         if (errno != EAGAIN && errno != EACCES && errno != EINTR)
             return errno;
         if (clock_monotonic_ms() >= until_ms)
@@ -34,10 +43,23 @@ static int wait_for(int fd, int (*attempt)(int fd))
 
 int lock_file(int fd)
 {
-    return wait_for(fd, try_file);
+    return wait_for(fd, try_file, 0, 0);
 }
 
 int lock_process(int fd)
 {
-    return wait_for(fd, try_process);
+    return wait_for(fd, try_process, 0, 0);
+}
+
+int lock_process_range(int fd, uint64_t start, uint64_t length)
+{
+    return wait_for(fd, try_process, start, length);
+}
+
+pid_t lock_range_holder(int fd, uint64_t start, uint64_t length)
+{
+    struct flock range = range_of(start, length);
+    if (fcntl(fd, F_GETLK, &range) != 0 || range.l_type == F_UNLCK)
+        return 0;
+    return range.l_pid;
 }

@@ -109,6 +109,9 @@ int cli_refused(const struct cli *c, const struct client_answer *answer);
 enum cli_exit cli_exit_of_status(unsigned status);
 enum cli_exit cli_exit_of_err(const struct err *e);
 
+/* CLI_DONE for root, else CLI_REFUSED after telling why (up.c). */
+int cli_need_root(const struct cli *c);
+
 /* --- calls (cli_call.c) --- */
 int cli_client(struct cli *c, struct client **out);
 /* Asks; CLI_DONE and a 2xx answer that the caller frees, or the exit code after telling why. */

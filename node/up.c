@@ -1,30 +1,21 @@
-/* skerry up and down: a cluster on this machine for one command. */
+/* skerry up: a cluster on this machine for one command. */
 #include <errno.h>
-#include <ftw.h>
-#include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-#include "base/address.h"
-#include "base/fields.h"
 #include "base/memory.h"
 #include "node/cli.h"
-#include "node/config.h"
-#include "node/up_node.h"
+#include "node/up_cluster.h"
 
-enum {
-    READY_MS = 15000,
-    LOG_LINES = 15,
-    DRAIN_MS = 30000,
-    END_MS = 10000, /* of a daemon that was told to end at once */
-};
+enum { DRAIN_MS = 30000, LOOK_MS = 500 };
 
-static int check_root(const struct cli *c)
+int cli_need_root(const struct cli *c)
 {
     if (geteuid() == 0)
         return CLI_DONE;
@@ -33,195 +24,6 @@ static int check_root(const struct cli *c)
         "part that makes them runs as root. The part that serves the network does not.",
         c->command->name);
     return CLI_REFUSED;
-}
-
-/* --- down ------------------------------------------------------------------------------------- */
-
-static bool end_serve(const struct up_node *n, unsigned drain_ms)
-{
-    if (up_node_pid(n, UP_SERVE) == 0)
-        return true;
-    printf("%s: waiting for joins to finish, at most %u s\n", n->directory, drain_ms / 1000);
-    (void)fflush(stdout);
-    return up_node_end(n, UP_SERVE, SIGTERM, drain_ms) ||
-           up_node_end(n, UP_SERVE, SIGTERM, END_MS) || up_node_end(n, UP_SERVE, SIGKILL, END_MS);
-}
-
-static int end_runner(struct up_node *n, struct err *e)
-{
-    unsigned ended = 0;
-    pid_t pid;
-    int rc = 0;
-    /* A runner that was killed has left its instances to their agents: another takes them up. */
-    if (up_node_pid(n, UP_RUNNER) == 0)
-        rc = up_node_start(n, UP_RUNNER, &pid, e);
-    if (rc == 0)
-        rc = up_instances_end(n, DRAIN_MS, &ended, e);
-    if (rc == 0 && ended > 0)
-        printf("%s: ended %u instance%s\n", n->directory, ended, ended == 1 ? "" : "s");
-    if (!up_node_end(n, UP_RUNNER, SIGTERM, END_MS) &&
-        !up_node_end(n, UP_RUNNER, SIGKILL, END_MS) && rc == 0)
-        rc = err_set(e, ERR_TIMEOUT, "the runner does not end");
-    return rc;
-}
-
-static void remove_leavings(const struct up_node *n)
-{
-    static const char *const names[] = {"serve.pid", "runner.pid"};
-    up_node_unlink(n);
-    (void)unlink(n->api_socket);
-    (void)unlink(n->runner_socket);
-    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        char path[UP_PATH_SIZE];
-        up_node_path(n, names[i], path);
-        (void)unlink(path);
-    }
-}
-
-static int bring_down(struct up_node *n, unsigned drain_ms)
-{
-    struct err e = {0};
-    int code = CLI_DONE;
-    if (!end_serve(n, drain_ms)) {
-        cli_say("serve does not end");
-        code = CLI_FAILED;
-    }
-    if (end_runner(n, &e) != 0) {
-        cli_say("%s", e.msg);
-        up_node_show_log(n, UP_RUNNER, LOG_LINES);
-        code = CLI_FAILED;
-    }
-    remove_leavings(n);
-    return code;
-}
-
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *where)
-{
-    (void)st;
-    (void)type;
-    (void)where;
-    return remove(path);
-}
-
-static int down(struct cli *c)
-{
-    struct up_node n;
-    struct err e = {0};
-    uint64_t drain_ms = DRAIN_MS;
-    const char *drain = cli_value(c, "timeout");
-    int code = check_root(c);
-    if (code != CLI_DONE)
-        return code;
-    if (drain != NULL &&
-        (duration_parse(&drain_ms, drain, false, &e) != 0 || drain_ms > 24 * 3600 * 1000ull))
-        return cli_usage(c, "--timeout: a duration up to 24h");
-    if (up_node_init(&n, cli_value(c, "dir"), 1, &e) != 0)
-        return cli_fail(c, &e);
-    n.embedded = c->embedded;
-    if (access(n.directory, F_OK) < 0) {
-        printf("nothing is there: %s\n", n.directory);
-        return CLI_DONE;
-    }
-    char config[UP_PATH_SIZE];
-    up_node_path(&n, "skerry.yaml", config);
-    if (access(config, F_OK) == 0 && up_node_load(&n, &e) != 0)
-        return cli_fail(c, &e);
-    if (access(config, F_OK) == 0)
-        code = bring_down(&n, (unsigned)drain_ms);
-    if (code != CLI_DONE)
-        return code;
-    if (!cli_has(c, "delete")) {
-        printf("down; the data is kept in %s (skerry down --delete removes it)\n", n.directory);
-        return CLI_DONE;
-    }
-    if (nftw(n.directory, remove_entry, 32, FTW_DEPTH | FTW_PHYS | FTW_MOUNT) != 0) {
-        cli_say("remove %s: %s", n.directory, strerror(errno));
-        return CLI_FAILED;
-    }
-    printf("down; %s is removed\n", n.directory);
-    return CLI_DONE;
-}
-
-static const struct cli_option down_options[] = {
-    {0, "dir", "DIR", "as given to up"},
-    {0, "timeout", "T", "how long joins may take to finish (default 30s)"},
-    {0, "delete", NULL, "remove the data too"},
-    {0, NULL, NULL, NULL},
-};
-
-const struct cli_command cli_down_command = {
-    .name = "down",
-    .arguments = "[--dir DIR]",
-    .summary = "stop what `skerry up` started, and all its instances",
-    .text = "Joins may finish first. No process, control group or mount is left; the data is kept.",
-    .options = down_options,
-    .run = down,
-};
-
-/* --- up --------------------------------------------------------------------------------------- */
-
-/* Starts what does not run; *started says whether anything was, *fresh whether nothing ran. */
-static int start_missing(struct up_node *n, bool *started, bool *fresh, struct err *e)
-{
-    static const enum up_daemon order[] = {UP_RUNNER, UP_SERVE};
-    static const char *const names[] = {[UP_SERVE] = "serve", [UP_RUNNER] = "runner"};
-    bool one_runs = up_node_pid(n, UP_RUNNER) != 0 || up_node_pid(n, UP_SERVE) != 0;
-    *started = false;
-    *fresh = !one_runs;
-    for (size_t i = 0; i < ARRAY_SIZE(order); i++) {
-        pid_t pid = 0;
-        if (up_node_pid(n, order[i]) != 0)
-            continue;
-        int rc = up_node_start(n, order[i], &pid, e);
-        if (rc != 0)
-            return rc;
-        if (one_runs)
-            printf("%s was missing: started it again\n", names[order[i]]);
-        *started = true;
-    }
-    return 0;
-}
-
-/* The gateway's and the API's address, as the configuration and the flags say. */
-static void read_addresses(const struct up_node *n, char http[ADDRESS_TEXT_SIZE],
-                           char api[ADDRESS_TEXT_SIZE])
-{
-    char path[UP_PATH_SIZE];
-    struct config config;
-    up_node_path(n, "skerry.yaml", path);
-    (void)text_copy(http, ADDRESS_TEXT_SIZE, n->http != NULL ? n->http : "");
-    (void)text_copy(api, ADDRESS_TEXT_SIZE, n->api != NULL ? n->api : "");
-    if (config_load(&config, path, NULL) != 0)
-        return;
-    if (n->http == NULL && config.http.count > 0)
-        (void)text_copy(http, ADDRESS_TEXT_SIZE, config.http.items[0]);
-    if (n->api == NULL)
-        (void)text_copy(api, ADDRESS_TEXT_SIZE, config.api);
-    config_free(&config);
-}
-
-static void tell(const struct up_node *n, bool started, bool fresh, bool linked, bool detach,
-                 const char *dir)
-{
-    char http[ADDRESS_TEXT_SIZE], api[ADDRESS_TEXT_SIZE];
-    read_addresses(n, http, api);
-    const char *port = strrchr(http, ':');
-    printf("%s  %s\n", strrchr(n->directory, '/') + 1, started ? "is up" : "was up already");
-    printf("  joins   http://%s/w/WORKLOAD/   http://WORKLOAD.localhost%s/\n", http,
-           port == NULL ? "" : port);
-    printf("  API     http://%s (with a token), unix:%s (root)\n", api, n->api_socket);
-    printf("  data    %s\n\n", n->directory);
-    printf("export SKERRY_ADDR=unix:%s%s\n\n", n->api_socket,
-           linked ? "   # not needed: " UP_LINK " is this node" : "");
-    if (fresh)
-        printf("  skerry deploy deploy/examples/hello.yaml\n"
-               "  curl -si http://%s/w/hello/\n",
-               http);
-    if (detach)
-        printf("  skerry down%s%s\n", dir != NULL ? " --dir " : "", dir != NULL ? dir : "");
-    else
-        printf("\nCtrl-C brings it down.\n");
-    (void)fflush(stdout);
 }
 
 static sigset_t end_signals(void)
@@ -234,109 +36,206 @@ static sigset_t end_signals(void)
     return set;
 }
 
-/* In the foreground: until a signal (they are blocked since before the start), or until a daemon is
- * gone. */
-static int stay(struct up_node *n)
+static void show_log(const struct up_node *n, enum up_daemon daemon)
+{
+    (void)fflush(stdout);
+    up_node_show_log(n, daemon, UP_LOG_LINES);
+}
+
+/* --- in the foreground ------------------------------------------------------------------------ */
+
+/* A daemon that is looked after: `fd` is a pidfd, -1 while it does not run. */
+struct watched {
+    const struct up_node *node;
+    enum up_daemon daemon;
+    int fd;
+};
+
+static void watch(struct watched *w)
+{
+    pid_t pid = up_node_pid(w->node, w->daemon);
+    w->fd = pid == 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
+}
+
+/* True when a signal came. Tells who ended and who came back; *running counts those that serve. */
+static bool look(int signals, struct watched *all, size_t count, unsigned *running)
+{
+    struct pollfd p[1 + 2 * UP_NODES_MAX] = {{.fd = signals, .events = POLLIN}};
+    bool missing = false;
+    for (size_t i = 0; i < count; i++) {
+        p[1 + i] = (struct pollfd){.fd = all[i].fd, .events = POLLIN};
+        missing = missing || all[i].fd < 0;
+    }
+    if (poll(p, 1 + count, missing ? LOOK_MS : -1) < 0)
+        return errno != EINTR;
+    if (p[0].revents != 0)
+        return true;
+    *running = 0;
+    for (size_t i = 0; i < count; i++) {
+        const char *name = up_node_name(all[i].node);
+        const char *daemon = up_daemon_names[all[i].daemon];
+        if (all[i].fd < 0) {
+            watch(&all[i]);
+            if (all[i].fd >= 0)
+                printf("%-7s %s runs again\n", name, daemon);
+        } else if (p[1 + i].revents != 0) {
+            (void)waitpid(-1, NULL, WNOHANG);
+            memory_close(&all[i].fd);
+            cli_say("%s: %s has ended; `skerry up` with the same --dir starts it again", name,
+                    daemon);
+            show_log(all[i].node, all[i].daemon);
+        }
+        *running += all[i].daemon == UP_SERVE && all[i].fd >= 0;
+    }
+    (void)fflush(stdout);
+    return false;
+}
+
+/* Until a signal (they are blocked since before the start), or until nobody serves any more. With one
+ * node that is as soon as one of its daemons has ended. */
+static int stay(struct up_cluster *c)
 {
     sigset_t set = end_signals();
     CLEANUP_FD int signals = signalfd(-1, &set, SFD_CLOEXEC);
-    CLEANUP_FD int serve = (int)syscall(SYS_pidfd_open, up_node_pid(n, UP_SERVE), 0);
-    CLEANUP_FD int runner = (int)syscall(SYS_pidfd_open, up_node_pid(n, UP_RUNNER), 0);
-    struct pollfd p[3] = {{.fd = signals, .events = POLLIN},
-                          {.fd = serve, .events = POLLIN},
-                          {.fd = runner, .events = POLLIN}};
-    int code = CLI_DONE;
-    while (poll(p, 3, -1) < 0 && errno == EINTR)
-        ;
-    if (p[0].revents == 0) {
-        bool was_serve = p[1].revents != 0;
-        cli_say("%s has ended; bringing the rest down", was_serve ? "serve" : "runner");
-        up_node_show_log(n, was_serve ? UP_SERVE : UP_RUNNER, LOG_LINES);
-        code = CLI_FAILED;
-    } else {
-        struct signalfd_siginfo taken;
-        if (read(signals, &taken, sizeof taken) > 0)
-            printf("\n");
+    struct watched all[2 * UP_NODES_MAX];
+    size_t count = 0;
+    unsigned running = c->count;
+    for (unsigned i = 0; i < c->count; i++) {
+        all[count++] = (struct watched){.node = &c->members[i].node, .daemon = UP_RUNNER};
+        all[count++] = (struct watched){.node = &c->members[i].node, .daemon = UP_SERVE};
     }
+    for (size_t i = 0; i < count; i++)
+        watch(&all[i]);
+    bool interrupted = false;
+    bool over = false;
+    while (!interrupted && !over) {
+        interrupted = look(signals, all, count, &running);
+        over = running == 0 || (c->count == 1 && (all[0].fd < 0 || all[1].fd < 0));
+    }
+    for (size_t i = 0; i < count; i++)
+        memory_close(&all[i].fd);
+    if (!interrupted)
+        cli_say("nobody serves any more; bringing the rest down");
+    struct signalfd_siginfo taken;
+    if (interrupted && read(signals, &taken, sizeof taken) > 0)
+        printf("\n");
     /* A second Ctrl-C is not waited for: it ends this process as usual. */
     (void)sigprocmask(SIG_UNBLOCK, &set, NULL);
-    int ended = bring_down(n, DRAIN_MS);
-    return code != CLI_DONE ? code : ended;
+    int ended = up_cluster_end(c, DRAIN_MS, false);
+    return interrupted ? ended : CLI_FAILED;
 }
 
-static int start_and_wait(struct up_node *n, bool *started, bool *fresh, struct err *e)
+/* --- up --------------------------------------------------------------------------------------- */
+
+static void tell(const struct up_cluster *c, bool linked, bool detach, const char *dir)
 {
-    int rc = up_node_prepare(n, e);
-    if (rc == 0)
-        rc = up_node_load(n, e);
-    if (rc == 0)
-        rc = start_missing(n, started, fresh, e);
-    if (rc != 0)
-        return rc;
-    rc = up_node_wait_ready(n, READY_MS, e);
-    if (rc != 0) {
-        up_node_show_log(n, UP_RUNNER, LOG_LINES);
-        up_node_show_log(n, UP_SERVE, LOG_LINES);
+    const struct up_node *first = &c->members[0].node;
+    const char *port = strrchr(first->http_address, ':');
+    for (unsigned i = 0; i < c->count; i++) {
+        const struct up_node *n = &c->members[i].node;
+        printf("%s%-7s joins http://%s/w/WORKLOAD/   API http://%s\n", i == 0 ? "\n" : "",
+               up_node_name(n), n->http_address, n->api_address);
     }
-    return rc;
+    printf("\njoins also at http://WORKLOAD.localhost%s/; the API wants a token, but of root at "
+           "unix:%s\n\n",
+           port == NULL ? "" : port, first->api_socket);
+    printf("export SKERRY_ADDR=unix:%s%s\n\n", first->api_socket,
+           linked ? "   # not needed: " UP_LINK " is this node" : "");
+    if (c->fresh)
+        printf("  skerry deploy deploy/examples/hello.yaml\n"
+               "  curl -si http://%s/w/hello/\n",
+               first->http_address);
+    if (detach)
+        printf("  skerry down%s%s\n", dir != NULL ? " --dir " : "", dir != NULL ? dir : "");
+    else
+        printf("\nCtrl-C brings it down.\n");
+    (void)fflush(stdout);
+}
+
+/* "--nodes 3"; 0 without it. False: told. */
+static bool read_nodes(struct cli *c, unsigned *out)
+{
+    const char *text = cli_value(c, "nodes");
+    *out = 0;
+    if (text == NULL)
+        return true;
+    if (text[0] == '\0' || strlen(text) > 3 || strspn(text, "0123456789") != strlen(text) ||
+        atoi(text) < 1) {
+        (void)cli_usage(c, "--nodes: %.20s is no number of nodes", text);
+        return false;
+    }
+    *out = (unsigned)atoi(text);
+    if (*out <= UP_NODES_MAX)
+        return true;
+    (void)cli_usage(c, "--nodes: at most %d on one machine", UP_NODES_MAX);
+    return false;
+}
+
+static int failed(struct up_cluster *c, const struct err *e)
+{
+    (void)fflush(stdout);
+    cli_say("%s", e->msg);
+    if (c->last != NULL && e->code != ERR_CANCELED) {
+        show_log(&c->last->node, UP_RUNNER);
+        show_log(&c->last->node, UP_SERVE);
+    }
+    /* What ran before may hold instances, which nobody asked to end. */
+    (void)up_cluster_end(c, 0, true);
+    return CLI_FAILED;
 }
 
 static int up(struct cli *c)
 {
-    struct up_node n;
+    struct up_cluster cluster;
     struct err e = {0};
-    const char *nodes = cli_value(c, "nodes");
-    if (nodes != NULL && strcmp(nodes, "1") != 0) {
-        if (nodes[0] == '\0' || strspn(nodes, "0123456789") != strlen(nodes) || atoi(nodes) < 1)
-            return cli_usage(c, "--nodes: %.20s is no number", nodes);
-        cli_say("up --nodes %s: this version runs one node", nodes);
+    struct up_options options = {.dir = cli_value(c, "dir"),
+                                 .address = cli_value(c, "address"),
+                                 .http = cli_value(c, "http"),
+                                 .api = cli_value(c, "api"),
+                                 .embedded = c->embedded};
+    bool detach = cli_has(c, "detach");
+    if (!read_nodes(c, &options.nodes))
         return CLI_USAGE;
-    }
-    int code = check_root(c);
+    int code = cli_need_root(c);
     if (code != CLI_DONE)
         return code;
-    if (up_node_init(&n, cli_value(c, "dir"), 1, &e) != 0)
+    if (up_cluster_find(&cluster, &options, &e) != 0)
         return cli_fail(c, &e);
-    n.embedded = c->embedded;
-    n.http = cli_value(c, "http");
-    n.api = cli_value(c, "api");
-    bool started = false, fresh = false;
-    bool detach = cli_has(c, "detach");
+    if (options.nodes != 0 && options.nodes < cluster.count)
+        printf("there are %u nodes already: starting all of them\n", cluster.count);
     /* A Ctrl-C that comes during the start must not leave half of it behind. */
     sigset_t set = end_signals();
-    if (!detach && sigprocmask(SIG_BLOCK, &set, NULL) < 0)
+    if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
         return CLI_FAILED;
-    if (start_and_wait(&n, &started, &fresh, &e) != 0) {
-        cli_say("%s", e.msg);
-        if (fresh) /* else there may be instances of before, which nobody asked to end */
-            (void)bring_down(&n, 0);
-        return CLI_FAILED;
-    }
-    bool linked = up_node_link(&n);
-    tell(&n, started, fresh, linked, detach, cli_value(c, "dir"));
-    return detach ? CLI_DONE : stay(&n);
+    if (up_cluster_start(&cluster, &e) != 0)
+        return failed(&cluster, &e);
+    bool linked = up_node_link(&cluster.members[0].node);
+    tell(&cluster, linked, detach, options.dir);
+    return detach ? CLI_DONE : stay(&cluster);
 }
 
 static const struct cli_option up_options[] = {
     {'d', "detach", NULL, "leave it running and return when it is ready"},
+    {0, "nodes", "N", "at least so many; 3 survive the loss of one (default 1)"},
     {0, "dir", "DIR", "its data (default $XDG_STATE_HOME/skerry or /var/lib/skerry/up)"},
-    {0, "nodes", "N", "1 in this version"},
-    {0, "http", "ADDR", "of the gateway (default 127.0.0.1:8080)"},
-    {0, "api", "ADDR", "of the API (default 127.0.0.1:8081)"},
+    {0, "address", "IP", "of node 1; the others have the next ones (default 127.0.0.1)"},
+    {0, "http", "ADDR", "of node 1's gateway (default port 8080 of its address)"},
+    {0, "api", "ADDR", "of node 1's API (default port 8081 of its address)"},
     {0, NULL, NULL, NULL},
 };
 
 const struct cli_command cli_up_command = {
     .name = "up",
-    .arguments = "[--detach]",
+    .arguments = "[--nodes N] [--detach]",
     .summary = "a cluster on this machine",
-    .text = "Starts a runner as root and a node as an unprivileged user, and waits until they are "
-            "ready.\n"
-            "Run again, it starts what is missing: instances have outlived it. The configuration "
-            "is in\n"
-            "DIR/node1 and yours to change.\n\n"
-            "  skerry up --detach\n"
-            "  skerry up --dir /tmp/try --http 127.0.0.1:9080 --api 127.0.0.1:9081",
+    .text =
+        "Node i is at 127.0.0.i: a runner as root and a node as an unprivileged user. Returns when "
+        "all\n"
+        "are ready and roles have settled. Run again, it starts what is missing (instances have\n"
+        "outlived it) and adds nodes up to N. The configurations are in DIR/node*, yours to "
+        "change.\n\n"
+        "  skerry up --nodes 3 --detach\n"
+        "  skerry up --dir /tmp/try --address 127.0.0.11",
     .options = up_options,
     .run = up,
 };

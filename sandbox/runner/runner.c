@@ -22,6 +22,7 @@
 #include "sandbox/runner/reaper.h"
 #include "sandbox/runner/server.h"
 #include "sandbox/runner/state.h"
+#include "sandbox/shared/ids.h"
 
 #ifndef MFD_EXEC
 #define MFD_EXEC 0x10u /* from Linux 6.3 */
@@ -252,6 +253,9 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
     if (rc == 0)
         rc = folders_open(r, e);
     if (rc == 0)
+        rc = ids_claim(r->config.uid_base, r->config.max.instances * RUNNER_UIDS_PER_INSTANCE,
+                       &r->ids_fd, e);
+    if (rc == 0)
         rc = state_boot_id(r->boot, e);
     if (rc == 0)
         rc = agent_load(r, o, e);
@@ -297,8 +301,8 @@ static void close_all(struct runner *r)
     root_base_close(r->root_base);
     network_close(r->network);
     seccomp_filter_free(&r->filter);
-    int *descriptors[] = {&r->agent_fd, &r->null_fd,  &r->instances_fd, &r->logs_fd,
-                          &r->lock_fd,  &r->ready_fd, &r->directory_fd};
+    int *descriptors[] = {&r->agent_fd, &r->null_fd, &r->instances_fd, &r->logs_fd,
+                          &r->lock_fd,  &r->ids_fd,  &r->ready_fd,     &r->directory_fd};
     for (size_t n = 0; n < ARRAY_SIZE(descriptors); n++)
         memory_close(descriptors[n]);
     runner_config_free(&r->config);
@@ -324,7 +328,8 @@ int runner_run(const struct runner_options *o, struct err *e)
     struct runner *r = calloc(1, sizeof *r);
     if (r == NULL)
         return err_set(e, ERR_NO_MEMORY, "runner");
-    r->agent_fd = r->null_fd = r->directory_fd = r->instances_fd = r->logs_fd = r->lock_fd = -1;
+    r->agent_fd = r->null_fd = r->directory_fd = r->instances_fd = r->logs_fd = r->lock_fd =
+        r->ids_fd = -1;
     r->ready_fd = o->ready_fd;
     umask(022);
     descriptors_raise();

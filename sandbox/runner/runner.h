@@ -55,6 +55,7 @@ struct runner {
     int instances_fd; /* DIRECTORY/instances */
     int logs_fd;      /* DIRECTORY/logs */
     int lock_fd;
+    int ids_fd; /* holds the user ids: sandbox/shared/ids.h */
     int ready_fd;
 };
 

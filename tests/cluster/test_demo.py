@@ -88,8 +88,8 @@ class Foreground(unittest.TestCase):
         http = re.search(r"http://(127\.0\.0\.1:\d+)/w/", self.text()).group(1)
         other = tempfile.mkdtemp(prefix="skerry-up-")
         try:
-            done = subprocess.run([SKERRY, "up", "--detach", "--dir", other, "--http", http, "--api",
-                                   "127.0.0.1:%d" % free_port()], capture_output=True, text=True,
+            done = subprocess.run([SKERRY, "up", "--detach", "--dir", other, "--address",
+                                   "127.0.0.31", "--http", http], capture_output=True, text=True,
                                   timeout=60)
             self.assertEqual(done.returncode, 1)
             self.assertIn(http, done.stderr)

@@ -78,9 +78,30 @@ static void a_holder_on_its_way_out_is_waited_for(void **state)
     unlink(path_of());
 }
 
+static int take_numbers(int fd)
+{
+    return lock_process_range(fd, 2000000000u, 1000);
+}
+
+static void a_range_is_locked_apart_from_others(void **state)
+{
+    (void)state;
+    int fd = open(path_of(), O_RDWR | O_CLOEXEC); /* made here, before the child opens it */
+    pid_t pid = holder(take_numbers, 0);
+    assert_int_equal(lock_range_holder(fd, 2000000999u, 5), pid);
+    assert_int_equal(lock_range_holder(fd, 2000001000u, 5), 0);
+    assert_int_equal(lock_process_range(fd, 1999999000u, 1000), 0);
+    assert_int_equal(lock_process_range(fd, 1999999999u, 2), EAGAIN);
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    assert_int_equal(lock_range_holder(fd, 2000000000u, 1000), 0);
+    close(fd);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_range_is_locked_apart_from_others),
         cmocka_unit_test(a_holder_on_its_way_out_is_waited_for),
     };
     return cmocka_run_group_tests_name("lock", tests, NULL, NULL);
