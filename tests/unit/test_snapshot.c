@@ -92,6 +92,37 @@ static void populate(struct help_state *h)
     help_end(h, 5, r.epoch, 12346);
 }
 
+static bool same_node_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *back = user;
+    const struct registry_node *a = container_of(value, const struct registry_node, value);
+    const struct map_value *there = map_get(&back->maps[STATE_NODES], key, key_length);
+    assert_non_null(there);
+    const struct registry_node *b = container_of(there, const struct registry_node, value);
+    assert_string_equal(a->name, b->name);
+    assert_string_equal(a->address, b->address);
+    assert_memory_equal(a->public_key, b->public_key, sizeof a->public_key);
+    assert_true(a->draining == b->draining && a->leased == b->leased);
+    assert_int_equal(a->lease_epoch, b->lease_epoch);
+    return true;
+}
+
+static bool same_result_visit(void *user, const void *key, size_t key_length,
+                              struct map_value *value)
+{
+    const struct state_content *back = user;
+    const struct state_result *a = container_of(value, const struct state_result, value);
+    const struct map_value *there = map_get(&back->maps[STATE_RESULTS], key, key_length);
+    assert_non_null(there);
+    const struct state_result *b = container_of(there, const struct state_result, value);
+    assert_int_equal(a->result.problem, b->result.problem);
+    assert_string_equal(a->result.detail, b->result.detail);
+    assert_int_equal(a->result.epoch, b->result.epoch);
+    assert_int_equal(a->result.node, b->result.node);
+    assert_int_equal(a->result.replaced, b->result.replaced);
+    return true;
+}
+
 static void what_comes_back_is_the_same(void **state)
 {
     (void)state;
@@ -107,6 +138,11 @@ static void what_comes_back_is_the_same(void **state)
     for (size_t i = 0; i < STATE_MAP_COUNT; i++)
         assert_int_equal(content.maps[i].count, state_content(h.state)->maps[i].count);
     assert_int_equal(content.live, state_content(h.state)->live);
+    const struct state_content *was = state_content(h.state);
+    assert_int_equal(content.keyring_count, 3);
+    assert_memory_equal(content.keyring, was->keyring, sizeof was->keyring);
+    map_walk(&was->maps[STATE_NODES], NULL, 0, same_node_visit, &content);
+    map_walk(&was->maps[STATE_RESULTS], NULL, 0, same_result_visit, &content);
     encode(&content, &second);
     assert_int_equal(first.length, second.length);
     assert_memory_equal(first.data, second.data, first.length);
