@@ -3,7 +3,7 @@
  *
  *   held | in the registry | here
  *   yes  | live, our epoch | adopted; a prepared one is discarded, a command has lost its client
- *   yes  | live, other epoch, ended or unknown | killed
+ *   yes  | live, other epoch, ended (node_lost: our lease was over meanwhile) or unknown | killed
  *   no   | live, ours | ended: start_lost if it was starting, else agent_lost
  *
  * Until that is done no join is taken, so that nobody is told 404 for an instance that lives. */
@@ -15,6 +15,7 @@
 #include "base/memory.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/fences.h"
 
 struct listing {
     struct node *node;
@@ -40,12 +41,16 @@ static void ignored_cb(void *user, const struct err *error, const Skerry__Runner
         memory_close(&descriptors[k]);
 }
 
-static void kill_held(struct node *n, const char *id)
+/* `record`: what the registry has of that id, NULL: nothing. */
+static void kill_held(struct node *n, const char *id, const struct registry_instance *record)
 {
-    log_warn("adopt", "%s is held by the runner but not by the registry: it is ended", id);
+    bool lost = record != NULL &&
+                (record->state != INSTANCE_STATE_ENDED || record->reason == END_NODE_LOST);
+    log_warn("adopt", "%s is held by the runner but not by the registry: it is ended%s", id,
+             lost ? ", since the lease of this node was over meanwhile" : "");
     Skerry__Runner__Stop stop = SKERRY__RUNNER__STOP__INIT;
     stop.id = (char *)(uintptr_t)id;
-    stop.reason = END_KILLED;
+    stop.reason = lost ? END_NODE_LOST : END_KILLED;
     Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
     r.verb_case = SKERRY__RUNNER__REQUEST__VERB_STOP;
     r.stop = &stop;
@@ -157,7 +162,7 @@ static void adopt_held(struct node *n, const struct registry_root *root,
     if (record == NULL || record->owner != n->id || record->state == INSTANCE_STATE_ENDED ||
         /* Prepared while the reservation was under way, it was not told its epoch. */
         (held->epoch != 0 && record->epoch != held->epoch)) {
-        kill_held(n, held->id);
+        kill_held(n, held->id, record);
         return;
     }
     struct instance *i = adopt_record(n, root, record, held);
@@ -241,6 +246,7 @@ static void finish(struct listing *l, bool complete)
         registry_root_instances(root, NULL, end_lost, l);
         registry_root_release(root);
         n->reconciled = true;
+        fences_adopted(n);
     }
     n->reconciling = false;
     map_release(&l->seen);

@@ -37,6 +37,8 @@
 #define CONTROL_LIFE_SLACK_MS 5000u
 
 struct api;
+struct cluster;
+struct fences;
 struct layers;
 
 /* What is outstanding of an instance; it is freed when nothing is. */
@@ -81,6 +83,8 @@ struct instance {
     enum end_reason end_reason;
     enum problem problem; /* why the start failed */
     char detail[512];
+    struct instance_id existing; /* ... because this one holds its key */
+    uint64_t fence_ms;           /* the deadline that the runner was told last; UINT64_MAX: none */
 
     struct slot_ref slot; /* .slot NULL: has none */
     uint32_t execs;
@@ -167,7 +171,9 @@ struct node {
     struct slot_table *slots;
     struct gateway *gateway;
     struct api *api;
-    struct layers *layers; /* NULL: there are no other nodes */
+    struct layers *layers;   /* NULL: there are no other nodes */
+    struct cluster *cluster; /* likewise */
+    struct fences *fences;
     node_id id;
     uint64_t boot;
 
@@ -361,6 +367,11 @@ void adopt_connected(void *user, const Skerry__Runner__HelloReply *hello);
 void adopt_disconnected(void *user);
 /* Once the registry leads and the runner is there; ends with node_progress. */
 void adopt_reconcile(struct node *n);
+
+/* --- quorum.c ------------------------------------------------------------------------------------- */
+
+/* "1 of 3 voters reachable; nothing can start. 4 running instances can still be joined. Lost: ..." */
+void quorum_text(struct node *n, char *out, size_t size);
 
 /* --- events.c, status.c, explain.c --------------------------------------------------------------- */
 

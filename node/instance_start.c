@@ -18,6 +18,7 @@ static void reserve_cb(void *user, const struct err *error, const struct registr
                     error->msg);
     } else if (result->problem != PROBLEM_NONE) {
         i->problem = result->problem;
+        i->existing = result->existing;
         text_copy(i->detail, sizeof i->detail, result->detail);
     } else {
         i->reserved = true;

@@ -22,6 +22,7 @@
 #include "base/memory.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/fences.h"
 
 static void tick(struct instance *i);
 static void record_end(struct instance *i);
@@ -177,16 +178,6 @@ static void commit_cb(void *user, const struct err *error, const Skerry__Runner_
     ignored_cb(user, error, reply, descriptors, descriptor_count);
 }
 
-static void commit(struct instance *i)
-{
-    struct err e = {0};
-    i->phase = PHASE_COMMITTED;
-    if (ask_runner_about(i, SKERRY__RUNNER__REQUEST__VERB_COMMIT, commit_cb, &e) != 0)
-        instance_ended_locally(i, END_START_FAILED, e.msg);
-    else if (i->spec->kind == WORKLOAD_SERVER && i->spec->port != 0)
-        joins_spare(i);
-}
-
 static void discard(struct instance *i)
 {
     i->phase = PHASE_STOPPING;
@@ -197,6 +188,20 @@ static void discard(struct instance *i)
         log_warn("instance", "%s: the runner could not be told to discard it: %s", i->id.text,
                  e.msg);
     instance_ended_locally(i, i->ending ? i->end_reason : END_START_FAILED, i->detail);
+}
+
+static void commit(struct instance *i)
+{
+    struct err e = {0};
+    if (!fences_commit(i)) {
+        discard(i);
+        return;
+    }
+    i->phase = PHASE_COMMITTED;
+    if (ask_runner_about(i, SKERRY__RUNNER__REQUEST__VERB_COMMIT, commit_cb, &e) != 0)
+        instance_ended_locally(i, END_START_FAILED, e.msg);
+    else if (i->spec->kind == WORKLOAD_SERVER && i->spec->port != 0)
+        joins_spare(i);
 }
 
 /* --- ready ------------------------------------------------------------------------------------------ */
@@ -229,7 +234,7 @@ static int open_slot(struct instance *i, const Skerry__Runner__Address *address,
         .owner = i->node->id,
         .max_joiners = control_narrow(i->spec->join.max_joiners),
         .window_end_ms = UINT64_MAX,
-        .lease_deadline_ms = UINT64_MAX,
+        .lease_deadline_ms = fences_deadline(i),
         .monotonic_ms = i->ready_ms,
     };
     if (i->spec->join.window_ms != DURATION_NONE && i->key[0] == '\0')

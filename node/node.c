@@ -22,6 +22,7 @@
 #include "node/api.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/fences.h"
 
 #define NODE_DRAIN_MS 30000u
 #define NODE_INBOX_MAX 100000u
@@ -69,30 +70,9 @@ static void registry_changed(void *user)
     if (index != n->workloads_index && n->reconciled)
         steps_sync_workloads(n);
     n->workloads_index = index;
+    if (n->fences != NULL)
+        fences_follow(n);
     routes_dirty(n);
-}
-
-static void leased_cb(void *user, const struct err *error, const struct registry_result *result)
-{
-    struct node *n = user;
-    if (error != NULL || result->problem != PROBLEM_NONE) {
-        log_error("registry", "the node got no lease: %s",
-                  error != NULL ? error->msg : result->detail);
-        return;
-    }
-    n->registered = true;
-    node_progress(n);
-}
-
-/* Nobody ends the lease of a node that is alone: after a restart it is the one that runs. */
-static void lease_self(struct node *n)
-{
-    struct err e = {0};
-    const struct registry_node self = {.id = n->id};
-    struct registry_command command = {
-        .kind = REGISTRY_LEASE_GRANT, .wall_ms = clock_wall_ms(), .node = &self};
-    if (registry_propose(n->registry, &command, leased_cb, n, &e) != 0)
-        log_error("registry", "%s", e.msg);
 }
 
 static void registered_cb(void *user, const struct err *error, const struct registry_result *result)
@@ -102,7 +82,10 @@ static void registered_cb(void *user, const struct err *error, const struct regi
                   error != NULL ? error->msg : result->detail);
         return;
     }
-    lease_self(user);
+    struct node *n = user;
+    n->registered = true;
+    fences_leader_changed(n); /* it can have a lease now */
+    node_progress(n);
 }
 
 static void initialised_cb(void *user, const struct err *error,
@@ -135,7 +118,7 @@ static void register_self(struct node *n)
             log_error("registry", "%s", e.msg);
     }
     if (known) {
-        lease_self(n);
+        n->registered = true;
         return;
     }
     struct registry_node record = {.id = initialised && self != NULL ? n->id : 0};
@@ -153,6 +136,8 @@ static void leader_changed(void *user, bool leader)
     log_info("registry", leader ? "this node leads" : "this node does not lead");
     if (leader)
         register_self(n);
+    if (!leader || n->registered)
+        fences_leader_changed(n);
     node_progress(n);
 }
 
@@ -270,6 +255,9 @@ static void open_front(struct node *n)
 void node_progress(struct node *n)
 {
     if (n->stopping || !n->leader || !n->registered)
+        return;
+    /* The lease was granted after all that may have ended what we held: the registry shows it. */
+    if (!n->gateway_opened && !fences_leased(n))
         return;
     if (n->runner_seen && !n->reconciled) {
         steps_sync_workloads(n);
@@ -405,6 +393,7 @@ static void close_all(struct node *n)
     if (n->gateway != NULL)
         gateway_close(n->gateway, pump, n);
     n->gateway = NULL;
+    fences_stop(n);
     n->closing = (n->sandbox != NULL ? 1u : 0u) + (n->registry != NULL ? 1u : 0u) +
                  (n->inbox != NULL ? 1u : 0u);
     if (n->sandbox != NULL)
@@ -422,6 +411,7 @@ static void close_all(struct node *n)
 static void dispose(struct node *n)
 {
     free_instances(n);
+    fences_close(n);
     steps_close(n);
     routes_close(n);
     uv_run(&n->loop, UV_RUN_DEFAULT);
@@ -487,7 +477,7 @@ static int open_all(struct node *n, struct err *e)
         return err_set(e, ERR_NO_MEMORY, "start the node");
     if (inbox_open(&n->inbox, &n->loop, n, NODE_INBOX_MAX, e) != 0 ||
         slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
-        open_registry(n, e) != 0 || open_runner(n, e) != 0)
+        open_registry(n, e) != 0 || fences_open(n, e) != 0 || open_runner(n, e) != 0)
         return -(int)(e->code);
     routes_publish(n);
     return open_api(n, e);
