@@ -95,7 +95,8 @@ struct gateway_ask {
     bool autopsy;  /* `instance` broke the connection before its answer began: answered within
                             500 ms with what became of it: INSTANCE_OOM, _EXITED, or _UNREACHABLE if
                             it still runs. Also asked for an `instance` that the routes do not know,
-                            before a 404 or 410 is answered (then with autopsy false): the control
+                            before a 404 or 410 is answered (then with autopsy false), and for a
+                            `workload` that they do not know (then with version 0): the control
                             thread knows what the routes will show a moment later */
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64]; /* "GET /w/hello/", cut, printable */
@@ -106,6 +107,8 @@ struct gateway_ask {
     node_id elsewhere; /* with PROBLEM_NONE: not here, nothing was entered; forward the join to this
                           node, which may start or wait for an instance for it (the one of `id`, if that
                           is set: a key's holder). A refusal there: ask again, with it in `refused` */
+    bool look_again;   /* with PROBLEM_NONE: the routes show now what they did not know when this
+                             was asked (a workload or an instance): dispatch anew */
     node_id refused[4];   /* question: nodes that refused this request; 0: none */
     enum problem problem; /* PROBLEM_NONE: granted, `slot` is entered on the request's behalf */
     enum ran ran;

@@ -37,6 +37,7 @@
 #define CONTROL_LIFE_SLACK_MS 5000u
 
 struct api;
+struct certain;
 struct cluster;
 struct fences;
 struct layers;
@@ -174,6 +175,7 @@ struct node {
     struct layers *layers;   /* NULL: there are no other nodes */
     struct cluster *cluster; /* likewise */
     struct fences *fences;
+    struct certain *certain;
     node_id id;
     uint64_t boot;
 
@@ -308,6 +310,8 @@ void joins_cancel(void *user, struct gateway_ask *ask, enum end_reason reason);
 bool joins_sockets(void *user, struct gateway_sockets *want);
 void joins_slot_left(void *user, struct slot_ref slot, unsigned what);
 void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum scheduler_start start);
+void joins_answer_problem(struct node *n, struct gateway_ask *ask, enum problem problem,
+                          const char *detail, uint64_t retry_after_ms);
 void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const char *detail,
                   uint64_t retry_after_ms, const struct instance *i);
 /* Asks for sockets ahead, unless there are some or they are on their way. */

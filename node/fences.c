@@ -24,6 +24,7 @@
 #include "node/control.h"
 #include "node/known.h"
 #include "node/leases.h"
+#include "node/places.h"
 
 #define FENCES_TICK_MS 200u
 /* Elections take less than a second: a start that finds no leader for longer is refused. */
@@ -296,6 +297,8 @@ static void timer_cb(uv_timer_t *timer)
     if (f->draining)
         drain_runs(f);
     decide_hold(f);
+    if (!f->lone && f->node->reconciled)
+        places_tick(f->node);
 }
 
 /* --- the leases' way to registry and peers ---------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
 /* Questions of gateway threads that the routes could not answer: cold starts, queues, commands,
- * forced joins of instances that start, autopsies, and sockets into instances. */
+ * forced joins of instances that start, and autopsies. */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -7,8 +7,11 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "node/certain.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/fences.h"
+#include "node/places.h"
 
 /* --- waiters ---------------------------------------------------------------------------------------- */
 
@@ -66,8 +69,8 @@ static void fill_timing(struct gateway_ask *ask, const struct instance *i,
     ask->timing.code_us = i->code_us;
 }
 
-static void answer_problem(struct node *n, struct gateway_ask *ask, enum problem problem,
-                           const char *detail, uint64_t retry_after_ms)
+void joins_answer_problem(struct node *n, struct gateway_ask *ask, enum problem problem,
+                          const char *detail, uint64_t retry_after_ms)
 {
     ask->problem = problem;
     ask->ran = RAN_NO;
@@ -91,8 +94,9 @@ void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum sche
     ask->id = i->id;
     if (ask->kind == WORKLOAD_SERVER && i->slot.slot == NULL) {
         /* The gateway refuses these; a version without a port may have come in between. */
-        answer_problem(n, ask, PROBLEM_CONFLICT,
-                       "the instance has no port: it can be reached by exec and files only", 0);
+        joins_answer_problem(n, ask, PROBLEM_CONFLICT,
+                             "the instance has no port: it can be reached by exec and files only",
+                             0);
         return;
     }
     ask->problem = PROBLEM_NONE;
@@ -111,6 +115,48 @@ void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum sche
     gateway_answer(ask);
 }
 
+/* --- other nodes ------------------------------------------------------------------------------------- */
+
+static struct places_want want_of(const struct gateway_ask *ask)
+{
+    return (struct places_want){
+        .workload = ask->workload,
+        .key = ask->key,
+        /* Commands run where they were asked for: their pipes do not travel. */
+        .stays = ask->forwarded || ask->kind == WORKLOAD_COMMAND,
+        .refused = ask->refused,
+        .refused_count = ARRAY_SIZE(ask->refused),
+    };
+}
+
+/* True: it is answered. */
+static bool answer_place(struct node *n, struct gateway_ask *ask, const struct places_found *found)
+{
+    if (found->verdict == PLACES_HERE)
+        return false;
+    ask->id = found->id;
+    if (found->verdict == PLACES_NOWHERE) {
+        joins_answer_problem(n, ask, found->problem, found->detail, found->retry_after_ms);
+        return true;
+    }
+    ask->problem = PROBLEM_NONE;
+    ask->elsewhere = found->node;
+    gateway_answer(ask);
+    return true;
+}
+
+/* The scheduler has said no; somebody else may say yes. */
+static bool refused_elsewhere(struct node *n, struct gateway_ask *ask, enum problem problem,
+                              const struct instance *i)
+{
+    if (ask->instance[0] != '\0')
+        return false;
+    struct places_want want = want_of(ask);
+    struct places_found found;
+    places_after(n, &want, problem, i, &found);
+    return answer_place(n, ask, &found);
+}
+
 void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const char *detail,
                   uint64_t retry_after_ms, const struct instance *i)
 {
@@ -124,9 +170,14 @@ void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const 
         asks_refuse(node_ask, problem, "%s", detail != NULL ? detail : "");
         return;
     }
+    if (refused_elsewhere(n, ask, problem, i))
+        return;
+    char text[512];
+    if (problem == PROBLEM_NO_QUORUM && fences_hold(n, text, sizeof text) == PROBLEM_NO_QUORUM)
+        detail = text; /* as it is now, not when starts were held */
     if (i != NULL)
         ask->id = i->id;
-    answer_problem(n, ask, problem, detail, retry_after_ms);
+    joins_answer_problem(n, ask, problem, detail, retry_after_ms);
 }
 
 /* --- asks ---------------------------------------------------------------------------------------------- */
@@ -141,7 +192,7 @@ static void refuse_gone(struct node *n, struct gateway_ask *ask, enum end_reason
     else
         text_format(text, sizeof text, "instance %s ended: %s%s%s", ask->instance,
                     end_reason_name(reason), detail[0] != '\0' ? ": " : "", detail);
-    answer_problem(n, ask, PROBLEM_INSTANCE_GONE, text, 0);
+    joins_answer_problem(n, ask, PROBLEM_INSTANCE_GONE, text, 0);
 }
 
 static void refuse_unknown(struct node *n, struct gateway_ask *ask)
@@ -149,26 +200,82 @@ static void refuse_unknown(struct node *n, struct gateway_ask *ask)
     char text[120];
     text_format(text, sizeof text, "no instance has the id %s, or it ended over 24 h ago",
                 ask->instance);
-    answer_problem(n, ask, PROBLEM_INSTANCE_UNKNOWN, text, 0);
+    joins_answer_problem(n, ask, PROBLEM_INSTANCE_UNKNOWN, text, 0);
+}
+
+/* Asked once more when the registry's root was proved to hold all that has been committed. */
+struct doubt {
+    struct node *node;
+    struct gateway_ask *ask;
+};
+
+static void ask_surely(struct node *n, struct gateway_ask *ask);
+
+static void certain_now_cb(void *user, bool sure)
+{
+    struct doubt *d = user;
+    struct node *n = d->node;
+    struct gateway_ask *ask = d->ask;
+    free(d);
+    char text[512];
+    quorum_text(n, text, sizeof text);
+    if (sure)
+        ask_surely(n, ask);
+    else
+        joins_answer_problem(n, ask, PROBLEM_NO_QUORUM, text, 2000);
+}
+
+static void make_sure(struct node *n, struct gateway_ask *ask)
+{
+    struct doubt *d = malloc(sizeof *d);
+    if (d == NULL) {
+        joins_answer_problem(n, ask, PROBLEM_INTERNAL, "the node is out of memory", 1000);
+        return;
+    }
+    *d = (struct doubt){.node = n, .ask = ask};
+    certain_wait(n, certain_now_cb, d);
+}
+
+/* Not one of those that this node holds. An end is final, whoever tells of it; that there is nothing is
+ * said only if it is sure. */
+static void answer_absent(struct node *n, struct gateway_ask *ask, bool sure)
+{
+    struct registry_root *root = registry_root(n->registry);
+    const struct registry_instance *r =
+        registry_root_instance(root, ask->instance, strlen(ask->instance));
+    if (r == NULL && !sure) {
+        registry_root_release(root);
+        make_sure(n, ask);
+        return;
+    }
+    if (r == NULL) {
+        refuse_unknown(n, ask);
+    } else if (r->state == INSTANCE_STATE_ENDED) {
+        refuse_gone(n, ask, r->reason, r->exit_code, r->detail);
+    } else if (r->owner == n->id) {
+        joins_answer_problem(n, ask, PROBLEM_OWNER_UNREACHABLE,
+                             "the instance is being re-adopted after a restart", 1000);
+    } else if (ask->forwarded) {
+        joins_answer_problem(n, ask, PROBLEM_OWNER_UNREACHABLE,
+                             "the instance lives on another node than the one that was asked",
+                             1000);
+    } else {
+        ask->problem = PROBLEM_NONE;
+        ask->elsewhere = r->owner;
+        ask->id = r->id;
+        gateway_answer(ask);
+    }
+    registry_root_release(root);
 }
 
 /* An instance that the routes did not show as joinable: what is true now. */
-static bool answer_forced_now(struct node *n, struct gateway_ask *ask, struct instance **out)
+static bool answer_forced_now(struct node *n, struct gateway_ask *ask, bool sure,
+                              struct instance **out)
 {
     struct instance *i = instance_find(n, ask->instance);
     *out = i;
     if (i == NULL) {
-        struct registry_root *root = registry_root(n->registry);
-        const struct registry_instance *r =
-            registry_root_instance(root, ask->instance, strlen(ask->instance));
-        if (r == NULL)
-            refuse_unknown(n, ask);
-        else if (r->state == INSTANCE_STATE_ENDED)
-            refuse_gone(n, ask, r->reason, r->exit_code, r->detail);
-        else
-            answer_problem(n, ask, PROBLEM_OWNER_UNREACHABLE,
-                           "the instance is being re-adopted after a restart", 1000);
-        registry_root_release(root);
+        answer_absent(n, ask, sure);
         return true;
     }
     if (i->phase == PHASE_ENDED || i->phase == PHASE_STOPPING) {
@@ -176,18 +283,19 @@ static bool answer_forced_now(struct node *n, struct gateway_ask *ask, struct in
         return true;
     }
     if (i->handle == 0 || i->spec->kind == WORKLOAD_COMMAND) {
-        answer_problem(n, ask, PROBLEM_CONFLICT,
-                       "the instance runs one command and cannot be joined", 0);
+        joins_answer_problem(n, ask, PROBLEM_CONFLICT,
+                             "the instance runs one command and cannot be joined", 0);
         return true;
     }
     if (i->phase == PHASE_READY && i->slot.slot == NULL) {
-        answer_problem(n, ask, PROBLEM_CONFLICT,
-                       "the instance has no port: it can be reached by exec and files only", 0);
+        joins_answer_problem(n, ask, PROBLEM_CONFLICT,
+                             "the instance has no port: it can be reached by exec and files only",
+                             0);
         return true;
     }
     if (i->closed) {
-        answer_problem(n, ask, PROBLEM_INSTANCE_GONE,
-                       "the instance is draining: it takes no joiner any more", 0);
+        joins_answer_problem(n, ask, PROBLEM_INSTANCE_GONE,
+                             "the instance is draining: it takes no joiner any more", 0);
         return true;
     }
     return false;
@@ -292,27 +400,55 @@ void joins_autopsies(struct node *n, const struct instance *ended)
 
 /* --- delivery --------------------------------------------------------------------------------------------- */
 
-static void ask_deliver(struct inbox_message *message, void *owner)
+/* True: it is for another node, or for none. */
+static bool place_ask(struct node *n, struct gateway_ask *ask)
 {
-    struct node *n = owner;
-    struct gateway_ask *ask = container_of(message, struct gateway_ask, message);
-    ask->problem = PROBLEM_NONE;
-    ask->ran = RAN_NO;
-    ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
-    if (ask->autopsy) {
-        begin_autopsy(n, ask);
-        return;
+    struct places_want want = want_of(ask);
+    struct places_found found;
+    if (ask->forwarded)
+        return false;
+    places_find(n, &want, &found);
+    return answer_place(n, ask, &found);
+}
+
+/* A workload that the routes did not know: they are published again if it is there now. True: answered. */
+static bool answer_unknown(struct node *n, struct gateway_ask *ask, bool sure)
+{
+    struct registry_root *root = registry_root(n->registry);
+    bool known = registry_root_workload(root, ask->workload, strlen(ask->workload)) != NULL;
+    registry_root_release(root);
+    if (known && ask->version != 0)
+        return false;
+    if (known) {
+        steps_sync_workloads(n);
+        routes_publish(n);
+        ask->problem = PROBLEM_NONE;
+        ask->look_again = true;
+        gateway_answer(ask);
+    } else if (sure) {
+        char text[160];
+        text_format(text, sizeof text, "no workload is called \"%s\"", ask->workload);
+        joins_answer_problem(n, ask, PROBLEM_WORKLOAD_UNKNOWN, text, 0);
+    } else {
+        make_sure(n, ask);
     }
-    if (n->stopping) {
-        answer_problem(n, ask, PROBLEM_DRAINING, "the node is stopping", 1000);
-        return;
-    }
+    return true;
+}
+
+static void ask_now(struct node *n, struct gateway_ask *ask, bool sure)
+{
     struct instance *forced = NULL;
-    if (ask->instance[0] != '\0' && answer_forced_now(n, ask, &forced))
+    if (n->stopping) {
+        joins_answer_problem(n, ask, PROBLEM_DRAINING, "the node is stopping", 1000);
+        return;
+    }
+    if (ask->instance[0] != '\0' && answer_forced_now(n, ask, sure, &forced))
+        return;
+    if (forced == NULL && (answer_unknown(n, ask, sure) || place_ask(n, ask)))
         return;
     struct waiter *w = waiter_new(n, ask, NULL);
     if (w == NULL) {
-        answer_problem(n, ask, PROBLEM_INTERNAL, "the node is out of memory", 1000);
+        joins_answer_problem(n, ask, PROBLEM_INTERNAL, "the node is out of memory", 1000);
         return;
     }
     steps_run(n, &(struct scheduler_event){
@@ -323,6 +459,26 @@ static void ask_deliver(struct inbox_message *message, void *owner)
                      .key = forced != NULL ? NULL : ask->key,
                      .exclusive = ask->kind == WORKLOAD_COMMAND,
                  });
+}
+
+static void ask_surely(struct node *n, struct gateway_ask *ask)
+{
+    ask_now(n, ask, true);
+}
+
+static void ask_deliver(struct inbox_message *message, void *owner)
+{
+    struct node *n = owner;
+    struct gateway_ask *ask = container_of(message, struct gateway_ask, message);
+    ask->problem = PROBLEM_NONE;
+    ask->elsewhere = 0;
+    ask->look_again = false;
+    ask->ran = RAN_NO;
+    ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
+    if (ask->autopsy)
+        begin_autopsy(n, ask);
+    else
+        ask_now(n, ask, false);
 }
 
 bool joins_ask(void *user, struct gateway_ask *ask)
@@ -387,142 +543,4 @@ void joins_command_ended(struct instance *i)
     ask->ended.memory_peak_bytes = i->memory_peak_bytes;
     text_copy(ask->ended.detail, sizeof ask->ended.detail, i->end_message);
     gateway_command_ended(ask);
-}
-
-/* --- sockets ------------------------------------------------------------------------------------------------ */
-
-static void drop_spare(struct instance *i)
-{
-    while (i->spare_count > 0)
-        memory_close(&i->spare[--i->spare_count]);
-}
-
-static void spare_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
-                     int *descriptors, size_t descriptor_count)
-{
-    (void)reply;
-    struct instance *i = user;
-    i->spare_asked = false;
-    for (size_t k = 0; k < descriptor_count; k++) {
-        if (i->spare_count < INSTANCE_SPARE_SOCKETS && i->phase < PHASE_ENDED)
-            i->spare[i->spare_count++] = descriptors[k];
-        else
-            memory_close(&descriptors[k]);
-    }
-    if (error != NULL)
-        log_debug("runner", "%s: no sockets ahead: %s", i->id.text, error->msg);
-    instance_unpend(i);
-}
-
-static int ask_sockets(struct node *n, const char *id, unsigned count, bool ipv6,
-                       sandbox_answer_cb cb, void *user, struct err *e)
-{
-    Skerry__Runner__Sockets s = SKERRY__RUNNER__SOCKETS__INIT;
-    s.id = (char *)(uintptr_t)id;
-    s.count = count;
-    s.ipv6 = ipv6;
-    Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
-    r.verb_case = SKERRY__RUNNER__REQUEST__VERB_SOCKETS;
-    r.sockets = &s;
-    return sandbox_ask(n->sandbox, &r, cb, user, e);
-}
-
-void joins_spare(struct instance *i)
-{
-    bool ipv6 = i->slot.slot != NULL && i->slot.slot->target.ipv6;
-    if (i->spare_ipv6 != ipv6)
-        drop_spare(i);
-    if (i->spare_asked || i->spare_count > 0 || i->phase > PHASE_READY)
-        return;
-    i->spare_ipv6 = ipv6;
-    struct err e = {0};
-    if (ask_sockets(i->node, i->id.text, INSTANCE_SPARE_SOCKETS, ipv6, spare_cb, i, &e) != 0)
-        return;
-    i->spare_asked = true;
-    i->pending++;
-}
-
-static void sockets_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
-                       int *descriptors, size_t descriptor_count)
-{
-    (void)reply;
-    struct gateway_sockets *want = user;
-    want->error = error != NULL ? (int)error->code : 0;
-    for (size_t k = 0; k < descriptor_count; k++) {
-        if (want->descriptor_count < GATEWAY_SOCKETS_MAX)
-            want->descriptors[want->descriptor_count++] = descriptors[k];
-        else
-            memory_close(&descriptors[k]);
-    }
-    gateway_sockets_answer(want);
-}
-
-static bool give_spare(struct instance *i, struct gateway_sockets *want)
-{
-    if (i->spare_count == 0 || i->spare_ipv6 != want->slot.slot->target.ipv6)
-        return false;
-    /* A few at a time: other threads may want one too while the runner is away. */
-    unsigned give = i->spare_count > 2 ? 2 : 1;
-    while (give-- > 0)
-        want->descriptors[want->descriptor_count++] = i->spare[--i->spare_count];
-    want->error = 0;
-    joins_spare(i);
-    gateway_sockets_answer(want);
-    return true;
-}
-
-static void sockets_deliver(struct inbox_message *message, void *owner)
-{
-    struct node *n = owner;
-    struct gateway_sockets *want = container_of(message, struct gateway_sockets, message);
-    want->descriptor_count = 0;
-    const struct slot *slot = want->slot.slot;
-    struct err e = {0};
-    /* Only this thread retires slots, so the generation cannot change under us. */
-    bool stale = atomic_load(&slot->word) >> 32 != want->slot.generation;
-    struct instance *i = stale ? NULL : instance_find(n, slot->id.text);
-    if (i != NULL && give_spare(i, want))
-        return;
-    unsigned count = want->count < GATEWAY_SOCKETS_MAX ? want->count : GATEWAY_SOCKETS_MAX;
-    if (stale || ask_sockets(n, slot->id.text, count, slot->target.ipv6, sockets_cb, want, &e)) {
-        want->error = stale ? ERR_NOT_FOUND : (int)e.code;
-        gateway_sockets_answer(want);
-    }
-}
-
-bool joins_sockets(void *user, struct gateway_sockets *want)
-{
-    struct node *n = user;
-    want->message.deliver = sockets_deliver;
-    return inbox_post_always(n->inbox, &want->message);
-}
-
-struct left_message {
-    struct inbox_message message;
-    struct slot_ref slot;
-    unsigned what;
-};
-
-static void left_deliver(struct inbox_message *message, void *owner)
-{
-    struct node *n = owner;
-    struct left_message *l = container_of(message, struct left_message, message);
-    struct instance *i = instance_find(n, l->slot.slot->id.text);
-    if (i != NULL && i->slot.slot == l->slot.slot && i->slot.generation == l->slot.generation) {
-        if (l->what & SLOT_LEFT_LAST)
-            instance_maybe_empty(i);
-        if (l->what & SLOT_LEFT_WAITED)
-            steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_LEFT, .instance = i->handle});
-    }
-    free(l);
-}
-
-void joins_slot_left(void *user, struct slot_ref slot, unsigned what)
-{
-    struct node *n = user;
-    struct left_message *l = malloc(sizeof *l);
-    assert_always(l != NULL); /* a lost leave would keep an instance for ever */
-    *l = (struct left_message){.message = {.deliver = left_deliver}, .slot = slot, .what = what};
-    if (!inbox_post_always(n->inbox, &l->message))
-        free(l);
 }

@@ -20,6 +20,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "node/api.h"
+#include "node/certain.h"
 #include "node/config.h"
 #include "node/control.h"
 #include "node/fences.h"
@@ -412,6 +413,7 @@ static void dispose(struct node *n)
 {
     free_instances(n);
     fences_close(n);
+    certain_close(n);
     steps_close(n);
     routes_close(n);
     uv_run(&n->loop, UV_RUN_DEFAULT);
@@ -477,7 +479,8 @@ static int open_all(struct node *n, struct err *e)
         return err_set(e, ERR_NO_MEMORY, "start the node");
     if (inbox_open(&n->inbox, &n->loop, n, NODE_INBOX_MAX, e) != 0 ||
         slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
-        open_registry(n, e) != 0 || fences_open(n, e) != 0 || open_runner(n, e) != 0)
+        open_registry(n, e) != 0 || fences_open(n, e) != 0 || certain_open(n, e) != 0 ||
+        open_runner(n, e) != 0)
         return -(int)(e->code);
     routes_publish(n);
     return open_api(n, e);

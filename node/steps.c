@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/places.h"
 
 struct deferred {
     struct deferred *next;
@@ -341,7 +342,8 @@ static bool sync_one(void *user, const struct registry_workload *w)
     steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_WORKLOAD,
                                            .name = w->name,
                                            .workload = &w->spec,
-                                           .version = w->version});
+                                           .version = w->version,
+                                           .idle_elsewhere = places_idle_elsewhere(n, w)});
     return true;
 }
 

@@ -238,7 +238,8 @@ static void start_failed(struct scheduler *s, struct instance *i, enum problem p
         w->failure_problem = problem;
         (void)text_copy(w->failure_detail, sizeof w->failure_detail, detail == NULL ? "" : detail);
         detail = w->failure_detail;
-    }
+    } else if (i->start == SCHEDULER_POOL) /* scale.max reached, no leader: not at once again */
+        w->crash_end_ms = s->now_ms + BACKOFF_FIRST_MS;
     uint64_t retry = w->backoff_end_ms > s->now_ms ? w->backoff_end_ms - s->now_ms : RETRY_FULL_MS;
     leave_starting(s, i);
     struct group *g = i->group;

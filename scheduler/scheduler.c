@@ -88,6 +88,12 @@ void scheduler_workload_settle(struct scheduler *s, struct scheduler_workload *w
     s->dead_workloads = w;
 }
 
+/* What is left for this node of what the cluster keeps ahead. */
+static void share_idle(struct scheduler_workload *w, uint64_t elsewhere)
+{
+    w->idle_min = w->idle_wanted > elsewhere ? w->idle_wanted - elsewhere : 0;
+}
+
 static int workload_put(struct scheduler *s, const struct scheduler_event *event, struct err *e)
 {
     const struct workload *spec = event->workload;
@@ -99,12 +105,13 @@ static int workload_put(struct scheduler *s, const struct scheduler_event *event
     w->version = event->version;
     scheduler_policy_from_workload(&w->policy, spec);
     w->command = spec->kind == WORKLOAD_COMMAND;
-    w->idle_min = spec->scale.idle_min;
+    w->idle_wanted = spec->scale.idle_min;
+    share_idle(w, event->idle_elsewhere);
     w->instances_max = spec->scale.max;
     w->queue_max = spec->scale.queue;
     w->queue_timeout_ms = spec->scale.queue_timeout_ms;
     const char *key = spec->join.key;
-    w->keeps_ahead = w->idle_min > 0 && !w->command && (key == NULL || key[0] == '\0');
+    w->keeps_ahead = w->idle_wanted > 0 && !w->command && (key == NULL || key[0] == '\0');
     struct instance *i, *next;
     DL_FOREACH_SAFE(w->instances, i, next)
     {
@@ -218,7 +225,11 @@ static void count_others(struct scheduler *s, const struct scheduler_event *even
 {
     struct scheduler_workload *w = NULL;
     HASH_FIND_STR(s->workloads, event->name, w);
-    if (w == NULL || w->others == event->count)
+    if (w == NULL)
+        return;
+    uint64_t idle_min = w->idle_min;
+    share_idle(w, event->idle_elsewhere);
+    if (w->others == event->count && w->idle_min == idle_min)
         return;
     w->others = event->count;
     scheduler_want(s, w);

@@ -92,6 +92,8 @@ struct scheduler_event {
     enum problem problem;
     const char *detail;
     uint64_t retry_after_ms, count;
+    uint64_t
+        idle_elsewhere; /* WORKLOAD, OTHERS: so many of scale.idle_min are for other nodes to keep */
 };
 
 enum scheduler_action_kind {

@@ -89,6 +89,40 @@ static void a_pool_is_filled_when_the_hold_ends(void **state)
     assert_int_equal(count(b, SCHEDULER_START), 1);
 }
 
+static void a_pool_is_shared_with_others(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    w.scale.idle_min = 2;
+    step(b, (struct scheduler_event){.kind = SCHEDULER_WORKLOAD,
+                                     .name = "web",
+                                     .version = 1,
+                                     .workload = &w,
+                                     .idle_elsewhere = 1});
+    assert_int_equal(count(b, SCHEDULER_START), 1);
+    ready(b, 1, 2);
+    tick(b, 600);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+    /* The other node is gone. */
+    step(b, (struct scheduler_event){.kind = SCHEDULER_OTHERS, .name = "web"});
+    assert_int_equal(count(b, SCHEDULER_START), 1);
+}
+
+static void a_pool_that_cannot_grow_pauses(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    w.scale.idle_min = 1;
+    deploy(b, "web", 1, &w);
+    step(b, (struct scheduler_event){
+                .kind = SCHEDULER_FAILED, .instance = 1, .problem = PROBLEM_LIMIT_REACHED});
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+    tick(b, 600);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+    tick(b, 600);
+    assert_int_equal(count(b, SCHEDULER_START), 1);
+}
+
 static void instances_of_others_count_for_scale_max(void **state)
 {
     struct bench *b = *state;
@@ -169,6 +203,8 @@ int main(void)
         WITH_BENCH(what_runs_is_joined_while_starts_are_held),
         cmocka_unit_test(who_waits_for_a_start_is_refused_when_starts_are_held),
         WITH_BENCH(a_pool_is_filled_when_the_hold_ends),
+        WITH_BENCH(a_pool_is_shared_with_others),
+        WITH_BENCH(a_pool_that_cannot_grow_pauses),
         WITH_BENCH(instances_of_others_count_for_scale_max),
         WITH_BENCH(what_a_request_would_meet_is_told_before_it_asks),
         WITH_BENCH(a_command_always_needs_a_start),
