@@ -35,8 +35,25 @@ static void lost_answer(struct proposal *i)
     proposer_answer(i, &e);
 }
 
+/* Whoever leads now may have done what it would undo. */
+static bool is_over(const struct proposer *p, const struct proposal *i)
+{
+    const struct raft *raft = p->options.raft;
+    return i->once && (i->asked > 0 || raft->state != RAFT_LEADER || raft->current_term != i->term);
+}
+
+static void drop_over(struct proposer *p, struct proposals *q)
+{
+    while (q->first != NULL && is_over(p, q->first)) {
+        proposals_push(&p->over, proposals_pop(q));
+        proposer_wake(p);
+    }
+}
+
 struct proposals *proposer_next_queue(struct proposer *p)
 {
+    drop_over(p, &p->again);
+    drop_over(p, &p->waiting);
     if (p->again.first != NULL)
         return &p->again;
     return p->waiting.first != NULL ? &p->waiting : NULL;
@@ -302,6 +319,10 @@ void proposer_deliver(struct proposer *p)
     }
     for (struct proposal *i = proposals_pop(&done); i != NULL; i = proposals_pop(&done))
         proposer_answer(i, NULL);
+    struct proposals over = p->over;
+    p->over = (struct proposals){0};
+    for (struct proposal *i = proposals_pop(&over); i != NULL; i = proposals_pop(&over))
+        lost_answer(i);
     struct barriers barriers = p->barriers_done;
     p->barriers_done = (struct barriers){0};
     for (struct barrier *b = barriers_pop(&barriers); b != NULL; b = barriers_pop(&barriers)) {
@@ -410,6 +431,9 @@ int proposer_propose(struct proposer *p, const struct registry_command *command,
 {
     assert_always(cb != NULL);
     struct proposal *i;
+    bool once = command->kind == REGISTRY_LEASE_EXPIRE;
+    if (once && p->options.raft->state != RAFT_LEADER)
+        return err_set(e, ERR_UNAVAILABLE, "this node does not lead: the change was not made");
     int rc = proposal_new(&i, p, e);
     if (rc < 0)
         return rc;
@@ -421,6 +445,8 @@ int proposer_propose(struct proposer *p, const struct registry_command *command,
         return rc;
     }
     p->sequence_last++;
+    i->once = once;
+    i->term = p->options.raft->current_term;
     i->deadline_ms = now_ms + p->options.timeout_ms;
     i->cb = cb;
     i->user = user;
@@ -503,7 +529,8 @@ void proposer_free(struct proposer *p)
 {
     if (p == NULL)
         return;
-    struct proposals *const queues[] = {&p->batch, &p->again, &p->waiting, &p->away, &p->done};
+    struct proposals *const queues[] = {&p->batch, &p->again, &p->waiting,
+                                        &p->away,  &p->done,  &p->over};
     for (size_t q = 0; q < ARRAY_SIZE(queues); q++)
         for (struct proposal *i = proposals_pop(queues[q]); i != NULL; i = proposals_pop(queues[q]))
             proposal_free(i);
@@ -512,7 +539,7 @@ void proposer_free(struct proposer *p)
 
 size_t proposer_waiting(const struct proposer *p)
 {
-    return p->again.count + p->waiting.count + p->batch.count + p->away.count;
+    return p->again.count + p->waiting.count + p->batch.count + p->away.count + p->over.count;
 }
 
 bool proposer_wanting(const struct proposer *p)

@@ -13,6 +13,9 @@
  * here: so whoever is answered finds the change in the local root. Should that take longer than
  * PROPOSER_APPLY_WAIT_MS, the leader's word is enough.
  *
+ * A command that a later leader must not do (the end of a lease, which it may have renewed) goes into the log
+ * in the term in which it was proposed, or not at all.
+ *
  * Proposals of other nodes (foreign) share the batches of the leader. They are not asked again from here.
  *
  * Thread: the loop's. Time: milliseconds of a monotonic clock, handed in.

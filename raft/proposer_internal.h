@@ -8,6 +8,8 @@ struct proposal {
     struct proposal *next;
     struct command_session session;
     bool foreign; /* of another node, which asks again by itself */
+    bool once;    /* of this leader in `term` or of none: asked nowhere else, and not again */
+    raft_term term;
     uint64_t deadline_ms;
     registry_result_cb cb; /* NULL: given up */
     void *user;
@@ -47,6 +49,7 @@ struct proposer {
     uint64_t sequence_last;
     /* `again`: those that were asked before; they go first. */
     struct proposals again, waiting, away, done;
+    struct proposals over; /* `once`, and its term is over: to be told */
     size_t away_told;
     size_t answered_elsewhere; /* in `away` and `again` */
     struct barriers barriers_waiting, barriers_asked, barriers_done;

@@ -105,7 +105,7 @@ struct scheduler_workload {
     uint64_t instance_count, live, ready_shared;
     uint64_t others;      /* live on other nodes */
     uint64_t idle_wanted; /* scale.idle_min of the cluster; idle_min is the part of this node */
-    unsigned failures; /* starts that failed in a row */
+    unsigned failures;    /* starts that failed in a row */
     uint64_t backoff_end_ms;
     unsigned crashes; /* instances that ended soon after they were ready, in a row */
     uint64_t crash_end_ms, pool_check_ms;

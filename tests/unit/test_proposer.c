@@ -181,6 +181,50 @@ static void a_batch_that_was_lost_is_asked_again(void **state)
     assert_int_equal(proposer_counts(c->nodes[0].proposer).asked_again, 10);
 }
 
+static int expire(struct cluster *c, unsigned i, struct asked *a)
+{
+    const struct registry_node node = {.id = 1, .lease_epoch = 7};
+    const struct registry_command command = {.kind = REGISTRY_LEASE_EXPIRE, .node = &node};
+    struct err e;
+    *a = (struct asked){0};
+    return proposer_propose(c->nodes[i].proposer, &command, now(c), answered, a, &e);
+}
+
+/* Another leader, or the same one later, may have renewed the lease. */
+static void the_end_of_a_lease_is_of_one_term(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a, b, waits, other;
+    assert_int_equal(expire(c, 0, &a), -ERR_UNAVAILABLE);
+    lead(c, 0);
+    assert_int_equal(expire(c, 0, &a), 0);
+    assert_true(raft_cluster_run_until(c, is_answered, &a, 5000));
+    assert_false(a.error);
+    /* One is in the log that is lost, one waits behind that when leadership goes; it comes back. */
+    raft_cluster_isolate(c, 0);
+    assert_int_equal(expire(c, 0, &a), 0);
+    raft_cluster_run(c, 50);
+    put(c, 0, 1, &b);
+    assert_int_equal(expire(c, 0, &waits), 0);
+    raft_cluster_depose(c, 0);
+    raft_cluster_elect(c, 1);
+    assert_int_equal(put(c, 1, 100, &other), 0);
+    assert_true(raft_cluster_run_until(c, is_answered, &other, 1000));
+    raft_cluster_heal(c);
+    raft_cluster_run(c, 1000);
+    raft_cluster_isolate(c, 1);
+    raft_cluster_depose(c, 1);
+    raft_cluster_join(c, 0, 2);
+    lead(c, 0);
+    assert_true(raft_cluster_run_until(c, is_answered, &b, 5000));
+    assert_false(b.error);
+    assert_true(raft_cluster_run_until(c, is_answered, &waits, 5000));
+    assert_true(a.answers == 1 && waits.answers == 1);
+    assert_true(a.error && waits.error);
+    assert_int_equal(a.err.code, ERR_TIMEOUT);
+    assert_int_equal(waits.err.code, ERR_UNAVAILABLE);
+}
+
 /* The entries reached the others before the leader lost its way: another leader commits them. */
 static void what_another_leader_commits_is_answered_and_not_done_twice(void **state)
 {
@@ -364,6 +408,7 @@ int main(void)
         TEST(without_a_leader_nothing_is_asked),
         TEST(what_waits_is_bounded),
         TEST(a_batch_that_was_lost_is_asked_again),
+        TEST(the_end_of_a_lease_is_of_one_term),
         TEST(what_another_leader_commits_is_answered_and_not_done_twice),
         TEST(what_the_new_barrier_commits_is_not_asked_again),
         TEST(an_answer_that_was_missed_is_asked_for_again_and_nothing_done_twice),
