@@ -59,7 +59,7 @@ struct cluster_options {
     void *user; /* of every callback here */
     /* A question came, not of gossip: answered or dropped once. */
     void (*asked)(void *user, struct peer_question *q);
-    /* An open stream came in; the owner's from now on. SECURE_RAFT, SECURE_JOIN or SECURE_IMAGE. */
+    /* An open stream came in; the owner's from now on. any but SECURE_ENROLL. */
     void (*accepted)(void *user, struct secure_stream *s);
     /* What follows comes out of the loop, never out of a call here; NULL is allowed for each. */
     /* States, loads or metas changed; look at cluster_next. At most once in 5 ms. */

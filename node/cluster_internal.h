@@ -30,7 +30,8 @@ struct cluster {
     struct cluster_table table;
     uint64_t index; /* of what is known; as struct known */
     node_id next;
-    bool full_told; /* that a node found no room */
+    uint8_t digest[32]; /* of what was last followed of the registry */
+    bool full_told;     /* that a node found no room */
     struct keeper *known_keeper, *membership_keeper;
 
     /* What the notify timer has to tell. */

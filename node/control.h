@@ -41,6 +41,7 @@ struct certain;
 struct cluster;
 struct fences;
 struct layers;
+struct members;
 
 /* What is outstanding of an instance; it is freed when nothing is. */
 enum instance_phase {
@@ -174,6 +175,7 @@ struct node {
     struct api *api;
     struct layers *layers;   /* NULL: there are no other nodes */
     struct cluster *cluster; /* likewise */
+    struct members *members;
     struct fences *fences;
     struct certain *certain;
     node_id id;
@@ -369,7 +371,7 @@ void routes_release(void *user, const void *routes);
 
 void adopt_connected(void *user, const Skerry__Runner__HelloReply *hello);
 void adopt_disconnected(void *user);
-/* Once the registry leads and the runner is there; ends with node_progress. */
+/* Once the registry has caught up and the runner is there; ends with node_progress. */
 void adopt_reconcile(struct node *n);
 
 /* --- quorum.c ------------------------------------------------------------------------------------- */
@@ -393,7 +395,9 @@ void explain_remember(struct node *n, const char *request_id, const struct insta
 
 /* --- node.c --------------------------------------------------------------------------------------- */
 
-/* Opens the gateway and turns ready, once the registry leads and the runner was reconciled. */
+/* Opens the gateway and turns ready, once this node is registered and the runner was reconciled. */
 void node_progress(struct node *n);
+/* Ends the process without waiting for joins. */
+void node_stop(struct node *n, int exit_code);
 
 #endif

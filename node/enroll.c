@@ -149,12 +149,21 @@ static void refuse(struct connection *c, enum enroll_verdict verdict, enum enrol
     begin_answer(c, &answer);
 }
 
+static void refuse_for_now(struct connection *c)
+{
+    refuse(c, ENROLL_LATER, ENROLL_REFUSED_REGISTRY, "the node that was asked starts or stops");
+}
+
 static void tell_joined(struct connection *c, node_id id)
 {
     struct enroll *n = c->n;
     struct enroll_answer answer;
     struct err e = {0};
     struct registry_root *root = n->options.root(n->options.user);
+    if (root == NULL) {
+        refuse_for_now(c);
+        return;
+    }
     int rc = enroll_tell(&answer, root, id, &e);
     registry_root_release(root);
     if (rc == 0)
@@ -246,6 +255,10 @@ static void take_request(struct connection *c)
         return;
     }
     struct registry_root *root = n->options.root(n->options.user);
+    if (root == NULL) {
+        refuse_for_now(c);
+        return;
+    }
     struct enroll_asking asking = {.request = &c->request,
                                    .key = secure_stream_peer_key(c->stream),
                                    .root = root,

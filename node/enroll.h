@@ -83,7 +83,7 @@ struct enroll_options {
     /* Proposes REGISTRY_NODE_JOIN; answered as by registry_propose. */
     int (*propose)(void *user, const struct registry_command *command, registry_result_cb cb,
                    void *cb_user, struct err *e);
-    struct registry_root *(*root)(void *user); /* a reference for us */
+    struct registry_root *(*root)(void *user); /* a reference for us; NULL: not now */
 };
 int enroll_open(struct enroll **out, uv_loop_t *loop, const struct enroll_options *options,
                 struct err *e) ERR_CHECKED;

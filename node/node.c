@@ -1,8 +1,10 @@
-/* node_run: opens the parts in the order of their needs, turns ready when the registry leads and the
- * runner was reconciled, and closes them the other way round.
+/* node_run: opens the parts in the order of their needs, turns ready when this node is registered, has
+ * its lease and the runner was reconciled, and closes them the other way round.
  *
- *   registry, runner client, scheduler -> reconcile -> gateway, API -> ready
- *   SIGTERM: not ready -> gateway drains -> joins finish, at most NODE_DRAIN_MS -> close
+ *   who we are -> cluster -> registry, runner client, scheduler, API -> registered -> reconcile
+ *      -> gateway -> ready
+ *   SIGTERM: not ready, another leads -> gateway drains -> joins finish, at most NODE_DRAIN_MS
+ *      -> the others are told -> close
  *
  * Instances are not ended by that: the runner keeps them, and the next start adopts them. */
 #include <errno.h>
@@ -24,6 +26,7 @@
 #include "node/config.h"
 #include "node/control.h"
 #include "node/fences.h"
+#include "node/members.h"
 
 #define NODE_DRAIN_MS 30000u
 #define NODE_INBOX_MAX 100000u
@@ -73,61 +76,8 @@ static void registry_changed(void *user)
     n->workloads_index = index;
     if (n->fences != NULL)
         fences_follow(n);
+    members_registry_changed(n);
     routes_dirty(n);
-}
-
-static void registered_cb(void *user, const struct err *error, const struct registry_result *result)
-{
-    if (error != NULL || result->problem != PROBLEM_NONE) {
-        log_error("registry", "the node could not be registered: %s",
-                  error != NULL ? error->msg : result->detail);
-        return;
-    }
-    struct node *n = user;
-    n->registered = true;
-    fences_leader_changed(n); /* it can have a lease now */
-    node_progress(n);
-}
-
-static void initialised_cb(void *user, const struct err *error,
-                           const struct registry_result *result)
-{
-    (void)user;
-    if (error != NULL)
-        log_error("registry", "the cluster could not be made: %s", error->msg);
-    else if (result->problem != PROBLEM_NONE)
-        log_debug("registry", "%s", result->detail);
-}
-
-/* The first commands of a new cluster: its id, and this node under its name. */
-static void register_self(struct node *n)
-{
-    struct err e = {0};
-    struct registry_root *root = registry_root(n->registry);
-    bool initialised = registry_root_cluster_id(root)[0] != '\0';
-    const struct registry_node *self = registry_root_node(root, n->id);
-    bool known = self != NULL && strcmp(self->name, n->config->name) == 0;
-    registry_root_release(root);
-    if (!initialised) {
-        uint8_t random[8];
-        char id[17];
-        randombytes_buf(random, sizeof random);
-        sodium_bin2hex(id, sizeof id, random, sizeof random);
-        struct registry_command command = {
-            .kind = REGISTRY_CLUSTER_INIT, .wall_ms = clock_wall_ms(), .cluster_id = id};
-        if (registry_propose(n->registry, &command, initialised_cb, n, &e) != 0)
-            log_error("registry", "%s", e.msg);
-    }
-    if (known) {
-        n->registered = true;
-        return;
-    }
-    struct registry_node record = {.id = initialised && self != NULL ? n->id : 0};
-    text_copy(record.name, sizeof record.name, n->config->name);
-    struct registry_command command = {
-        .kind = REGISTRY_NODE_PUT, .wall_ms = clock_wall_ms(), .node = &record};
-    if (registry_propose(n->registry, &command, registered_cb, n, &e) != 0)
-        log_error("registry", "%s", e.msg);
 }
 
 static void leader_changed(void *user, bool leader)
@@ -135,14 +85,11 @@ static void leader_changed(void *user, bool leader)
     struct node *n = user;
     n->leader = leader;
     log_info("registry", leader ? "this node leads" : "this node does not lead");
-    if (leader)
-        register_self(n);
+    members_leader_changed(n);
     if (!leader || n->registered)
         fences_leader_changed(n);
     node_progress(n);
 }
-
-static void stop_now(struct node *n, int exit_code);
 
 static void registry_failed(void *user, const struct err *error)
 {
@@ -152,6 +99,12 @@ static void registry_failed(void *user, const struct err *error)
               "runner. Mend %s and start it again",
               error->msg, n->config->data);
     _exit(1);
+}
+
+static void runner_connected(void *user, const Skerry__Runner__HelloReply *hello)
+{
+    adopt_connected(user, hello);
+    members_machine_changed(user);
 }
 
 static void runner_event(void *user, const Skerry__Runner__Event *event)
@@ -166,14 +119,12 @@ static int open_registry(struct node *n, struct err *e)
         return err_set(e, ERR_NO_MEMORY, "open the registry");
     struct registry_options o = {
         .directory = directory,
-        .id = n->id,
-        .bootstrap = n->config->bootstrap,
-        .boot = n->boot,
         .user = n,
         .changed = registry_changed,
         .leader_changed = leader_changed,
         .failed = registry_failed,
     };
+    members_registry_options(n, &o);
     return registry_open(&n->registry, &n->loop, &o, e);
 }
 
@@ -183,7 +134,7 @@ static int open_runner(struct node *n, struct err *e)
         .socket_path = n->config->runner_socket,
         .node_boot = n->boot,
         .calls = {.user = n,
-                  .connected = adopt_connected,
+                  .connected = runner_connected,
                   .disconnected = adopt_disconnected,
                   .event = runner_event},
     };
@@ -235,6 +186,7 @@ static int open_api(struct node *n, struct err *e)
         .host_count = 1,
         .calls = api_calls_of(n),
     };
+    members_api_peers(n, &o.peers);
     return api_open(&n->api, &o, e);
 }
 
@@ -244,7 +196,7 @@ static void open_front(struct node *n)
     n->gateway_opened = true;
     if (open_gateway(n, &e) != 0) {
         log_error("gateway", "%s", e.msg);
-        stop_now(n, 1);
+        node_stop(n, 1);
         return;
     }
     routes_publish(n);
@@ -255,7 +207,7 @@ static void open_front(struct node *n)
 
 void node_progress(struct node *n)
 {
-    if (n->stopping || !n->leader || !n->registered)
+    if (n->stopping || !n->registered)
         return;
     /* The lease was granted after all that may have ended what we held: the registry shows it. */
     if (!n->gateway_opened && !fences_leased(n))
@@ -345,26 +297,33 @@ static void close_signals(struct node *n)
     uv_close((uv_handle_t *)&n->autopsy_timer, NULL);
 }
 
-static void stop_now(struct node *n, int exit_code)
+void node_stop(struct node *n, int exit_code)
 {
     n->exit_code = exit_code;
     n->stopping = true;
     uv_stop(&n->loop);
 }
 
+static void left_cb(struct node *n)
+{
+    node_stop(n, 0);
+}
+
 static void drain_timer_cb(uv_timer_t *timer)
 {
     struct node *n = container_of(timer, struct node, drain_timer);
-    if (n->gateway == NULL || gateway_connections(n->gateway) == 0 ||
-        uv_now(&n->loop) >= n->drain_until_ms)
-        stop_now(n, 0);
+    if (n->gateway != NULL && gateway_connections(n->gateway) > 0 &&
+        uv_now(&n->loop) < n->drain_until_ms)
+        return;
+    uv_timer_stop(timer);
+    members_leave(n, left_cb);
 }
 
 static void signal_cb(uv_signal_t *handle, int number)
 {
     struct node *n = handle->data;
     if (n->stopping) {
-        stop_now(n, 128 + number);
+        node_stop(n, 128 + number);
         return;
     }
     n->stopping = true;
@@ -372,6 +331,7 @@ static void signal_cb(uv_signal_t *handle, int number)
     log_info("node", "stopping: joins may finish within %u s; instances live on",
              NODE_DRAIN_MS / 1000);
     steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_SHUTDOWN});
+    members_resign(n);
     if (n->gateway != NULL)
         gateway_drain(n->gateway);
     n->drain_until_ms = uv_now(&n->loop) + NODE_DRAIN_MS;
@@ -385,9 +345,17 @@ static void free_instances(struct node *n)
     instance_abandon(i);
 }
 
+static void wait_for_parts(struct node *n)
+{
+    /* Timers that are still set must not keep the process: only the parts are waited for. */
+    while (n->closing > 0)
+        uv_run(&n->loop, UV_RUN_ONCE);
+}
+
 static void close_all(struct node *n)
 {
     n->stopping = true;
+    members_stop(n);
     /* The API first: it reads the gateway's counters. */
     if (n->api != NULL)
         api_close(n->api, pump, n);
@@ -404,9 +372,13 @@ static void close_all(struct node *n)
     if (n->inbox != NULL)
         inbox_close(n->inbox, part_closed);
     close_signals(n);
-    /* Timers that are still set must not keep the process: only the parts are waited for. */
-    while (n->closing > 0)
-        uv_run(&n->loop, UV_RUN_ONCE);
+    wait_for_parts(n);
+    /* What the others had asked was answered by those parts, and their streams are closed. */
+    if (n->members != NULL) {
+        n->closing = 1;
+        members_close(n, part_closed);
+        wait_for_parts(n);
+    }
 }
 
 static void dispose(struct node *n)
@@ -479,8 +451,8 @@ static int open_all(struct node *n, struct err *e)
         return err_set(e, ERR_NO_MEMORY, "start the node");
     if (inbox_open(&n->inbox, &n->loop, n, NODE_INBOX_MAX, e) != 0 ||
         slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
-        open_registry(n, e) != 0 || fences_open(n, e) != 0 || certain_open(n, e) != 0 ||
-        open_runner(n, e) != 0)
+        members_open(n, e) != 0 || open_registry(n, e) != 0 || fences_open(n, e) != 0 ||
+        certain_open(n, e) != 0 || open_runner(n, e) != 0)
         return -(int)(e->code);
     routes_publish(n);
     return open_api(n, e);
@@ -504,14 +476,13 @@ int node_run(const struct config *config)
     struct node *n = calloc(1, sizeof *n);
     assert_always(n != NULL);
     n->config = config;
-    n->id = 1;
     n->adopted_next = SCHEDULER_ADOPTED_FIRST;
     n->started_wall_ms = clock_wall_ms();
-    randombytes_buf(&n->boot, sizeof n->boot);
     pthread_mutex_init(&n->facts_mutex, NULL);
     uv_loop_init(&n->loop);
     open_signals(n);
-    if (routes_open(n, &e) != 0 || steps_open(n, &e) != 0 || open_all(n, &e) != 0) {
+    if (members_begin(n, &e) != 0 || routes_open(n, &e) != 0 || steps_open(n, &e) != 0 ||
+        open_all(n, &e) != 0) {
         log_error("node", "%s", e.msg);
         n->exit_code = 1;
     } else {

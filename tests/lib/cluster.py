@@ -75,6 +75,18 @@ def free_port():
         return port
 
 
+def free_peer_port():
+    """The first of four ports in a row on 127.0.0.1 that nobody has now: TCP, but the third, UDP."""
+    while True:
+        port = free_port()
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            for offset in range(1, 4):
+                kind = socket.SOCK_DGRAM if offset == 2 else socket.SOCK_STREAM
+                stack.enter_context(socket.socket(type=kind)).bind(("127.0.0.1", port + offset))
+            _ports_given.update(range(port + 1, port + 4))
+            return port
+
+
 class Answer:
     def __init__(self, status, headers, body):
         self.status = status
@@ -115,6 +127,7 @@ class Node:
         os.chmod(self.directory, 0o755)
         self.http_port = free_port()
         self.api_port = free_port()
+        self.peer_port = free_peer_port()
         self.runner_process = None
         self.serve_process = None
         self.data = os.path.join(self.directory, "data")
@@ -126,10 +139,10 @@ class Node:
         os.chown(run, NODE_UID, NODE_UID)
         with open(self.path("skerry.yaml"), "w") as f:
             f.write(
-                "name: %s\ndata: %s\nhttp: 127.0.0.1:%d\napi: 127.0.0.1:%d\napi_socket: %s\n"
-                "runner_socket: %s\nbootstrap: true\n%s"
-                % (name, self.data, self.http_port, self.api_port, self.api_socket,
-                   self.path("runner.sock"), config))
+                "name: %s\ndata: %s\nbind: 127.0.0.1:%d\nhttp: 127.0.0.1:%d\napi: 127.0.0.1:%d\n"
+                "api_socket: %s\nrunner_socket: %s\nbootstrap: true\n%s"
+                % (name, self.data, self.peer_port, self.http_port, self.api_port,
+                   self.api_socket, self.path("runner.sock"), config))
         with open(self.path("runner.yaml"), "w") as f:
             f.write("directory: %s\nsocket: %s\n%s"
                     % (self.path("runner"), self.path("runner.sock"), runner_config))

@@ -1,0 +1,41 @@
+/* node/members_internal.h - what the files of node/members.h share. The control loop's. */
+#ifndef SKERRY_NODE_MEMBERS_INTERNAL_H
+#define SKERRY_NODE_MEMBERS_INTERNAL_H
+
+#include "node/enroll.h"
+#include "node/members.h"
+
+struct members {
+    struct node *node;
+    struct membership membership;
+    struct enroll *enroll;
+    bool opened; /* timers, too */
+
+    uv_timer_t tick;         /* roles, load, and what did not go at first */
+    uv_timer_t follow;       /* the registry's nodes, soon after a change */
+    struct gossip_meta meta; /* as told last */
+    uint64_t load_told_ms;
+    struct registry_peer *peers; /* KNOWN_NODES_MAX */
+
+    /* members_register.c */
+    bool caught_up; /* a strong read succeeded */
+    bool reading, proposing;
+    uint64_t begun_ms, waiting_told_ms, refused_told_ms;
+
+    void (*left)(struct node *n);
+    bool stopping;
+    unsigned open_parts, detaching; /* streams on their way to another thread */
+    void (*closed)(void *user);
+    void *closed_user;
+};
+
+/* --- members_register.c --- */
+/* Reads the registry strongly and brings its entry of this node up to date, a step a call. */
+void members_register(struct members *m);
+
+/* --- members_load.c --- */
+/* Of this node, as it is now. */
+void members_meta(struct members *m, struct gossip_meta *out);
+void members_tell(struct members *m);
+
+#endif
