@@ -47,6 +47,7 @@ enum deadline {
     DEADLINE_HEALTH,       /* run the health check, or kill one that takes too long */
     DEADLINE_STOP,         /* the grace after SIGTERM is over */
     DEADLINE_LIFE,         /* the instance's own lifetime */
+    DEADLINE_LEASE,        /* its lease is over, whether or not a runner is there */
     DEADLINE_RUNNER_GRACE, /* no runner came back */
     DEADLINE_LOG,          /* the log may take output again */
     DEADLINE_REAP,         /* more dead children than one pass takes */

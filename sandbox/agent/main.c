@@ -66,6 +66,8 @@ static void deadline_passed(struct agent *a, enum deadline which)
     case DEADLINE_LIFE:
         ending_stop(a, END_EXPIRED, a->setup == NULL ? 0 : a->setup->drain_ms);
         break;
+    case DEADLINE_LEASE:
+        ending_now(a, END_LEASE_LOST, "its lease was over");
     case DEADLINE_RUNNER_GRACE:
         ending_now(a, END_AGENT_LOST, "no runner came back");
     case DEADLINE_LOG:

@@ -164,6 +164,9 @@ void verb_take(struct agent *a, Skerry__Agent__ToAgent **message, int *fds, size
     case SKERRY__AGENT__TO_AGENT__VERB_LIFE:
         set_life(a, m->life->remaining_ms);
         break;
+    case SKERRY__AGENT__TO_AGENT__VERB_DEADLINE:
+        loop_deadline(a, DEADLINE_LEASE, m->deadline->boot_ms);
+        break;
     case SKERRY__AGENT__TO_AGENT__VERB_HELLO:
         answer_state(a, seq);
         return;

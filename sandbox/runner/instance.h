@@ -82,7 +82,7 @@ struct instance {
     unsigned oom_look_ms;
     struct loop_timer watchdog; /* of the preparation, then of a stop */
     struct loop_timer deadline; /* of its lease */
-    uint64_t deadline_boot_ms;
+    bool agent_fenced;          /* its agent keeps a deadline too */
     int deadline_fd; /* a file of 8 bytes, so that a restarted runner knows it; -1: none yet */
     int folder_fd;
     char layers[INSTANCE_LAYERS_MAX][80];

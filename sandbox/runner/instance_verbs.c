@@ -284,12 +284,31 @@ int instance_deadline_set(struct instance *i, uint64_t boot_ms, struct err *e)
     return loop_timer_start(i->runner->loop, &i->deadline, boot_ms, deadline_cb, e);
 }
 
+/* For the time when no runner is there. Its answer tells nobody anything: this runner has its own timer. */
+static int tell_agent(struct instance *i, uint64_t boot_ms, struct err *e)
+{
+    Skerry__Agent__Deadline verb = SKERRY__AGENT__DEADLINE__INIT;
+    verb.boot_ms = boot_ms;
+    Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
+    message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_DEADLINE;
+    message.deadline = &verb;
+    struct waiting *w = waiting_new(NULL);
+    if (w == NULL)
+        return err_set(e, ERR_NO_MEMORY, "deadline");
+    return instance_ask(i, &message, NULL, 0, w, e);
+}
+
 void instance_deadline(struct instance *i, const Skerry__Runner__Deadline *d,
                        const struct asker *asker)
 {
     struct err e;
     int rc = i->phase >= INSTANCE_ENDING ? err_set(&e, ERR_CONFLICT, "instance %s has ended", i->id)
                                          : instance_deadline_set(i, d->boot_ms, &e);
+    if (rc == 0 && tell_agent(i, d->boot_ms, &e) == 0)
+        i->agent_fenced = true;
+    else if (rc == 0 && !i->agent_fenced)
+        rc =
+            -(int)e.code; /* one that could not be told anew keeps the earlier one, which is safe */
     answer(i, asker, rc < 0 ? &e : NULL);
 }
 

@@ -87,6 +87,7 @@ int agent_check(const Skerry__Agent__ToAgent *message, size_t descriptor_count, 
     case SKERRY__AGENT__TO_AGENT__VERB_STOP:
     case SKERRY__AGENT__TO_AGENT__VERB_HELLO:
     case SKERRY__AGENT__TO_AGENT__VERB_LIFE:
+    case SKERRY__AGENT__TO_AGENT__VERB_DEADLINE:
         break;
     default:
         return err_set(e, ERR_INVALID, "unknown verb");

@@ -343,6 +343,21 @@ static void life_can_be_extended(void **state)
     expect_ending(f, END_EXPIRED);
 }
 
+static void lease_that_is_over_ends_it_at_once(void **state)
+{
+    struct fixture *f = *state;
+    f->setup.setup.drain_ms = 60000; /* no grace: another may hold its place already */
+    start_script(f, "sh", "trap '' TERM; while :; do sleep 1000; done");
+    Skerry__Agent__Deadline what = SKERRY__AGENT__DEADLINE__INIT;
+    what.boot_ms = clock_boot_ms() + 200;
+    Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
+    message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_DEADLINE;
+    message.deadline = &what;
+    assert_int_equal(host_ask(&f->host, &message, NULL, 0, NULL), 0);
+    expect_ending(f, END_LEASE_LOST);
+    assert_true(clock_boot_ms() >= what.boot_ms);
+}
+
 /* --- runners -----------------------------------------------------------------------------------*/
 
 static void connect_again(struct fixture *f)
@@ -527,6 +542,7 @@ int main(void)
         TEST(everything_dies_with_the_agent),
         TEST(life_ends_by_itself),
         TEST(life_can_be_extended),
+        TEST(lease_that_is_over_ends_it_at_once),
         TEST(runner_that_comes_back_hears_all),
         TEST(without_a_runner_it_ends_after_the_grace),
         TEST(newest_runner_wins),

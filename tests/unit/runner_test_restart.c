@@ -214,6 +214,17 @@ static void prepared_instance_does_not_outlive_its_runner(void **state)
         assert_int_equal(reason, END_START_LOST);
 }
 
+static void set_deadline(struct runner_fixture *f, char *id, uint64_t boot_ms)
+{
+    Skerry__Runner__Deadline deadline = SKERRY__RUNNER__DEADLINE__INIT;
+    deadline.id = id;
+    deadline.boot_ms = boot_ms;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_DEADLINE;
+    request.deadline = &deadline;
+    assert_int_equal(fixture_code(f, &request), 0);
+}
+
 static void deadline_is_kept_by_the_runner_also_after_a_restart(void **state)
 {
     struct runner_fixture *f = *state;
@@ -221,13 +232,7 @@ static void deadline_is_kept_by_the_runner_also_after_a_restart(void **state)
     for (int n = 0; n < 2; n++) {
         fixture_id(ids[n]);
         server_start(f, ids[n]);
-        Skerry__Runner__Deadline deadline = SKERRY__RUNNER__DEADLINE__INIT;
-        deadline.id = ids[n];
-        deadline.boot_ms = clock_boot_ms() + (n == 0 ? 100 : 1500);
-        Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
-        request.verb_case = SKERRY__RUNNER__REQUEST__VERB_DEADLINE;
-        request.deadline = &deadline;
-        assert_int_equal(fixture_code(f, &request), 0);
+        set_deadline(f, ids[n], clock_boot_ms() + (n == 0 ? 100 : 1500));
     }
     const Skerry__Runner__Event *event =
         fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, ids[0], FIXTURE_WAIT_MS);
@@ -238,6 +243,42 @@ static void deadline_is_kept_by_the_runner_also_after_a_restart(void **state)
     event = fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, ids[1], FIXTURE_WAIT_MS);
     assert_non_null(event);
     assert_int_equal(event->ended->reason, END_LEASE_LOST);
+}
+
+/* No runner, no node: the agent ends by itself. A runner that comes later finds nobody: one that finds an
+ * agent past its deadline would call that lease_lost. */
+static void deadline_is_kept_while_no_runner_is_there(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32];
+    fixture_id(id);
+    server_start(f, id);
+    /* The last one counts: earlier, later, lifted and set again. */
+    uint64_t now_ms = clock_boot_ms();
+    set_deadline(f, id, now_ms + 60000);
+    set_deadline(f, id, 0);
+    set_deadline(f, id, now_ms + 1500);
+    fixture_stop(f, SIGKILL);
+    while (clock_boot_ms() < now_ms + 2500)
+        usleep(50000);
+    fixture_start(f);
+    uint32_t reason = 0;
+    assert_int_equal(held_state(f, id, &reason), SKERRY__RUNNER__HELD_STATE__HELD_ENDED);
+    assert_int_equal(reason, END_AGENT_LOST);
+}
+
+static void a_lifted_deadline_ends_nothing(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32];
+    fixture_id(id);
+    server_start(f, id);
+    set_deadline(f, id, clock_boot_ms() + 700);
+    set_deadline(f, id, 0);
+    assert_null(fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, 1200));
+    fixture_stop(f, SIGKILL);
+    fixture_start(f);
+    assert_null(fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, 500));
 }
 
 static void folders_of_nobody_are_swept(void **state)
@@ -329,6 +370,8 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(deadline_is_kept_by_the_runner_also_after_a_restart, setup,
                                         teardown),
+        cmocka_unit_test_setup_teardown(deadline_is_kept_while_no_runner_is_there, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_lifted_deadline_ends_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(folders_of_nobody_are_swept, setup, teardown),
         cmocka_unit_test_setup_teardown(main_output_goes_to_the_log, setup, teardown),
         cmocka_unit_test_setup_teardown(hundred_starts_leave_nothing_behind, setup, teardown),
