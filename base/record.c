@@ -11,19 +11,32 @@ _Static_assert(RECORD_BYTES_MAX < 1u << 24, "three bytes");
 
 /* --- writing ------------------------------------------------------------------------------------ */
 
-void record_header(uint8_t out[RECORD_HEADER_BYTES], enum record_kind kind, size_t size)
+static void put_header(uint8_t *out, enum record_kind kind, size_t size)
 {
-    assert_always(size <= RECORD_BYTES_MAX);
-    assert_always(kind != RECORD_END || size == 0);
     out[0] = (uint8_t)kind;
     out[1] = (uint8_t)(size >> 16);
     out[2] = (uint8_t)(size >> 8);
     out[3] = (uint8_t)size;
 }
 
-void record_reset(uint8_t out[RECORD_RESET_BYTES], enum record_reset code)
+void record_header(uint8_t out[RECORD_HEADER_BYTES], enum record_kind kind, size_t size)
 {
-    record_header(out, RECORD_RESET, RESET_SIZE);
+    assert_always(kind == RECORD_HEAD || kind == RECORD_DATA);
+    assert_always(size >= 1 &&
+                  size <= (kind == RECORD_DATA ? RECORD_BYTES_MAX : RECORD_BLOCK_BYTES_MAX));
+    put_header(out, kind, size);
+}
+
+void record_end(uint8_t out[RECORD_END_BYTES], enum record_end how)
+{
+    put_header(out, RECORD_END, 1);
+    out[RECORD_HEADER_BYTES] = (uint8_t)how;
+}
+
+void record_reset(uint8_t out[RECORD_RESET_BYTES], enum record_reset code, size_t why_size)
+{
+    assert_always(why_size <= RECORD_BLOCK_BYTES_MAX - RESET_SIZE);
+    put_header(out, RECORD_RESET, RESET_SIZE + why_size);
     memset(out + RECORD_HEADER_BYTES, 0, RESET_SIZE - 1);
     out[RECORD_RESET_BYTES - 1] = (uint8_t)code;
 }
@@ -37,9 +50,9 @@ const char *record_reset_name(enum record_reset code)
 
 /* --- reading ------------------------------------------------------------------------------------ */
 
-void record_decoder_init(struct record_decoder *d, bool answers)
+void record_decoder_init(struct record_decoder *d)
 {
-    *d = (struct record_decoder){.answers = answers};
+    *d = (struct record_decoder){0};
 }
 
 void record_decoder_free(struct record_decoder *d)
@@ -50,36 +63,28 @@ void record_decoder_free(struct record_decoder *d)
 
 bool record_decoder_idle(const struct record_decoder *d)
 {
-    return d->phase == RECORD_BEFORE_HEAD && d->infos == 0 && d->header_length == 0;
+    return d->phase == RECORD_BEFORE_HEAD && d->header_length == 0;
 }
 
 /* May a record of this kind stand here? Moves on to where it leads. */
 static bool step_phase(struct record_decoder *d, unsigned kind)
 {
-    if (d->phase == RECORD_AFTER_RESET)
-        return false;
     switch (kind) {
     case RECORD_HEAD:
         if (d->phase != RECORD_BEFORE_HEAD)
             return false;
         d->phase = RECORD_BODY;
         return true;
-    case RECORD_INFO:
-        return d->answers && d->phase == RECORD_BEFORE_HEAD && d->infos++ < RECORD_INFOS_MAX;
     case RECORD_DATA:
         return d->phase == RECORD_BODY;
-    case RECORD_TRAILERS:
+    case RECORD_END:
         if (d->phase != RECORD_BODY)
             return false;
-        d->phase = RECORD_AFTER_TRAILERS;
-        return true;
-    case RECORD_END:
-        if (d->phase == RECORD_BEFORE_HEAD)
-            return false;
         d->phase = RECORD_BEFORE_HEAD;
-        d->infos = 0;
         return true;
     case RECORD_RESET:
+        if (d->phase == RECORD_AFTER_RESET)
+            return false;
         d->phase = RECORD_AFTER_RESET;
         return true;
     default:
@@ -87,15 +92,17 @@ static bool step_phase(struct record_decoder *d, unsigned kind)
     }
 }
 
-/* What a record of this kind may measure. Nothing but END is empty: nobody needs it, and an endless
- * row of empty ones would be work for nothing. */
+/* What a record of this kind may measure. Nothing is empty: nobody needs it, and an endless row of
+ * empty ones would be work for nothing. */
 static bool size_valid(unsigned kind, uint32_t size)
 {
     switch (kind) {
     case RECORD_END:
-        return size == 0;
+        return size == 1;
     case RECORD_RESET:
-        return size == RESET_SIZE;
+        return size >= RESET_SIZE && size <= RECORD_BLOCK_BYTES_MAX;
+    case RECORD_HEAD:
+        return size >= 1 && size <= RECORD_BLOCK_BYTES_MAX;
     default:
         return size >= 1 && size <= RECORD_BYTES_MAX;
     }
@@ -141,14 +148,20 @@ static bool block_append(struct record_decoder *d, const char *bytes, size_t len
 /* A whole record: `out->data` is set. */
 static int finish(struct record_decoder *d, struct record *out, struct err *e)
 {
+    const unsigned char *bytes = (const unsigned char *)out->data;
     d->header_length = 0;
-    if (out->kind != RECORD_RESET)
-        return 1;
-    const unsigned char *code = (const unsigned char *)out->data;
-    if (code[0] != 0 || code[1] != 0 || code[2] != 0 || code[3] < RECORD_RESET_CANCELED ||
-        code[3] > RECORD_RESET_LAST)
-        return err_set(e, ERR_PROTOCOL, "join stream: unknown reset");
-    out->reset = (enum record_reset)code[3];
+    if (out->kind == RECORD_END) {
+        if (bytes[0] < RECORD_END_CLOSE || bytes[0] > RECORD_END_LAST)
+            return err_set(e, ERR_PROTOCOL, "join stream: unknown end %u", bytes[0]);
+        out->end = (enum record_end)bytes[0];
+    } else if (out->kind == RECORD_RESET) {
+        if (bytes[0] != 0 || bytes[1] != 0 || bytes[2] != 0 || bytes[3] < RECORD_RESET_CANCELED ||
+            bytes[3] > RECORD_RESET_LAST)
+            return err_set(e, ERR_PROTOCOL, "join stream: unknown reset");
+        out->reset = (enum record_reset)bytes[3];
+        out->data += RESET_SIZE;
+        out->size -= RESET_SIZE;
+    }
     return 1;
 }
 
