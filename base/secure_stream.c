@@ -86,6 +86,8 @@ void secure_stream_update(struct secure_stream *s)
         mask = UV_READABLE;
     if (s->phase == SECURE_OPEN && (s->want & SECURE_WANT_WRITE) != 0)
         mask |= UV_WRITABLE;
+    if (s->phase == SECURE_OPEN && (s->want & SECURE_WANT_HANGUP) != 0)
+        mask |= UV_DISCONNECT;
     if (s->phase != SECURE_FAILED && s->out_sent < s->out.length)
         mask |= UV_WRITABLE;
     if (mask != s->poll_mask) {
@@ -116,7 +118,8 @@ static void tell(struct secure_stream *s, bool readable, bool writable)
 {
     for (unsigned i = 0; i < TELLS_PER_TURN; i++) {
         bool failed = s->phase == SECURE_FAILED;
-        readable = (readable || failed) && (s->want & SECURE_WANT_READ) != 0;
+        readable = (readable && (s->want & SECURE_WANT_READ) != 0) ||
+                   (failed && (s->want & (SECURE_WANT_READ | SECURE_WANT_HANGUP)) != 0);
         writable = (failed || (writable && has_room(s))) && (s->want & SECURE_WANT_WRITE) != 0;
         if (readable || writable)
             s->events.ready(s, readable, writable);
@@ -125,6 +128,16 @@ static void tell(struct secure_stream *s, bool readable, bool writable)
         readable = true;
         writable = false;
     }
+}
+
+/* No half-close of TCP is ever used here: who closed its side is gone. */
+static void note_hangup(struct secure_stream *s, int status, int events)
+{
+    bool gone = status < 0 || (events & UV_DISCONNECT) != 0;
+    bool reads = (s->want & SECURE_WANT_READ) != 0; /* then it reads on to the end, and sees */
+    if (gone && !reads && s->phase == SECURE_OPEN && (s->want & SECURE_WANT_HANGUP) != 0)
+        secure_stream_fail(s, ERR_UNAVAILABLE, "stream of node %llu: it closed the connection",
+                           (unsigned long long)s->peer.id);
 }
 
 static void again_cb(uv_timer_t *timer)
@@ -141,6 +154,7 @@ static void poll_cb(uv_poll_t *poll, int status, int events)
 {
     struct secure_stream *s = container_of(poll, struct secure_stream, poll);
     bool begun = s->phase == SECURE_OPEN || s->phase == SECURE_FAILED;
+    note_hangup(s, status, events);
     if (status < 0) {
         /* libuv has stopped polling; what is wrong shows when the socket is used. */
         s->poll_mask = 0;

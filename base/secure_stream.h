@@ -72,7 +72,13 @@ void secure_context_free(struct secure_context *context);
 
 struct secure_stream;
 
-enum secure_want { SECURE_WANT_READ = 1, SECURE_WANT_WRITE = 2 };
+enum secure_want {
+    SECURE_WANT_READ = 1,
+    SECURE_WANT_WRITE = 2,
+    /* Without READ: that the other side is gone, although what it sent before was not read. Told as
+     * readable; the stream is BROKEN then. */
+    SECURE_WANT_HANGUP = 4,
+};
 
 struct secure_events {
     /* Of a stream that was connected, once: usable, or why not. */

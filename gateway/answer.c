@@ -81,7 +81,7 @@ size_t answer_fields_write(struct connection *c, char *out)
         p = put_text(p, "\r\n");
     }
     p = put_text(p, "Skerry-Node: ");
-    p = put_text(p, c->thread->gateway->node_name);
+    p = put_text(p, x->node_name != NULL ? x->node_name : c->thread->gateway->node_name);
     if (x->joined_us != 0) {
         p = put_text(p, "\r\nSkerry-Start: ");
         p = put_text(p, start_names[x->start]);
@@ -155,6 +155,11 @@ static void answer_whole(struct connection *c, unsigned status, const char *fiel
 }
 
 void answer_problem(struct connection *c, const struct problem_report *report)
+{
+    c->bridge->problem(c, report);
+}
+
+void answer_own_problem(struct connection *c, const struct problem_report *report)
 {
     struct exchange *x = &c->x;
     count(&c->thread->counters.problems[report->problem], 1);

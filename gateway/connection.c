@@ -5,12 +5,14 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "gateway/arrival.h"
 #include "gateway/thread.h"
 
 /* The client's side of a connection.
  *
  *   HEAD -> (dispatch, ROUTES) -> ASK -> SOCKET -> JOIN ----.
- *     ^          |          `-> COMMAND ------------+-> FLUSH -> HEAD, or LINGER -> CLOSING
+ *     ^          |          |-> COMMAND ------------+-> FLUSH -> HEAD, or LINGER -> CLOSING
+ *     |          |          `-> STREAM -> GRANT -> JOIN (on another node)
  *     |          `-- an answer of our own ----------'
  *     `---- keep-alive
  *
@@ -38,12 +40,13 @@ void connection_drop_exchange(struct connection *c)
 {
     struct block_pool *blocks = &c->thread->blocks;
     queue_clear(blocks, &c->x.head);
+    queue_clear(blocks, &c->x.out);
     flow_free(&c->x.up);
     flow_free(&c->x.down);
     c->x = (struct exchange){0};
 }
 
-static void wait_for_routes(struct connection *c)
+void connection_wait_for_routes(struct connection *c)
 {
     struct gateway_thread *t = c->thread;
     connection_drop_exchange(c);
@@ -57,7 +60,7 @@ static void wait_for_routes(struct connection *c)
     t->waiting_for_routes_count++;
     /* Its first look sets the deadline for all. */
     if (c->routes_until_ms == UINT64_MAX)
-        c->routes_until_ms = thread_now_ms(t) + ROUTES_MS;
+        c->routes_until_ms = thread_now_ms(t) + c->routes_patience_ms;
     connection_set_deadline(c, c->routes_until_ms);
 }
 
@@ -77,7 +80,7 @@ static void stop_waiting_for_routes(struct connection *c)
 }
 
 /* Lets go of whatever works for the exchange. */
-static void abandon_exchange(struct connection *c)
+void connection_abandon(struct connection *c)
 {
     switch (c->phase) {
     case PHASE_ROUTES:
@@ -90,6 +93,10 @@ static void abandon_exchange(struct connection *c)
     case PHASE_SOCKET:
     case PHASE_JOIN:
         join_abandon(c);
+        break;
+    case PHASE_STREAM:
+    case PHASE_GRANT:
+        travel_abandon(c);
         break;
     case PHASE_COMMAND:
         command_abandon(c, END_CLIENT_GONE);
@@ -104,7 +111,7 @@ void connection_close(struct connection *c, bool reset)
     struct gateway_thread *t = c->thread;
     if (c->phase == PHASE_CLOSING)
         return;
-    abandon_exchange(c);
+    connection_abandon(c);
     if (c->phase != PHASE_HEAD && c->phase != PHASE_LINGER && !c->x.counted)
         answer_count(c, 0);
     connection_drop_exchange(c);
@@ -130,6 +137,10 @@ void connection_close(struct connection *c, bool reset)
 
 static void deadline_passed(struct connection *c)
 {
+    if (c->arrival != NULL) {
+        arrival_deadline(c);
+        return;
+    }
     switch (c->phase) {
     case PHASE_HEAD:
         if (queue_pending(&c->in) > 0) {
@@ -143,6 +154,10 @@ static void deadline_passed(struct connection *c)
     case PHASE_SOCKET:
     case PHASE_JOIN:
         join_deadline(c);
+        break;
+    case PHASE_STREAM:
+    case PHASE_GRANT:
+        travel_deadline(c);
         break;
     case PHASE_ROUTES:
         connection_look_again(c, true);
@@ -204,6 +219,10 @@ void connection_update(struct connection *c)
 {
     if (c->phase == PHASE_CLOSING)
         return;
+    if (c->arrival != NULL) {
+        arrival_update(c);
+        return;
+    }
     int mask = 0;
     if (!c->half_closed && !c->reading_stopped)
         mask |= UV_READABLE;
@@ -244,6 +263,10 @@ static void client_closed_half(struct connection *c)
     case PHASE_SOCKET:
     case PHASE_COMMAND:
         join_client_closed_half(c);
+        break;
+    case PHASE_STREAM:
+    case PHASE_GRANT:
+        travel_client_closed_half(c);
         break;
     case PHASE_LINGER:
         connection_close(c, false);
@@ -303,9 +326,10 @@ static enum dispatch take_head(struct connection *c, const char *data, size_t le
     c->scan = (struct http_scan){0};
     if (c->thread->waiting_for_routes_count >= ROUTES_WAITING_MAX || c->thread->closing)
         c->routes_final = true;
+    c->routes_patience_ms = ROUTES_MS;
     enum dispatch next = dispatch_request(c, data + begin, length - begin);
     if (next == DISPATCH_AGAIN) {
-        wait_for_routes(c);
+        connection_wait_for_routes(c);
         return next;
     }
     c->routes_final = false;
@@ -330,7 +354,10 @@ void connection_look_again(struct connection *c, bool final)
     stop_waiting_for_routes(c);
     c->phase = PHASE_HEAD;
     c->routes_final = final;
-    connection_advance(c);
+    if (c->arrival != NULL)
+        arrival_look_again(c, final);
+    else
+        connection_advance(c);
 }
 
 static void head_awaits_more(struct connection *c)
@@ -404,6 +431,8 @@ static void exchange_refuse(struct connection *c, const struct http_fault *fault
 {
     if (c->phase == PHASE_JOIN)
         join_abandon(c);
+    else if (c->phase == PHASE_STREAM || c->phase == PHASE_GRANT)
+        travel_abandon(c);
     else if (c->phase == PHASE_COMMAND)
         command_abandon(c, END_CLIENT_GONE);
     c->phase = PHASE_FLUSH;
@@ -596,6 +625,8 @@ static void disconnected(struct connection *c)
     c->half_closed_ms = thread_now_ms(c->thread);
     if (c->phase == PHASE_JOIN || c->phase == PHASE_SOCKET)
         join_set_deadline(c);
+    else if (c->phase == PHASE_STREAM || c->phase == PHASE_GRANT)
+        travel_set_deadline(c);
     else
         connection_set_deadline(c, after_ms(c, HALF_CLOSE_MS));
     connection_update(c);
@@ -635,7 +666,7 @@ static struct connection *connection_take(struct gateway_thread *t)
         c = malloc(sizeof *c);
     }
     if (c != NULL)
-        *c = (struct connection){.thread = t};
+        *c = (struct connection){.thread = t, .bridge = &join_bridge};
     return c;
 }
 

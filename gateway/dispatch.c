@@ -178,6 +178,19 @@ static enum dispatch find_workload(struct connection *c, const struct route *rou
     return problem == PROBLEM_NONE ? DISPATCH_READY : refuse(c, problem, why);
 }
 
+enum dispatch dispatch_judge_forced(struct connection *c, const struct gateway_instance *instance)
+{
+    if (instance->state == INSTANCE_STATE_ENDED) {
+        answer_gone(c, instance);
+        return DISPATCH_ANSWERED;
+    }
+    if (c->x.workload.kind == WORKLOAD_COMMAND)
+        return refuse(c, PROBLEM_CONFLICT,
+                      "the instance runs one command for one request; it cannot be joined");
+    c->x.slot = instance->slot;
+    return DISPATCH_READY;
+}
+
 static enum dispatch find_forced(struct connection *c, const struct route *route,
                                  const struct http_head *head)
 {
@@ -193,6 +206,8 @@ static enum dispatch find_forced(struct connection *c, const struct route *route
         /* Control knows whether there ever was one; it is asked with no workload, and what it may
          * grant is not taken, since nobody could be authorized. */
         x->unknown = true;
+        if (instance_id_owner(&x->id) != t->gateway->options.id)
+            c->routes_patience_ms = ROUTES_ELSEWHERE_MS;
         return c->routes_final ? DISPATCH_READY : DISPATCH_AGAIN;
     }
     enum dispatch allowed = authorize(c, head, &x->id);
@@ -200,17 +215,9 @@ static enum dispatch find_forced(struct connection *c, const struct route *route
         return allowed;
     if (route->workload[0] != '\0' && strcmp(route->workload, x->workload.name) != 0)
         return refuse(c, PROBLEM_INSTANCE_UNKNOWN, "the instance is one of another workload");
-    if (instance.state == INSTANCE_STATE_ENDED) {
-        answer_gone(c, &instance);
-        return DISPATCH_ANSWERED;
-    }
-    if (x->workload.kind == WORKLOAD_COMMAND)
-        return refuse(c, PROBLEM_CONFLICT,
-                      "the instance runs one command for one request; it cannot be joined");
     if (!instance.local)
-        return refuse(c, PROBLEM_OWNER_UNREACHABLE, "the instance lives on another node");
-    x->slot = instance.slot;
-    return DISPATCH_READY;
+        x->travel.node = instance.owner;
+    return dispatch_judge_forced(c, &instance);
 }
 
 static enum dispatch answer_health(struct connection *c, enum route_kind kind)
@@ -321,12 +328,13 @@ static void joined(struct connection *c, struct slot_ref ref, enum gateway_start
     uint64_t now_ms = thread_now_ms(c->thread);
     x->slot = ref;
     x->entered = true;
+    x->travel.node = 0;
     x->id = ref.slot->id;
     x->start = start;
     x->joined_us = clock_monotonic_us();
     if (x->workload.request_ms != DURATION_NONE)
         x->request_until_ms = now_ms + x->workload.request_ms;
-    join_begin(c);
+    c->bridge->begin(c);
 }
 
 static bool try_enter(struct connection *c, struct slot_ref ref)
@@ -338,7 +346,7 @@ static bool try_enter(struct connection *c, struct slot_ref ref)
 }
 
 /* The less loaded of two random candidates first, then the others in turn. */
-static bool enter_candidate(struct connection *c)
+bool dispatch_enter_candidate(struct connection *c)
 {
     struct gateway_workload *w = &c->x.workload;
     uint32_t n = w->candidate_count;
@@ -381,6 +389,8 @@ static bool ask_post(struct connection *c, bool autopsy)
     text_copy(ask->request_id, sizeof ask->request_id, x->request_id);
     text_copy(ask->asked_by, sizeof ask->asked_by, x->asked_by);
     ask->asked_us = x->started_us;
+    ask->forwarded = c->arrival != NULL;
+    memcpy(ask->refused, x->travel.refused, sizeof ask->refused);
     ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
     x->ask = ask;
     t->asks_out++;
@@ -392,7 +402,7 @@ static bool ask_post(struct connection *c, bool autopsy)
     return false;
 }
 
-static void ask_control(struct connection *c)
+void dispatch_ask(struct connection *c)
 {
     c->phase = PHASE_ASK;
     if (!ask_post(c, false))
@@ -401,7 +411,7 @@ static void ask_control(struct connection *c)
         connection_set_deadline(c, thread_now_ms(c->thread) + HALF_CLOSE_MS);
 }
 
-static void enter_forced(struct connection *c)
+void dispatch_enter_forced(struct connection *c)
 {
     struct slot_ref ref = c->x.slot;
     enum slot_answer answer =
@@ -420,7 +430,7 @@ static void enter_forced(struct connection *c)
                                                    .reason = "draining"});
         break;
     default: /* starting, or changing right now: control knows */
-        ask_control(c);
+        dispatch_ask(c);
         break;
     }
 }
@@ -429,21 +439,26 @@ void dispatch_find_instance(struct connection *c)
 {
     struct exchange *x = &c->x;
     if (x->workload.kind == WORKLOAD_COMMAND) {
-        ask_control(c);
+        dispatch_ask(c);
         return;
     }
     if (x->unknown) {
-        ask_control(c);
+        dispatch_ask(c);
+        return;
+    }
+    if (x->forced && x->travel.node != 0) {
+        travel_to(c, x->travel.node, TRAVEL_FORCED);
         return;
     }
     if (x->forced) {
-        enter_forced(c);
+        dispatch_enter_forced(c);
         return;
     }
     if (x->key[0] == '\0' &&
-        ((x->slot.slot != NULL && try_enter(c, x->slot)) || enter_candidate(c)))
+        ((x->slot.slot != NULL && try_enter(c, x->slot)) || dispatch_enter_candidate(c) ||
+         travel_try_owner(c)))
         return;
-    ask_control(c);
+    dispatch_ask(c);
 }
 
 /* --- why the code went away --- */
@@ -478,7 +493,8 @@ static bool go_elsewhere(struct connection *c)
     const struct gateway_calls *calls = &t->gateway->options.calls;
     struct exchange *x = &c->x;
     struct gateway_workload workload;
-    if (x->sent_any || x->forced || x->tries >= ELSEWHERE_MAX)
+    /* Of one that came from another node, that node decides. */
+    if (x->sent_any || x->forced || c->arrival != NULL || x->tries >= ELSEWHERE_MAX)
         return false;
     x->tries++;
     x->id.text[0] = '\0';
@@ -537,6 +553,25 @@ static void grant_return(struct gateway_thread *t, struct gateway_ask *ask)
         calls->slot_left(calls->user, ask->slot, what);
 }
 
+/* Control says that another node shall serve. */
+static void sent_elsewhere(struct connection *c, struct gateway_ask *ask)
+{
+    struct gateway_thread *t = c->thread;
+    node_id node = ask->elsewhere;
+    c->x.id = ask->id;
+    ask_free(t, ask);
+    if (c->x.unknown || c->arrival != NULL || c->x.workload.kind == WORKLOAD_COMMAND)
+        answer_problem(c, &(struct problem_report){
+                              .problem = PROBLEM_OWNER_UNREACHABLE,
+                              .detail = c->x.unknown ? "the instance is known here in a moment"
+                                                     : "another node would have to serve it"});
+    else
+        travel_to(c, node,
+                  c->x.forced           ? TRAVEL_FORCED
+                  : c->x.key[0] != '\0' ? TRAVEL_KEYED
+                                        : TRAVEL_START);
+}
+
 static void answered(struct inbox_message *message, void *owner)
 {
     struct gateway_thread *t = owner;
@@ -556,12 +591,16 @@ static void answered(struct inbox_message *message, void *owner)
         return;
     }
     if (c == NULL) {
-        if (ask->problem == PROBLEM_NONE)
+        if (ask->problem == PROBLEM_NONE && ask->elsewhere == 0)
             grant_return(t, ask);
         ask_free(t, ask);
         return;
     }
     c->x.ask = NULL;
+    if (ask->problem == PROBLEM_NONE && ask->elsewhere != 0) {
+        sent_elsewhere(c, ask);
+        return;
+    }
     c->x.timing = ask->timing;
     if (ask->problem == PROBLEM_NONE && c->x.unknown) {
         grant_return(t, ask);

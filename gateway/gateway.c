@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/arrival.h"
 #include "gateway/thread.h"
 
 enum { BACKLOG = 4096 };
@@ -119,6 +120,7 @@ static void gateway_free(struct gateway *g)
 {
     for (unsigned i = 0; i < g->thread_count; i++)
         thread_free(g->threads[i]);
+    acceptor_drop(g->acceptor);
     uv_cond_destroy(&g->stopped);
     uv_mutex_destroy(&g->mutex);
     free(g->domain);
@@ -186,6 +188,8 @@ int gateway_open(struct gateway **out, const struct gateway_options *options, st
     int rc = 0;
     if (g->domain == NULL || g->node_name == NULL)
         rc = err_set(e, ERR_NO_MEMORY, "open the gateway");
+    if (rc == 0)
+        rc = acceptor_new(&g->acceptor, g, e);
     if (rc == 0)
         rc = open_threads(g, e);
     if (rc != 0) {
@@ -281,6 +285,11 @@ static void add(struct gateway_counters *out, const struct thread_counters *c)
     out->connections_refused += get(&c->connections_refused);
     out->upstream_connects += get(&c->upstream_connects);
     out->upstream_reuses += get(&c->upstream_reuses);
+    out->forwarded += get(&c->forwarded);
+    out->forward_refused += get(&c->forward_refused);
+    out->streams_connects += get(&c->streams_connects);
+    out->streams_reuses += get(&c->streams_reuses);
+    out->arrivals += get(&c->arrivals);
 }
 
 void gateway_counters(const struct gateway *g, struct gateway_counters *out)

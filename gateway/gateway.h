@@ -57,6 +57,13 @@ struct gateway_workload {
     struct gateway_owner owners[GATEWAY_OWNERS_MAX];
 };
 
+/* Another node, to send a join to. */
+struct gateway_peer {
+    struct sockaddr_storage address; /* where it takes streams */
+    char name[64];                   /* for Skerry-Node */
+    bool alive;                      /* by gossip; false: it may still be tried */
+};
+
 /* What a forced join finds. */
 struct gateway_instance {
     enum instance_state state; /* STARTING, READY and DRAINING: `slot` if it has one here */
@@ -170,9 +177,8 @@ struct gateway_calls {
     void (*release)(void *user, const void *routes);
     /* Whether /readyz says yes; `why` otherwise. Any thread. */
     bool (*ready)(void *user, char *why, size_t size);
-    /* Where node `id` takes streams, and its name for Skerry-Node; false: nobody knows. Any thread. */
-    bool (*peer)(void *user, node_id id, struct sockaddr_storage *out, char *name,
-                 size_t name_size);
+    /* How to reach node `id`; false: nobody knows. Any thread. NULL where there are no others. */
+    bool (*peer)(void *user, node_id id, struct gateway_peer *out);
 };
 
 struct gateway_options {
@@ -228,6 +234,9 @@ struct gateway_counters {
     uint64_t bytes_in, bytes_out;
     uint64_t connections_accepted, connections_refused;
     uint64_t upstream_connects, upstream_reuses;
+    uint64_t forwarded, forward_refused; /* joins sent to other nodes, and what these refused */
+    uint64_t streams_connects, streams_reuses;
+    uint64_t arrivals; /* joins that other nodes sent here */
 };
 void gateway_counters(const struct gateway *g, struct gateway_counters *out);
 

@@ -8,7 +8,7 @@
 
 /* The bridge between a client and code that listens.
  *
- * Request: head and body go to the upstream connection; what it does not take waits in upstream->out,
+ * Request: head and body go to the upstream connection; what it does not take waits in exchange->out,
  * up to a bound, beyond which the client is not read. Answer: likewise in connection->out, and
  * beyond its bound the upstream is not read. Every piece is written on as soon as it was read.
  *
@@ -68,7 +68,7 @@ void join_abandon(struct connection *c)
 {
     upstream_stop_waiting(c);
     if (c->x.upstream != NULL)
-        upstream_release(c->x.upstream, false);
+        upstream_release(c->x.upstream, UPSTREAM_BROKEN_OFF);
     dispatch_leave_slot(c);
 }
 
@@ -80,9 +80,15 @@ static void fail(struct connection *c, enum problem problem, enum ran ran, const
     answer_problem_simple(c, problem, ran, detail);
 }
 
-/* Likewise, where the end of the instance may be the reason. */
+/* Likewise, where the end of the instance may be the reason. Of one on another node that node alone
+ * could tell, and would have. */
 static void fail_or_ended(struct connection *c, enum problem problem, const char *detail)
 {
+    bool away = c->x.travel.node != 0;
+    if (away) {
+        fail(c, problem, whether_it_ran(&c->x), detail);
+        return;
+    }
     join_abandon(c);
     dispatch_autopsy_begin(c, problem, detail);
 }
@@ -94,6 +100,17 @@ static void break_transfer(struct connection *c)
     c->x.broken = true;
     answer_count(c, 0);
     connection_exchange_done(c);
+}
+
+void join_failed(struct connection *c, const struct problem_report *report)
+{
+    if (c->x.answered) {
+        break_transfer(c);
+        return;
+    }
+    join_abandon(c);
+    c->phase = PHASE_FLUSH;
+    answer_problem(c, report);
 }
 
 static void bad_answer(struct connection *c, const char *why)
@@ -111,9 +128,9 @@ static void answer_done(struct connection *c)
 {
     struct exchange *x = &c->x;
     struct upstream *u = x->upstream;
-    bool all_sent = x->up.done && !x->up_broken && queue_pending(&u->out) == 0 &&
+    bool all_sent = x->up.done && !x->up_broken && queue_pending(&x->out) == 0 &&
                     queue_pending(&x->head) == x->head_sent;
-    upstream_release(u, u->keep && all_sent);
+    upstream_release(u, u->keep && all_sent ? UPSTREAM_KEEP : UPSTREAM_CLOSE);
     dispatch_leave_slot(c);
     answer_count(c, x->status);
     connection_exchange_done(c);
@@ -133,29 +150,27 @@ static bool send_request(struct connection *c)
     struct upstream *u = x->upstream;
     enum queue_write result;
     do {
-        if (!connection_pump_body(c, &u->out))
+        if (!connection_pump_body(c, &x->out))
             return false;
         result = upstream_flush(c);
     } while (result == QUEUE_EMPTY && !x->up.done && queue_pending(&c->in) > 0);
     if (result == QUEUE_BROKEN) {
         /* The code takes no more, but it may have answered before: reading will tell. */
         x->up_broken = true;
-        queue_clear(&c->thread->blocks, &u->out);
+        queue_clear(&c->thread->blocks, &x->out);
         x->head_sent = queue_pending(&x->head);
         connection_stop_reading(c, true);
         result = QUEUE_EMPTY;
     } else {
-        connection_stop_reading(c, !x->up.done && queue_room(&u->out) <= FLOW_FRAME_BYTES_MAX);
+        connection_stop_reading(c, !x->up.done && queue_room(&x->out) <= FLOW_FRAME_BYTES_MAX);
     }
-    if (x->tunnel && x->up.done && result == QUEUE_EMPTY && !u->sending_done) {
-        u->sending_done = true;
-        shutdown(u->fd, SHUT_WR);
-    }
+    if (x->tunnel && x->up.done && result == QUEUE_EMPTY)
+        upstream_end_sending(u);
     update_upstream(u, result == QUEUE_BLOCKED);
     return true;
 }
 
-void join_begin(struct connection *c)
+static void begin(struct connection *c)
 {
     if (c->x.slot.slot->target.port == 0) {
         dispatch_leave_slot(c);
@@ -193,7 +208,7 @@ void join_client_readable(struct connection *c)
         join_set_deadline(c);
 }
 
-void join_connect_failed(struct connection *c, int error)
+static void connect_failed(struct connection *c, int error)
 {
     char detail[160];
     text_format(detail, sizeof detail, "the code does not take connections on port %u: %s",
@@ -201,7 +216,7 @@ void join_connect_failed(struct connection *c, int error)
     fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, detail);
 }
 
-void join_sockets_refused(struct connection *c)
+static void sockets_refused(struct connection *c)
 {
     fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, "there was no socket for the instance");
 }
@@ -377,12 +392,12 @@ static void take_answer(struct connection *c, const char *data, size_t length)
 static bool may_retry(const struct connection *c)
 {
     const struct exchange *x = &c->x;
-    if (x->tries >= 2 || x->body_began || !slot_live(x->slot))
+    if (x->tries >= 2 || x->body_began || x->travel.node != 0 || !slot_live(x->slot))
         return false;
     return !x->sent_any || (http_method_idempotent(x->method) && x->upstream->reused);
 }
 
-static void upstream_closed(struct connection *c, int error)
+void join_upstream_closed(struct connection *c, int error)
 {
     struct exchange *x = &c->x;
     struct upstream *u = x->upstream;
@@ -400,7 +415,7 @@ static void upstream_closed(struct connection *c, int error)
         return;
     }
     if (may_retry(c)) {
-        upstream_release(u, false);
+        upstream_release(u, UPSTREAM_BROKEN_OFF);
         x->tries++;
         x->up_broken = false;
         connection_stop_reading(c, false);
@@ -411,7 +426,15 @@ static void upstream_closed(struct connection *c, int error)
                   "the code closed the connection without an answer");
 }
 
-void join_upstream_readable(struct connection *c)
+void join_take(struct connection *c, const char *data, size_t length)
+{
+    if (c->x.answered)
+        take_body(c, data, length);
+    else
+        take_answer(c, data, length);
+}
+
+static void upstream_readable(struct connection *c)
 {
     struct gateway_thread *t = c->thread;
     struct exchange *x = &c->x;
@@ -435,18 +458,26 @@ void join_upstream_readable(struct connection *c)
         return;
     }
     if (n <= 0) {
-        upstream_closed(c, n == 0 ? 0 : errno);
+        join_upstream_closed(c, n == 0 ? 0 : errno);
         return;
     }
-    if (x->answered)
-        take_body(c, t->scratch, (size_t)n);
-    else
-        take_answer(c, t->scratch, (size_t)n);
+    join_take(c, t->scratch, (size_t)n);
     if (x->upstream == u && !x->tunnel && n < SMALL_READ_BYTES)
         upstream_acknowledge(u);
     if (x->upstream == u && u->mask == 0) /* polling stopped after an error; read on to its end */
         update_upstream(u, false);
 }
+
+const struct bridge join_bridge = {
+    .begin = begin,
+    .connected = join_connected,
+    .connect_failed = connect_failed,
+    .sockets_refused = sockets_refused,
+    .readable = upstream_readable,
+    .writable = join_upstream_writable,
+    .set_deadline = join_set_deadline,
+    .problem = answer_own_problem,
+};
 
 /* --- the client --- */
 

@@ -9,6 +9,8 @@
 
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/arrival.h"
+#include "gateway/remote.h"
 
 /* One gateway thread: its loop, its listeners, the routes it holds, and its end.
  *
@@ -96,6 +98,8 @@ static void sweep_cb(uv_timer_t *timer)
         return;
     }
     upstream_sweep(t);
+    remote_sweep(t);
+    arrival_sweep(t);
     for (size_t i = 0; i < t->listener_count; i++)
         if (t->listeners[i].fd >= 0 && !t->listeners[i].polling)
             listener_start(&t->listeners[i]);
@@ -154,6 +158,7 @@ static void drain_deliver(struct inbox_message *message, void *owner)
         next = c->next;
         connection_drain(c);
     }
+    arrival_drain(t);
 }
 
 static void close_deliver(struct inbox_message *message, void *owner)
@@ -165,6 +170,8 @@ static void close_deliver(struct inbox_message *message, void *owner)
     listeners_close(t);
     while (t->connections != NULL)
         connection_close(t->connections, true);
+    arrival_close_all(t);
+    remote_close_all(t);
     upstream_close_all(t);
     /* The sweep looks whether the others have come so far too. */
     uv_timer_start(&t->sweep, sweep_cb, CLOSE_CHECK_MS, CLOSE_CHECK_MS);
@@ -189,10 +196,11 @@ void thread_check_closed(struct gateway_thread *t)
 {
     if (!t->closing || t->inbox_closing ||
         atomic_load(&t->gateway->silent) < t->gateway->thread_count || t->connection_count > 0 ||
-        t->upstream_count > 0 || t->command_count > 0 || t->asks_out > 0 || t->sockets_out > 0)
+        t->upstream_count > 0 || t->stream_count > 0 || t->command_count > 0 || t->asks_out > 0 || t->sockets_out > 0)
         return;
     t->inbox_closing = true;
     uv_close((uv_handle_t *)&t->sweep, handle_closed_cb);
+    uv_close((uv_handle_t *)&t->prepare, handle_closed_cb);
     inbox_close(t->inbox, NULL);
 }
 
@@ -234,6 +242,7 @@ int thread_open(struct gateway_thread **out, struct gateway *g, unsigned index, 
         free(t);
         return rc;
     }
+    uv_prepare_init(&t->loop, &t->prepare);
     uv_timer_init(&t->loop, &t->sweep);
     uv_timer_start(&t->sweep, sweep_cb, SWEEP_MS, SWEEP_MS);
     *out = t;
@@ -276,6 +285,7 @@ void thread_free(struct gateway_thread *t)
     }
     assert_always(uv_loop_close(&t->loop) == 0);
     upstream_free_all(t);
+    remote_free_all(t);
     block_pool_free(&t->blocks);
     while (t->free_connections != NULL) {
         struct connection *c = t->free_connections;

@@ -8,7 +8,10 @@
  *   answer.c      answers of Skerry's own
  *   forward.c     heads as they go on, in both directions
  *   join.c        the bridge between a client and code that listens
- *   upstream.c    connections to code
+ *   upstream.c    connections to code, here or on another node
+ *   travel.c      joins of instances on other nodes: which node, and what if it refuses
+ *   remote.c      streams to other nodes (gateway/remote.h)
+ *   arrival.c     joins that other nodes sent here (gateway/arrival.h)
  *   command.c     the bridge between a client and a command's pipes
  *
  * Everything here belongs to one gateway thread, but for the counters, which anybody reads. */
@@ -26,6 +29,7 @@
 #include "gateway/http.h"
 #include "gateway/problem.h"
 #include "gateway/route.h"
+#include "gateway/travel_block.h"
 
 enum {
     THREADS_MAX = 64,
@@ -39,6 +43,8 @@ enum {
     /* What the routes do not know may have been made a moment ago: they come every 5 ms at most, and
      * a loop may be late. So long a name that is unknown is looked up again. */
     ROUTES_MS = 25,
+    /* A follower hears of a commit with the next heartbeat of the leader, which comes every 50 ms. */
+    ROUTES_ELSEWHERE_MS = 120,
     ROUTES_WAITING_MAX = 256,
     /* A client that closed its sending side may have left; what it asked for may still finish. */
     HALF_CLOSE_MS = 1000,
@@ -65,6 +71,8 @@ enum phase {
     PHASE_JOIN,    /* bridged to code, perhaps still connecting */
     PHASE_AUTOPSY, /* the code's side broke; control says why */
     PHASE_COMMAND,
+    PHASE_STREAM, /* a stream to another node is awaited */
+    PHASE_GRANT,  /* that node decides */
     PHASE_FLUSH,  /* the answer is whole; the client must take the rest */
     PHASE_LINGER, /* closed for writing; what the client still sends is dropped */
     PHASE_CLOSING,
@@ -73,6 +81,9 @@ enum phase {
 struct connection;
 struct upstream;
 struct command;
+struct remote;
+struct peer;
+struct arrival;
 
 /* Counters: written by their thread alone, read by any. */
 struct thread_counters {
@@ -83,6 +94,7 @@ struct thread_counters {
     _Atomic uint64_t bytes_in, bytes_out;
     _Atomic uint64_t connections_accepted, connections_refused;
     _Atomic uint64_t upstream_connects, upstream_reuses;
+    _Atomic uint64_t forwarded, forward_refused, streams_connects, streams_reuses, arrivals;
 };
 
 static inline void count(_Atomic uint64_t *counter, uint64_t n)
@@ -116,10 +128,13 @@ struct pool {
     struct connection *waiting_first, *waiting_last;
 };
 
+/* A connection to code. On another node's behalf `remote` is set: then it is a stream to that node, and
+ * there is neither pool nor socket. */
 struct upstream {
     uv_poll_t poll;
     struct gateway_thread *thread;
     struct pool *pool;
+    struct remote *remote;
     struct connection *connection;  /* NULL: idle */
     struct upstream *newer, *older; /* in the pool's idle list */
     int fd;
@@ -129,11 +144,44 @@ struct upstream {
     bool keep;   /* the code lets it live */
     bool reading_stopped;
     bool sending_done; /* the client's half is closed (tunnels) */
-    struct queue out;
     struct queue in; /* an answer's head that is not whole yet */
     struct http_scan scan;
     uint64_t idle_until_ms;
     uint64_t idle_max_ms;
+};
+
+/* What becomes of a connection to code when the exchange lets go of it. */
+enum upstream_end {
+    UPSTREAM_BROKEN_OFF, /* within an answer, or before: nobody may use it again */
+    UPSTREAM_CLOSE,      /* the answer was whole; the code wants it closed, or we do */
+    UPSTREAM_KEEP,       /* it may carry the next request */
+};
+
+/* Who works with the connection to code: join.c for a client of ours, arrival.c for one that came
+ * through another node. Called by dispatch.c and upstream.c. */
+struct bridge {
+    void (*begin)(struct connection *c); /* it is inside x.slot */
+    void (*connected)(struct connection *c);
+    void (*connect_failed)(struct connection *c, int error);
+    void (*sockets_refused)(struct connection *c);
+    void (*readable)(struct connection *c);
+    void (*writable)(struct connection *c);
+    void (*set_deadline)(struct connection *c);
+    void (*problem)(struct connection *c, const struct problem_report *report);
+};
+
+/* A join on its way to another node. */
+struct travel {
+    enum travel_mode mode;
+    node_id node;     /* 0: it stays here */
+    uint32_t tried;   /* a bit for each of workload.owners */
+    unsigned tries;   /* of owners, without asking */
+    node_id refused[4];
+    unsigned refused_count;
+    bool sent;           /* bytes left for the node: unless it says otherwise, the code may have run */
+    bool fresh;          /* not again on a stream that idled */
+    uint64_t until_ms;   /* for a stream; then for an answer that comes at once */
+    uint64_t alive_at_ms; /* when to look again whether the node lives */
 };
 
 /* One request and its answer. */
@@ -165,6 +213,10 @@ struct exchange {
     struct upstream *upstream;
     struct queue head; /* the request's head as it goes on; kept until an answer comes */
     size_t head_sent;
+    struct queue out;     /* of its body, what waits for the code */
+    size_t out_sent;      /* of that, what another node has and could still refuse */
+    struct travel travel;
+    const char *node_name; /* of the instance's node; NULL: this one */
     struct flow up, down; /* request body, answer body */
     bool sent_any;        /* a byte of the request went to the code */
     bool body_began;      /* a byte of the body left our hands: no retry */
@@ -188,11 +240,15 @@ struct connection {
     uv_poll_t poll;
     uv_timer_t timer;
     struct gateway_thread *thread;
+    const struct bridge *bridge;
+    struct arrival *arrival; /* the client is another node: no socket, but a stream */
+    struct peer *waits_for_peer;
     struct connection *previous, *next;           /* all of the thread */
-    struct connection *wait_previous, *wait_next; /* waiters of a pool, or for routes */
+    struct connection *wait_previous, *wait_next; /* waiters of a pool or peer, or for routes */
     struct pool *waits_for;
     bool waits_for_routes;
     bool routes_final; /* this look at the routes is the last for the request */
+    unsigned routes_patience_ms;
     int fd;
     int mask;
     int handles; /* that are not closed yet */
@@ -244,12 +300,20 @@ struct gateway_thread {
     struct pool *pools_used;
     struct connection *waiting_for_routes;
     unsigned waiting_for_routes_count;
+    struct peer *peers; /* by node id */
+    struct remote *remotes, *remotes_due;
+    unsigned stream_count; /* remotes and arrivals that are not closed yet */
+    bool peers_due;
+    uv_prepare_t prepare; /* before the loop waits: what was put off is sent */
+    struct arrival *arrivals;
     unsigned asks_out, sockets_out;
     uint64_t ask_number;
     uint64_t random[2];
     struct http_head head; /* of whatever is parsed right now */
     struct thread_counters counters;
     char scratch[SCRATCH_BYTES];
+    /* What streams bring; apart, since it is taken piece by piece while `scratch` is used. */
+    char stream_scratch[SCRATCH_BYTES];
 };
 
 struct gateway {
@@ -261,7 +325,10 @@ struct gateway {
     struct sockaddr_storage addresses[LISTENERS_MAX];
     size_t listener_count;
     bool draining, closing; /* the control thread's */
+    unsigned accept_next;   /* likewise */
+    struct acceptor *acceptor;
     _Atomic unsigned connections;
+    _Atomic unsigned arrivals;
     _Atomic unsigned running; /* threads */
     /* Threads that post nothing to others any more; only when all do not, inboxes may close. */
     _Atomic unsigned silent;
@@ -306,9 +373,13 @@ void connection_set_deadline(struct connection *c, uint64_t at_ms);
 void connection_exchange_done(struct connection *c);
 void connection_close(struct connection *c, bool reset);
 void connection_drop_exchange(struct connection *c);
+/* Lets go of whatever works for the exchange. */
+void connection_abandon(struct connection *c);
 void connection_drain(struct connection *c);
 /* There are newer routes, or (`final`) there will be none in time. */
 void connection_look_again(struct connection *c, bool final);
+/* For c->routes_patience_ms since the first time for this request. */
+void connection_wait_for_routes(struct connection *c);
 
 /* --- dispatch.c --- */
 enum dispatch {
@@ -318,6 +389,12 @@ enum dispatch {
 };
 enum dispatch dispatch_request(struct connection *c, const char *data, size_t length);
 void dispatch_find_instance(struct connection *c);
+/* The steps of that, for who takes them in another order: */
+bool dispatch_enter_candidate(struct connection *c);
+void dispatch_enter_forced(struct connection *c);
+void dispatch_ask(struct connection *c);
+/* Refuses what cannot be joined, whoever asks; else DISPATCH_READY. */
+enum dispatch dispatch_judge_forced(struct connection *c, const struct gateway_instance *instance);
 void dispatch_cancel(struct connection *c, enum end_reason reason);
 void dispatch_leave_slot(struct connection *c);
 /* "chat took longer than its timeouts.request of 60s" */
@@ -327,7 +404,10 @@ void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const 
 void dispatch_autopsy_late(struct connection *c);
 
 /* --- answer.c --- */
+/* To whoever asks: a client, or the node that sent it here. */
 void answer_problem(struct connection *c, const struct problem_report *report);
+/* To a client of ours. */
+void answer_own_problem(struct connection *c, const struct problem_report *report);
 void answer_problem_simple(struct connection *c, enum problem problem, enum ran ran,
                            const char *detail);
 void answer_text(struct connection *c, unsigned status, const char *text);
@@ -346,10 +426,15 @@ bool forward_request_write(struct connection *c, const struct http_head *head,
 bool forward_answer_write(struct connection *c, const struct http_head *head, size_t head_length);
 
 /* --- join.c --- */
-void join_begin(struct connection *c);
+extern const struct bridge join_bridge;
+/* The request may go: x.upstream is there. */
 void join_connected(struct connection *c);
-void join_connect_failed(struct connection *c, int error);
-void join_upstream_readable(struct connection *c);
+/* Bytes of the answer; the exchange may end by it. */
+void join_take(struct connection *c, const char *data, size_t length);
+/* The code closed the connection, or (`error`) it broke. */
+void join_upstream_closed(struct connection *c, int error);
+/* The way to the code is gone: before an answer `report` is told, within one it breaks. */
+void join_failed(struct connection *c, const struct problem_report *report);
 void join_upstream_writable(struct connection *c);
 void join_client_readable(struct connection *c);
 void join_client_writable(struct connection *c);
@@ -357,13 +442,14 @@ void join_client_closed_half(struct connection *c);
 void join_deadline(struct connection *c);
 void join_set_deadline(struct connection *c);
 void join_abandon(struct connection *c);
-void join_sockets_refused(struct connection *c);
 
 /* --- upstream.c --- */
 /* A connection for the exchange, or a place in the queue for a socket; goes on with join_connected
  * or join_connect_failed, now or later. `fresh`: not one that carried a request before. */
 void upstream_acquire(struct connection *c, bool fresh);
-void upstream_release(struct upstream *u, bool reusable);
+void upstream_release(struct upstream *u, enum upstream_end end);
+/* No more of the request comes, but the answer goes on. */
+void upstream_end_sending(struct upstream *u);
 void upstream_set_mask(struct upstream *u, int mask);
 void upstream_stop_waiting(struct connection *c);
 void upstream_sweep(struct gateway_thread *t);
@@ -379,6 +465,23 @@ void upstream_suspect_idle(struct connection *c);
 void upstream_suspicion_ends(struct connection *c);
 /* More is to come: the code shall not wait for an acknowledgement. */
 void upstream_acknowledge(struct upstream *u);
+
+/* --- travel.c --- */
+/* Sends the join to `node`; goes on with join_connected, or an answer. */
+void travel_to(struct connection *c, node_id node, enum travel_mode mode);
+/* Likewise, to one of workload.owners that may have room; false: none is left. */
+bool travel_try_owner(struct connection *c);
+/* The question and what there is of the request left for the node. */
+void travel_sent(struct connection *c);
+void travel_granted(struct connection *c, const struct travel_answer *answer);
+void travel_refused(struct connection *c, const struct travel_answer *answer);
+/* The stream broke, or there is none. `surely_not_run`: the node cannot have passed it on; `stale`: the
+ * stream had idled, a fresh one may do. */
+void travel_failed(struct connection *c, bool surely_not_run, bool stale, const char *detail);
+void travel_abandon(struct connection *c);
+void travel_deadline(struct connection *c);
+void travel_set_deadline(struct connection *c);
+void travel_client_closed_half(struct connection *c);
 
 /* --- command.c --- */
 void command_begin(struct connection *c, struct gateway_ask *ask);

@@ -8,9 +8,10 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "gateway/remote.h"
 #include "gateway/thread.h"
 
-/* Connections to code. Sockets come from the runner in batches, made inside the instance's network
+/* Connections to code. One that lives on another node is a stream to that node (remote.c). Sockets come from the runner in batches, made inside the instance's network
  * namespace; here they are connected, used for one request after the other, and closed when they
  * idle. A spare socket keeps its namespace alive, so spares of ended instances go with the sweep. */
 
@@ -23,7 +24,9 @@ void upstream_set_mask(struct upstream *u, int mask)
     if (mask == u->mask)
         return;
     u->mask = mask;
-    if (mask != 0)
+    if (u->remote != NULL)
+        remote_set_mask(u->remote, mask);
+    else if (mask != 0)
         uv_poll_start(&u->poll, mask, poll_cb);
     else
         uv_poll_stop(&u->poll);
@@ -61,7 +64,6 @@ static void idle_remove(struct upstream *u)
 static void upstream_close(struct upstream *u)
 {
     struct gateway_thread *t = u->thread;
-    queue_clear(&t->blocks, &u->out);
     queue_clear(&t->blocks, &u->in);
     uv_close((uv_handle_t *)&u->poll, closed_cb);
     memory_close(&u->fd);
@@ -76,18 +78,21 @@ static void pool_use(struct pool *pool)
     pool->thread->pools_used = pool;
 }
 
-void upstream_release(struct upstream *u, bool reusable)
+void upstream_release(struct upstream *u, enum upstream_end end)
 {
     struct gateway_thread *t = u->thread;
     struct pool *pool = u->pool;
     if (u->connection != NULL)
         u->connection->x.upstream = NULL;
     u->connection = NULL;
-    if (!reusable || pool->one_at_a_time || t->closing || !slot_live(pool->ref)) {
+    if (u->remote != NULL) {
+        remote_release(u->remote, end);
+        return;
+    }
+    if (end != UPSTREAM_KEEP || pool->one_at_a_time || t->closing || !slot_live(pool->ref)) {
         upstream_close(u);
         return;
     }
-    queue_clear(&t->blocks, &u->out);
     queue_clear(&t->blocks, &u->in);
     u->idle_until_ms = thread_now_ms(t) + u->idle_max_ms;
     u->newer = NULL;
@@ -197,7 +202,7 @@ static socklen_t target_address(const struct slot_target *target, struct sockadd
 static void connected(struct upstream *u)
 {
     u->connected = true;
-    join_connected(u->connection);
+    u->connection->bridge->connected(u->connection);
 }
 
 static void connect_with(struct connection *c, struct pool *pool, int fd)
@@ -207,7 +212,7 @@ static void connect_with(struct connection *c, struct pool *pool, int fd)
     struct upstream *u = upstream_new(t, pool, fd);
     if (u == NULL) {
         memory_close(&fd);
-        join_connect_failed(c, ENOMEM);
+        c->bridge->connect_failed(c, ENOMEM);
         return;
     }
     u->connection = c;
@@ -222,7 +227,7 @@ static void connect_with(struct connection *c, struct pool *pool, int fd)
         rc = connect(fd, (struct sockaddr *)&address, length);
     while (rc != 0 && errno == EINTR);
     if (rc != 0 && errno != EINPROGRESS) {
-        join_connect_failed(c, errno);
+        c->bridge->connect_failed(c, errno);
         return;
     }
     /* Within one machine the connection is there already, though the call says otherwise. */
@@ -232,7 +237,7 @@ static void connect_with(struct connection *c, struct pool *pool, int fd)
         return;
     }
     upstream_set_mask(u, UV_WRITABLE);
-    join_set_deadline(c);
+    c->bridge->set_deadline(c);
 }
 
 /* --- sockets --- */
@@ -272,7 +277,7 @@ static void refuse_waiting(struct pool *pool)
     while (pool->waiting_first != NULL) {
         struct connection *c = pool->waiting_first;
         upstream_stop_waiting(c);
-        join_sockets_refused(c);
+        c->bridge->sockets_refused(c);
     }
 }
 
@@ -344,7 +349,7 @@ void upstream_acquire(struct connection *c, bool fresh)
     struct gateway_thread *t = c->thread;
     struct pool *pool = pool_find(t, c->x.slot);
     if (pool == NULL) {
-        join_sockets_refused(c);
+        c->bridge->sockets_refused(c);
         return;
     }
     while (!fresh && pool->idle_first != NULL) {
@@ -359,7 +364,7 @@ void upstream_acquire(struct connection *c, bool fresh)
         c->x.upstream = u;
         count(&t->counters.upstream_reuses, 1);
         c->phase = PHASE_JOIN;
-        join_connected(c);
+        c->bridge->connected(c);
         return;
     }
     c->x.connect_until_ms = thread_now_ms(t) + CONNECT_TIMEOUT_MS;
@@ -369,7 +374,7 @@ void upstream_acquire(struct connection *c, bool fresh)
         return;
     }
     wait_add(c, pool);
-    join_set_deadline(c);
+    c->bridge->set_deadline(c);
     sockets_ask(pool);
 }
 
@@ -380,16 +385,18 @@ enum queue_write upstream_flush(struct connection *c)
     struct exchange *x = &c->x;
     struct upstream *u = x->upstream;
     struct block_pool *blocks = &c->thread->blocks;
+    if (u->remote != NULL)
+        return remote_flush(c);
     size_t head = queue_pending(&x->head) - x->head_sent;
     if (head == 0) {
         size_t written = 0;
-        enum queue_write result = queue_send(blocks, &u->out, u->fd, true, &written);
+        enum queue_write result = queue_send(blocks, &x->out, u->fd, true, &written);
         x->sent_any = x->sent_any || written > 0;
         return result;
     }
     struct iovec parts[2] = {
         {(char *)queue_data(&x->head) + x->head_sent, head},
-        {queue_pending(&u->out) > 0 ? (char *)queue_data(&u->out) : NULL, queue_pending(&u->out)},
+        {queue_pending(&x->out) > 0 ? (char *)queue_data(&x->out) : NULL, queue_pending(&x->out)},
     };
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = parts[1].iov_len > 0 ? 2 : 1};
     ssize_t n;
@@ -401,8 +408,19 @@ enum queue_write upstream_flush(struct connection *c)
     x->sent_any = true;
     size_t of_head = (size_t)n < head ? (size_t)n : head;
     x->head_sent += of_head;
-    queue_consume(blocks, &u->out, (size_t)n - of_head);
-    return of_head == head && queue_pending(&u->out) == 0 ? QUEUE_EMPTY : QUEUE_BLOCKED;
+    queue_consume(blocks, &x->out, (size_t)n - of_head);
+    return of_head == head && queue_pending(&x->out) == 0 ? QUEUE_EMPTY : QUEUE_BLOCKED;
+}
+
+void upstream_end_sending(struct upstream *u)
+{
+    if (u->sending_done)
+        return;
+    u->sending_done = true;
+    if (u->remote != NULL)
+        remote_end_sending(u->remote);
+    else
+        shutdown(u->fd, SHUT_WR);
 }
 
 static void poll_cb(uv_poll_t *poll, int status, int events)
@@ -423,15 +441,15 @@ static void poll_cb(uv_poll_t *poll, int status, int events)
         socklen_t size = sizeof error;
         getsockopt(u->fd, SOL_SOCKET, SO_ERROR, &error, &size);
         if (error != 0)
-            join_connect_failed(c, error);
+            c->bridge->connect_failed(c, error);
         else
             connected(u);
         return;
     }
     if ((events & UV_WRITABLE) != 0)
-        join_upstream_writable(c);
+        c->bridge->writable(c);
     if ((events & UV_READABLE) != 0 && u->connection == c)
-        join_upstream_readable(c);
+        c->bridge->readable(c);
 }
 
 /* Code that writes its head and its body apart, without TCP_NODELAY, sends the second only when the
@@ -439,7 +457,8 @@ static void poll_cb(uv_poll_t *poll, int status, int events)
 void upstream_acknowledge(struct upstream *u)
 {
     int on = 1;
-    setsockopt(u->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
+    if (u->remote == NULL)
+        setsockopt(u->fd, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof on);
 }
 
 /* --- code that serves one connection at a time --- */
@@ -488,7 +507,7 @@ static void suspect_everywhere(struct gateway_thread *t, struct slot_ref slot, b
 
 bool upstream_may_suspect(const struct connection *c)
 {
-    return c->x.suspected_ms == 0 && c->x.up.done && !c->thread->closing &&
+    return c->x.suspected_ms == 0 && c->x.upstream->remote == NULL && c->x.up.done && !c->thread->closing &&
            thread_now_ms(c->thread) >= c->x.upstream->pool->suspect_after_ms;
 }
 

@@ -318,6 +318,8 @@ static bool fill_workload(struct gateway_fixture *f, const char *name, struct ga
         out->candidates[0] = f->slot;
         out->candidate_count = 1;
     }
+    if (f->options.on_workload != NULL)
+        f->options.on_workload(f, out);
     return true;
 }
 
@@ -343,8 +345,11 @@ static bool call_instance(void *user, const void *routes, const struct instance_
     struct gateway_fixture *f = user;
     (void)routes;
     if (strcmp(id->text, f->id.text) != 0)
-        return false;
+        return f->options.on_instance != NULL &&
+               f->options.on_instance(f, id, out, out_workload);
     pthread_mutex_lock(&f->mutex);
+    out->owner = f->options.id;
+    out->owner_alive = true;
     out->state = f->state;
     out->reason = f->reason;
     out->exit_code = 3;
@@ -525,7 +530,7 @@ static int listen_somewhere(unsigned *port)
 static void open_instance(struct gateway_fixture *f)
 {
     struct slot_options options = {
-        .owner = 1,
+        .owner = f->options.id,
         .max_joiners = f->options.max_joiners,
         .window_end_ms = UINT64_MAX,
         .lease_deadline_ms = UINT64_MAX,
@@ -533,7 +538,7 @@ static void open_instance(struct gateway_fixture *f)
     };
     const uint8_t random[11] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
     struct err e;
-    instance_id_make(&f->id, 1, random);
+    instance_id_make(&f->id, f->options.id, random);
     options.id = f->id;
     if (slot_open(f->slots, &options, &f->slot, &e) < 0)
         abort();
@@ -550,6 +555,8 @@ void gateway_fixture_start(struct gateway_fixture *f, const struct gateway_fixtu
 {
     memset(f, 0, sizeof *f);
     f->options = *options;
+    if (f->options.id == 0)
+        f->options.id = 1;
     pthread_mutex_init(&f->mutex, NULL);
     pthread_cond_init(&f->changed, NULL);
     f->queue_last = &f->queue_first;
@@ -567,7 +574,9 @@ void gateway_fixture_start(struct gateway_fixture *f, const struct gateway_fixtu
         .listen = &listen,
         .listen_count = 1,
         .threads = options->threads == 0 ? 1 : options->threads,
-        .node_name = "node1",
+        .node_name = options->node_name != NULL ? options->node_name : "node1",
+        .id = f->options.id,
+        .secure = options->secure,
         .trust_forwarded = options->trust_forwarded,
         .body_bytes_max = options->body_bytes_max,
         .header_timeout_ms = options->header_timeout_ms,
@@ -575,7 +584,7 @@ void gateway_fixture_start(struct gateway_fixture *f, const struct gateway_fixtu
         .keepalive_timeout_ms = options->keepalive_timeout_ms,
         .connections_max = options->connections_max,
         .calls = {f, call_workload, call_instance, call_authorize, call_ask, call_cancel,
-                  call_sockets, call_slot_left, call_release, call_ready},
+                  call_sockets, call_slot_left, call_release, call_ready, options->peer},
     };
     if (gateway_open(&f->gateway, &o, &e) < 0) {
         fprintf(stderr, "%s\n", e.msg);

@@ -31,6 +31,16 @@ struct gateway_fixture_options {
     unsigned backend_port; /* 0: the code of the fixture */
     void (*on_ask)(struct gateway_fixture *f, struct gateway_ask *ask);
     void (*on_cancel)(struct gateway_fixture *f, uint64_t number, enum end_reason reason);
+    /* One node among others (tests/lib/gateway_nodes.h); 0 and NULL: alone, as node 1. */
+    node_id id;
+    const char *node_name;
+    struct secure_context *secure;
+    bool (*peer)(void *user, node_id id, struct gateway_peer *out); /* user: the fixture */
+    void (*on_workload)(struct gateway_fixture *f, struct gateway_workload *out);
+    /* Of instances that are not the fixture's. */
+    bool (*on_instance)(struct gateway_fixture *f, const struct instance_id *id,
+                        struct gateway_instance *out, struct gateway_workload *out_workload);
+    void *user;
 };
 
 struct gateway_fixture {

@@ -1,0 +1,832 @@
+#include "gateway/arrival.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/record.h"
+#include "gateway/remote.h"
+
+enum {
+    /* The grant waits so long for the first byte of the code, to leave in one packet with it. */
+    GRANT_DELAY_MS = 10,
+    READ_BYTES = 32 * 1024,
+    /* Beyond this in the stream the code is not read; below a half of it again. */
+    PENDING_BYTES_MAX = STREAM_PENDING_BYTES_MAX,
+    SMALL_READ_BYTES = 4096,
+    PARTS_MAX = 6,
+};
+
+struct arrival {
+    struct connection c; /* c.in: the request, as the code gets it */
+    struct secure_stream *stream;
+    struct arrival *previous, *next; /* all of the thread */
+    struct record_decoder decoder;
+    struct travel_ask ask;
+    bool serving;    /* a HEAD came, and its END did not */
+    bool granted;    /* the code's connection is there; HEAD is written, or `head_due` */
+    bool head_due;
+    bool end_due;    /* our END of the join before, which leaves with the next HEAD */
+    bool ended;      /* our END is written, or due: what still comes of the request is dropped */
+    bool answering;  /* a byte of the code's answer was passed on */
+    bool half;       /* their END said HALF: the code is told when all was sent */
+    bool kept;       /* all of the request is still in c.in, sent or not */
+    size_t in_sent;  /* of c.in */
+    unsigned retries;
+    uint64_t head_until_ms;
+};
+
+static const struct bridge arrival_bridge;
+
+/* --- closing ---------------------------------------------------------------------------------------- */
+
+static void closed(struct arrival *a)
+{
+    struct gateway_thread *t = a->c.thread;
+    if (--a->c.handles > 0)
+        return;
+    record_decoder_free(&a->decoder);
+    free(a);
+    atomic_fetch_sub(&t->gateway->arrivals, 1);
+    t->stream_count--;
+    thread_check_closed(t);
+}
+
+static void timer_closed_cb(uv_handle_t *handle)
+{
+    closed(((struct connection *)handle->data)->arrival);
+}
+
+static void stream_closed_cb(void *user)
+{
+    closed(user);
+}
+
+/* Whatever it does ends; `clean`: between joins, and the other side may know. */
+static void arrival_close(struct arrival *a, bool clean)
+{
+    struct connection *c = &a->c;
+    struct gateway_thread *t = c->thread;
+    if (c->phase == PHASE_CLOSING)
+        return;
+    connection_abandon(c);
+    connection_drop_exchange(c);
+    c->phase = PHASE_CLOSING;
+    queue_clear(&t->blocks, &c->in);
+    if (a->previous != NULL)
+        a->previous->next = a->next;
+    else
+        t->arrivals = a->next;
+    if (a->next != NULL)
+        a->next->previous = a->previous;
+    if (clean)
+        (void)secure_stream_end(a->stream);
+    secure_stream_close(a->stream, stream_closed_cb);
+    uv_close((uv_handle_t *)&c->timer, timer_closed_cb);
+}
+
+/* --- writing ---------------------------------------------------------------------------------------- */
+
+static size_t write_granted(const struct arrival *a, uint8_t block[TRAVEL_BLOCK_BYTES_MAX])
+{
+    const struct exchange *x = &a->c.x;
+    struct travel_answer answer = {.granted = true,
+                                   .instance = x->id,
+                                   .start = x->start,
+                                   .timing = x->timing,
+                                   .code_us = clock_monotonic_us() - x->joined_us};
+    return travel_answer_write(&answer, block);
+}
+
+/* What is due of END and HEAD, then data, then END if `ends`: in one write, which is taken whole since
+ * little waits in the stream (see STREAM_WRITE_BYTES_MAX). False: the arrival is closed. */
+static bool write_out(struct arrival *a, const uint8_t *block, size_t block_size, const char *data,
+                      size_t size, bool ends)
+{
+    uint8_t before[RECORD_END_BYTES], behind[RECORD_END_BYTES];
+    uint8_t head_header[RECORD_HEADER_BYTES], data_header[RECORD_HEADER_BYTES];
+    uint8_t granted[TRAVEL_BLOCK_BYTES_MAX];
+    struct iovec parts[PARTS_MAX];
+    size_t count = 0, whole = 0, written = 0;
+    if (a->head_due) {
+        block = granted;
+        block_size = write_granted(a, granted);
+        a->head_due = false;
+    }
+    if (a->end_due && block_size > 0) {
+        record_end(before, RECORD_END_CLOSE);
+        parts[count++] = (struct iovec){before, sizeof before};
+        a->end_due = false;
+    }
+    if (block_size > 0) {
+        record_header(head_header, RECORD_HEAD, block_size);
+        parts[count++] = (struct iovec){head_header, sizeof head_header};
+        parts[count++] = (struct iovec){(void *)(uintptr_t)block, block_size};
+    }
+    if (size > 0) {
+        record_header(data_header, RECORD_DATA, size);
+        parts[count++] = (struct iovec){data_header, sizeof data_header};
+        parts[count++] = (struct iovec){(void *)(uintptr_t)data, size};
+    }
+    if (ends) {
+        record_end(behind, RECORD_END_CLOSE);
+        parts[count++] = (struct iovec){behind, sizeof behind};
+    }
+    for (size_t i = 0; i < count; i++)
+        whole += parts[i].iov_len;
+    if (secure_stream_write(a->stream, parts, count, &written) == SECURE_DONE && written == whole)
+        return true;
+    arrival_close(a, false);
+    return false;
+}
+
+/* --- ends of a join --------------------------------------------------------------------------------- */
+
+static void let_go(struct arrival *a, enum upstream_end end)
+{
+    struct connection *c = &a->c;
+    upstream_stop_waiting(c);
+    if (c->x.upstream != NULL)
+        upstream_release(c->x.upstream, end);
+    dispatch_leave_slot(c);
+    queue_clear(&c->thread->blocks, &c->in);
+    a->in_sent = 0;
+}
+
+/* After a grant: the other side cannot be told otherwise, and nothing may follow. */
+static void write_reset(struct arrival *a, const uint8_t *why, size_t size)
+{
+    uint8_t header[RECORD_RESET_BYTES];
+    struct connection *c = &a->c;
+    size_t written = 0;
+    record_reset(header, RECORD_RESET_BROKEN, size);
+    struct iovec parts[2] = {{header, sizeof header}, {(void *)(uintptr_t)why, size}};
+    if (secure_stream_write(a->stream, parts, 2, &written) == SECURE_BROKEN) {
+        arrival_close(a, false);
+        return;
+    }
+    /* Closing at once would answer what is still on its way with a reset, which can overtake ours. */
+    a->ended = true;
+    c->phase = PHASE_LINGER;
+    connection_set_deadline(c, thread_now_ms(c->thread) + LINGER_MS);
+    arrival_update(c);
+}
+
+static void problem(struct connection *c, const struct problem_report *report)
+{
+    struct arrival *a = c->arrival;
+    uint8_t block[TRAVEL_BLOCK_BYTES_MAX];
+    struct travel_answer answer = {.problem = report->problem,
+                                   .ran = report->ran,
+                                   .retry_after_s = report->retry_after_s,
+                                   .instance = c->x.id};
+    count(&c->thread->counters.problems[report->problem], 1);
+    if (report->detail != NULL)
+        text_copy(answer.detail, sizeof answer.detail, report->detail);
+    if (report->reason != NULL)
+        text_copy(answer.reason, sizeof answer.reason, report->reason);
+    let_go(a, UPSTREAM_BROKEN_OFF);
+    size_t size = travel_answer_write(&answer, block);
+    bool head_written = a->granted && !a->head_due;
+    a->head_due = false;
+    if (head_written) {
+        write_reset(a, block, a->answering ? 0 : size);
+        return;
+    }
+    if (!write_out(a, block, size, NULL, 0, true))
+        return;
+    a->ended = true;
+    c->phase = PHASE_FLUSH;
+    connection_set_deadline(c, UINT64_MAX);
+    arrival_update(c);
+}
+
+static void problem_simple(struct connection *c, enum problem which, const char *detail)
+{
+    problem(c, &(struct problem_report){.problem = which, .ran = RAN_NO, .detail = detail});
+}
+
+/* Where the end of the instance may be the reason. */
+static void fail_or_ended(struct connection *c, enum problem which, const char *detail)
+{
+    struct arrival *a = c->arrival;
+    upstream_stop_waiting(c);
+    if (c->x.upstream != NULL)
+        upstream_release(c->x.upstream, UPSTREAM_BROKEN_OFF);
+    dispatch_leave_slot(c);
+    if (a->answering)
+        write_reset(a, NULL, 0);
+    else
+        dispatch_autopsy_begin(c, which, detail);
+}
+
+/* Their END: the join is over, and the next may come. */
+static void join_over(struct arrival *a, enum record_end how)
+{
+    struct connection *c = &a->c;
+    bool all_sent = queue_pending(&c->in) == a->in_sent;
+    let_go(a, how == RECORD_END_KEEP && all_sent ? UPSTREAM_KEEP : UPSTREAM_CLOSE);
+    if (!a->ended)
+        a->end_due = true;
+    a->serving = a->granted = a->answering = a->half = a->ended = false;
+    connection_drop_exchange(c);
+    c->phase = PHASE_HEAD;
+    connection_set_deadline(c, UINT64_MAX);
+}
+
+/* --- to the code ------------------------------------------------------------------------------------ */
+
+/* Until the code answers, what it was sent is kept, in case the connection was one that it had just
+ * closed; not beyond the bound of a queue. */
+static void consume_sent(struct arrival *a)
+{
+    struct connection *c = &a->c;
+    if (a->kept && !a->answering && queue_pending(&c->in) <= QUEUE_BYTES_MAX)
+        return;
+    a->kept = false;
+    queue_consume(&c->thread->blocks, &c->in, a->in_sent);
+    a->in_sent = 0;
+}
+
+static void send_request(struct connection *c)
+{
+    struct arrival *a = c->arrival;
+    struct upstream *u = c->x.upstream;
+    size_t left = queue_pending(&c->in) - a->in_sent;
+    ssize_t n = 0;
+    if (left > 0) {
+        do
+            n = send(u->fd, queue_data(&c->in) + a->in_sent, left, MSG_NOSIGNAL);
+        while (n < 0 && errno == EINTR);
+    }
+    if (n > 0) {
+        a->in_sent += (size_t)n;
+        left -= (size_t)n;
+        c->x.sent_any = true;
+        c->x.progress_ms = thread_now_ms(c->thread);
+        consume_sent(a);
+    } else if (n < 0 && errno != EAGAIN) {
+        /* The code takes no more, but it may have answered before: reading will tell. */
+        a->in_sent = queue_pending(&c->in);
+        a->kept = false;
+        c->x.up_broken = true;
+        left = 0;
+    }
+    if (left == 0 && a->half)
+        upstream_end_sending(u);
+    upstream_set_mask(u, (u->reading_stopped ? 0 : UV_READABLE) | (left > 0 ? UV_WRITABLE : 0));
+    arrival_update(c);
+}
+
+static void begin(struct connection *c)
+{
+    if (c->x.slot.slot->target.port == 0) {
+        problem_simple(c, PROBLEM_INSTANCE_UNREACHABLE,
+                       "the workload has no port: there is nothing to connect to");
+        return;
+    }
+    c->x.progress_ms = thread_now_ms(c->thread);
+    upstream_acquire(c, false);
+}
+
+static void connected(struct connection *c)
+{
+    struct arrival *a = c->arrival;
+    uint64_t now_ms = thread_now_ms(c->thread);
+    if (!a->granted) {
+        a->granted = a->head_due = true;
+        a->head_until_ms = now_ms + GRANT_DELAY_MS;
+    }
+    a->in_sent = 0;
+    c->x.progress_ms = now_ms;
+    send_request(c);
+    arrival_bridge.set_deadline(c);
+}
+
+static void connect_failed(struct connection *c, int error)
+{
+    char detail[160];
+    text_format(detail, sizeof detail, "the code does not take connections on port %u: %s",
+                (unsigned)c->x.slot.slot->target.port, strerror(error));
+    fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, detail);
+}
+
+static void sockets_refused(struct connection *c)
+{
+    fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, "there was no socket for the instance");
+}
+
+/* --- from the code ---------------------------------------------------------------------------------- */
+
+static void code_closed(struct connection *c, int error)
+{
+    struct arrival *a = c->arrival;
+    struct upstream *u = c->x.upstream;
+    if (a->answering && error == 0) {
+        bool over = a->half; /* their END was the first */
+        let_go(a, UPSTREAM_CLOSE);
+        a->ended = true;
+        if (!write_out(a, NULL, 0, NULL, 0, true))
+            return;
+        c->phase = PHASE_FLUSH;
+        connection_set_deadline(c, UINT64_MAX);
+        if (over)
+            join_over(a, RECORD_END_CLOSE);
+        arrival_update(c);
+    } else if (!a->answering && u->reused && a->kept && a->ask.idempotent && a->retries == 0 &&
+               slot_live(c->x.slot)) {
+        a->retries++;
+        c->x.up_broken = false;
+        upstream_release(u, UPSTREAM_BROKEN_OFF);
+        upstream_acquire(c, true);
+    } else {
+        fail_or_ended(c, PROBLEM_INSTANCE_BAD_ANSWER,
+                      "the code closed the connection without an answer");
+    }
+}
+
+static void readable(struct connection *c)
+{
+    struct gateway_thread *t = c->thread;
+    struct arrival *a = c->arrival;
+    struct upstream *u = c->x.upstream;
+    if (secure_stream_pending(a->stream) > PENDING_BYTES_MAX) {
+        u->reading_stopped = true;
+        upstream_set_mask(u, u->mask & ~UV_READABLE);
+        arrival_update(c);
+        return;
+    }
+    ssize_t n;
+    do
+        n = recv(u->fd, t->scratch, SCRATCH_BYTES, 0);
+    while (n < 0 && errno == EINTR);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+        upstream_set_mask(u, UV_READABLE | (u->mask & UV_WRITABLE));
+        return;
+    }
+    if (n <= 0) {
+        code_closed(c, n == 0 ? 0 : errno);
+        return;
+    }
+    if (!a->answering && c->x.suspected_ms != 0)
+        upstream_suspicion_ends(c);
+    a->answering = true;
+    c->x.progress_ms = thread_now_ms(t);
+    if (a->in_sent > 0)
+        consume_sent(a);
+    if (!write_out(a, NULL, 0, t->scratch, (size_t)n, false))
+        return;
+    if (n < SMALL_READ_BYTES && !a->half)
+        upstream_acknowledge(u);
+    if (u->mask == 0) /* polling stopped after an error; read on to its end */
+        upstream_set_mask(u, UV_READABLE);
+    arrival_bridge.set_deadline(c);
+}
+
+/* --- deadlines -------------------------------------------------------------------------------------- */
+
+/* See upstream_suspect_idle. */
+static bool is_suspicious(const struct connection *c)
+{
+    const struct arrival *a = c->arrival;
+    return c->phase == PHASE_JOIN && c->x.upstream->connected && !a->answering &&
+           c->x.sent_any && a->in_sent == queue_pending(&c->in) && upstream_may_suspect(c);
+}
+
+static uint64_t deadline(const struct connection *c)
+{
+    const struct arrival *a = c->arrival;
+    uint64_t at = UINT64_MAX;
+    if (c->phase == PHASE_SOCKET || !c->x.upstream->connected)
+        return c->x.connect_until_ms;
+    if (a->head_due)
+        at = a->head_until_ms;
+    if (is_suspicious(c) && c->x.progress_ms + SUSPECT_IDLE_MS < at)
+        at = c->x.progress_ms + SUSPECT_IDLE_MS;
+    return at;
+}
+
+static void set_deadline(struct connection *c)
+{
+    connection_set_deadline(c, deadline(c));
+}
+
+static void join_deadline_passed(struct connection *c)
+{
+    struct arrival *a = c->arrival;
+    uint64_t now_ms = thread_now_ms(c->thread);
+    if (deadline(c) > now_ms) { /* something has moved since */
+        set_deadline(c);
+        return;
+    }
+    if (c->phase == PHASE_SOCKET || !c->x.upstream->connected) {
+        fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE,
+                      "the code did not take the connection in time");
+        return;
+    }
+    if (a->head_due && now_ms >= a->head_until_ms && !write_out(a, NULL, 0, NULL, 0, false))
+        return;
+    if (is_suspicious(c) && now_ms >= c->x.progress_ms + SUSPECT_IDLE_MS)
+        upstream_suspect_idle(c);
+    set_deadline(c);
+}
+
+void arrival_deadline(struct connection *c)
+{
+    switch (c->phase) {
+    case PHASE_ROUTES:
+        connection_look_again(c, true);
+        break;
+    case PHASE_AUTOPSY:
+        dispatch_autopsy_late(c);
+        break;
+    case PHASE_SOCKET:
+    case PHASE_JOIN:
+        join_deadline_passed(c);
+        break;
+    case PHASE_LINGER:
+        arrival_close(c->arrival, false);
+        break;
+    default:
+        break;
+    }
+}
+
+static const struct bridge arrival_bridge = {
+    .begin = begin,
+    .connected = connected,
+    .connect_failed = connect_failed,
+    .sockets_refused = sockets_refused,
+    .readable = readable,
+    .writable = send_request,
+    .set_deadline = set_deadline,
+    .problem = problem,
+};
+
+/* --- admission -------------------------------------------------------------------------------------- */
+
+static void wait_for_routes(struct connection *c)
+{
+    c->routes_patience_ms = ROUTES_ELSEWHERE_MS;
+    connection_wait_for_routes(c);
+}
+
+static void exchange_begin(struct arrival *a)
+{
+    struct exchange *x = &a->c.x;
+    x->up.done = true; /* how a body is framed is not known here */
+    x->started_us = clock_monotonic_us();
+    x->request_until_ms = UINT64_MAX;
+    x->id = a->ask.instance;
+    x->forced = a->ask.mode == TRAVEL_FORCED;
+    text_copy(x->key, sizeof x->key, a->ask.key);
+    text_copy(x->request_id, sizeof x->request_id, a->ask.request_id);
+    text_copy(x->asked_by, sizeof x->asked_by, a->ask.asked_by);
+}
+
+static void find_forced(struct connection *c, bool final)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    struct gateway_instance instance;
+    memset(&instance, 0, sizeof instance);
+    if (instance_id_owner(&c->x.id) != t->gateway->options.id) {
+        problem_simple(c, PROBLEM_OWNER_UNREACHABLE, "the instance is not one of this node");
+    } else if (t->routes == NULL ||
+               !calls->instance(calls->user, t->routes, &c->x.id, &instance, &c->x.workload)) {
+        if (final)
+            dispatch_ask(c);
+        else
+            wait_for_routes(c);
+    } else if (dispatch_judge_forced(c, &instance) == DISPATCH_READY) {
+        dispatch_enter_forced(c);
+    }
+}
+
+static void find_workload(struct connection *c, bool final)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    const struct travel_ask *ask = &c->arrival->ask;
+    struct exchange *x = &c->x;
+    bool found = t->routes != NULL &&
+                 calls->workload(calls->user, t->routes, ask->workload, strlen(ask->workload),
+                                 &x->workload);
+    if ((!found || x->workload.version < ask->version) && !final)
+        wait_for_routes(c);
+    else if (!found)
+        problem_simple(c, PROBLEM_WORKLOAD_UNKNOWN, "the instance's node does not know it yet");
+    else if (x->workload.kind == WORKLOAD_COMMAND || x->workload.no_port)
+        problem_simple(c, PROBLEM_CONFLICT, "it cannot be joined from another node");
+    else if (ask->mode == TRAVEL_KEYED)
+        dispatch_ask(c);
+    else if (dispatch_enter_candidate(c))
+        return;
+    else if (ask->mode == TRAVEL_TRY)
+        problem_simple(c, PROBLEM_INSTANCE_FULL, "all places in the node's instances are taken");
+    else
+        dispatch_ask(c);
+}
+
+void arrival_look_again(struct connection *c, bool final)
+{
+    exchange_begin(c->arrival);
+    c->phase = PHASE_ASK;
+    if (c->x.forced)
+        find_forced(c, final);
+    else
+        find_workload(c, final);
+}
+
+static void protocol_broken(struct arrival *a, const char *why)
+{
+    uint8_t reset[RECORD_RESET_BYTES];
+    struct iovec part = {reset, sizeof reset};
+    size_t written = 0;
+    log_warn("gateway", "node %llu sends what is no join: %s",
+             (unsigned long long)secure_stream_peer(a->stream), why);
+    record_reset(reset, RECORD_RESET_PROTOCOL, 0);
+    (void)secure_stream_write(a->stream, &part, 1, &written);
+    arrival_close(a, false);
+}
+
+static void take_head(struct arrival *a, const struct record *record)
+{
+    struct connection *c = &a->c;
+    struct gateway_thread *t = c->thread;
+    if (a->serving || !travel_ask_read(&a->ask, record->data, record->size)) {
+        protocol_broken(a, a->serving ? "two joins at once" : "a malformed question");
+        return;
+    }
+    count(&t->counters.arrivals, 1);
+    a->serving = a->kept = true;
+    a->retries = 0;
+    a->in_sent = 0;
+    c->routes_until_ms = UINT64_MAX;
+    exchange_begin(a);
+    if (a->ask.hops != 1)
+        problem_simple(c, PROBLEM_OWNER_UNREACHABLE,
+                       "it was sent here by a node that does not have the instance either");
+    else if (t->draining && a->ask.mode != TRAVEL_FORCED)
+        problem_simple(c, PROBLEM_DRAINING, "the node is stopping");
+    else
+        arrival_look_again(c, t->waiting_for_routes_count >= ROUTES_WAITING_MAX);
+}
+
+/* --- the stream ------------------------------------------------------------------------------------- */
+
+static void take_end(struct arrival *a, enum record_end how)
+{
+    struct connection *c = &a->c;
+    if (!a->ended && (!a->granted || a->head_due)) {
+        protocol_broken(a, "an end before an answer");
+    } else if (how == RECORD_END_HALF && !a->ended) {
+        a->half = true;
+        if (c->phase == PHASE_JOIN)
+            send_request(c);
+        /* The next thing from there can only be a join after our END. */
+    } else {
+        join_over(a, how);
+    }
+}
+
+static void take_record(struct arrival *a, const struct record *record)
+{
+    struct connection *c = &a->c;
+    switch (record->kind) {
+    case RECORD_HEAD:
+        take_head(a, record);
+        break;
+    case RECORD_DATA:
+        if (!a->ended && !c->x.up_broken &&
+            !queue_append(&c->thread->blocks, &c->in, record->data, record->size))
+            arrival_close(a, false);
+        break;
+    case RECORD_END:
+        take_end(a, record->end);
+        break;
+    case RECORD_RESET:
+        arrival_close(a, false);
+        break;
+    }
+}
+
+static void take_bytes(struct arrival *a, const char *bytes, size_t length)
+{
+    struct connection *c = &a->c;
+    size_t at = 0;
+    while (at < length && c->phase != PHASE_CLOSING) {
+        struct record record;
+        struct err e;
+        size_t taken = 0;
+        int rc = record_decode(&a->decoder, &record, bytes + at, length - at, &taken, &e);
+        at += taken;
+        if (rc < 0)
+            protocol_broken(a, e.msg);
+        else if (rc == 1 && c->phase != PHASE_LINGER)
+            take_record(a, &record);
+    }
+    if (c->phase == PHASE_JOIN && c->x.upstream->connected && !a->ended &&
+        queue_pending(&c->in) > a->in_sent) {
+        send_request(c);
+        set_deadline(c);
+    }
+}
+
+static bool has_room(const struct arrival *a)
+{
+    return a->ended || queue_pending(&a->c.in) - a->in_sent < QUEUE_BYTES_MAX;
+}
+
+void arrival_update(struct connection *c)
+{
+    const struct arrival *a = c->arrival;
+    const struct upstream *u = c->x.upstream;
+    if (c->phase == PHASE_CLOSING)
+        return;
+    unsigned want = has_room(a) ? SECURE_WANT_READ : SECURE_WANT_HANGUP;
+    if (u != NULL && u->reading_stopped)
+        want |= SECURE_WANT_WRITE;
+    secure_stream_want(a->stream, want);
+}
+
+static void stream_readable(struct arrival *a)
+{
+    struct connection *c = &a->c;
+    struct gateway_thread *t = c->thread;
+    size_t n = 0;
+    if (!has_room(a)) {
+        if (secure_stream_error(a->stream) != NULL) /* it hung up */
+            arrival_close(a, false);
+        return;
+    }
+    enum secure_result result =
+        secure_stream_read(a->stream, t->stream_scratch, READ_BYTES, &n);
+    if (result == SECURE_DONE)
+        take_bytes(a, t->stream_scratch, n);
+    else if (result != SECURE_BLOCKED)
+        arrival_close(a, false);
+    if (c->phase == PHASE_HEAD && t->draining && !a->serving && record_decoder_idle(&a->decoder))
+        arrival_close(a, true);
+    arrival_update(c);
+}
+
+static void ready_cb(struct secure_stream *s, bool is_readable, bool is_writable)
+{
+    struct arrival *a = secure_stream_user(s);
+    struct upstream *u = a->c.x.upstream;
+    if (is_writable && u != NULL && u->reading_stopped &&
+        secure_stream_pending(s) <= PENDING_BYTES_MAX / 2) {
+        u->reading_stopped = false;
+        upstream_set_mask(u, u->mask | UV_READABLE);
+        arrival_update(&a->c);
+    }
+    if (is_readable)
+        stream_readable(a);
+}
+
+/* --- beginning -------------------------------------------------------------------------------------- */
+
+static void arrival_open(struct gateway_thread *t, struct secure_parcel *parcel)
+{
+    static const struct secure_events events = {.ready = ready_cb};
+    struct gateway *g = t->gateway;
+    struct err e;
+    bool room = atomic_fetch_add(&g->arrivals, 1) < g->options.connections_max;
+    struct arrival *a = room && !t->draining ? calloc(1, sizeof *a) : NULL;
+    if (a == NULL) {
+        atomic_fetch_sub(&g->arrivals, 1);
+        secure_parcel_drop(parcel);
+        return;
+    }
+    struct connection *c = &a->c;
+    c->thread = t;
+    c->arrival = a;
+    c->bridge = &arrival_bridge;
+    c->fd = -1;
+    c->deadline_ms = c->armed_ms = c->routes_until_ms = UINT64_MAX;
+    record_decoder_init(&a->decoder);
+    if (secure_stream_attach(&a->stream, &t->loop, g->options.secure, parcel, &events, a, &e) < 0) {
+        log_warn("gateway", "%s", e.msg);
+        atomic_fetch_sub(&g->arrivals, 1);
+        free(a);
+        return;
+    }
+    uv_timer_init(&t->loop, &c->timer);
+    c->timer.data = c;
+    c->handles = 2; /* the timer and the stream */
+    a->next = t->arrivals;
+    if (a->next != NULL)
+        a->next->previous = a;
+    t->arrivals = a;
+    t->stream_count++;
+    arrival_update(c);
+}
+
+/* --- from the control thread ------------------------------------------------------------------------ */
+
+/* All on the control thread: the gateway may be closed while a stream leaves its loop there. */
+struct acceptor {
+    struct gateway *gateway; /* NULL: closed */
+    unsigned users;
+};
+
+struct handover {
+    struct inbox_message message;
+    struct acceptor *acceptor;
+    struct secure_parcel *parcel;
+};
+
+int acceptor_new(struct acceptor **out, struct gateway *g, struct err *e)
+{
+    *out = calloc(1, sizeof **out);
+    if (*out == NULL)
+        return err_set(e, ERR_NO_MEMORY, "open the gateway");
+    (*out)->gateway = g;
+    (*out)->users = 1;
+    return 0;
+}
+
+static void acceptor_leave(struct acceptor *acceptor)
+{
+    if (--acceptor->users == 0)
+        free(acceptor);
+}
+
+void acceptor_drop(struct acceptor *acceptor)
+{
+    if (acceptor == NULL)
+        return;
+    acceptor->gateway = NULL;
+    acceptor_leave(acceptor);
+}
+
+static void handover_deliver(struct inbox_message *message, void *owner)
+{
+    struct handover *h = container_of(message, struct handover, message);
+    arrival_open(owner, h->parcel);
+    free(h);
+}
+
+static void detached_cb(void *user, struct secure_parcel *parcel)
+{
+    struct handover *h = user;
+    struct gateway *g = h->acceptor->gateway;
+    acceptor_leave(h->acceptor);
+    h->parcel = parcel;
+    h->message.deliver = handover_deliver;
+    struct gateway_thread *t = NULL;
+    if (g != NULL && !g->closing)
+        t = g->threads[g->accept_next++ % g->thread_count];
+    if (t != NULL && inbox_post_always(t->inbox, &h->message))
+        return;
+    secure_parcel_drop(parcel);
+    free(h);
+}
+
+void gateway_accept(struct gateway *g, struct secure_stream *s)
+{
+    static const struct secure_events none = {NULL, NULL};
+    struct handover *h = g->closing || g->draining ? NULL : calloc(1, sizeof *h);
+    if (h == NULL) {
+        secure_stream_close(s, NULL);
+        return;
+    }
+    h->acceptor = g->acceptor;
+    g->acceptor->users++;
+    secure_stream_set_events(s, &none, h);
+    secure_stream_detach(s, detached_cb);
+}
+
+/* --- upkeep ----------------------------------------------------------------------------------------- */
+
+void arrival_drain(struct gateway_thread *t)
+{
+    struct arrival *next;
+    for (struct arrival *a = t->arrivals; a != NULL; a = next) {
+        next = a->next;
+        if (!a->serving && record_decoder_idle(&a->decoder))
+            arrival_close(a, true);
+    }
+}
+
+void arrival_sweep(struct gateway_thread *t)
+{
+    struct arrival *next;
+    for (struct arrival *a = t->arrivals; a != NULL; a = next) {
+        next = a->next;
+        /* A node that was removed from the cluster gets nothing more. */
+        if (!secure_stream_trusted(a->stream))
+            arrival_close(a, false);
+    }
+}
+
+void arrival_close_all(struct gateway_thread *t)
+{
+    while (t->arrivals != NULL)
+        arrival_close(t->arrivals, !t->arrivals->serving);
+}
