@@ -495,6 +495,13 @@ void secure_stream_close(struct secure_stream *s, secure_closed_cb cb)
     close_handles(s);
 }
 
+void secure_stream_abort(struct secure_stream *s, secure_closed_cb cb)
+{
+    struct linger reset = {.l_onoff = 1, .l_linger = 0};
+    (void)setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    secure_stream_close(s, cb);
+}
+
 void secure_stream_detach(struct secure_stream *s, void (*cb)(void *user, struct secure_parcel *p))
 {
     assert_always(s->phase == SECURE_OPEN);

@@ -143,6 +143,9 @@ const struct err *secure_stream_error(const struct secure_stream *s);
 typedef void (*secure_closed_cb)(void *user);
 /* At once, without END; `cb` (may be NULL) gets the user of secure_stream_set_events. */
 void secure_stream_close(struct secure_stream *s, secure_closed_cb cb);
+/* Likewise, and the other side hears of it even if it does not read: what it was sent is lost. (A FIN
+ * stands in line behind all bytes that are not read yet.) */
+void secure_stream_abort(struct secure_stream *s, secure_closed_cb cb);
 
 /* --- from one loop to another --------------------------------------------------------------------- */
 

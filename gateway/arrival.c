@@ -14,80 +14,9 @@
 enum {
     /* The grant waits so long for the first byte of the code, to leave in one packet with it. */
     GRANT_DELAY_MS = 10,
-    READ_BYTES = 32 * 1024,
-    /* Beyond this in the stream the code is not read; below a half of it again. */
-    PENDING_BYTES_MAX = STREAM_PENDING_BYTES_MAX,
     SMALL_READ_BYTES = 4096,
     PARTS_MAX = 6,
 };
-
-struct arrival {
-    struct connection c; /* c.in: the request, as the code gets it */
-    struct secure_stream *stream;
-    struct arrival *previous, *next; /* all of the thread */
-    struct record_decoder decoder;
-    struct travel_ask ask;
-    bool serving;    /* a HEAD came, and its END did not */
-    bool granted;    /* the code's connection is there; HEAD is written, or `head_due` */
-    bool head_due;
-    bool end_due;    /* our END of the join before, which leaves with the next HEAD */
-    bool ended;      /* our END is written, or due: what still comes of the request is dropped */
-    bool answering;  /* a byte of the code's answer was passed on */
-    bool half;       /* their END said HALF: the code is told when all was sent */
-    bool kept;       /* all of the request is still in c.in, sent or not */
-    size_t in_sent;  /* of c.in */
-    unsigned retries;
-    uint64_t head_until_ms;
-};
-
-static const struct bridge arrival_bridge;
-
-/* --- closing ---------------------------------------------------------------------------------------- */
-
-static void closed(struct arrival *a)
-{
-    struct gateway_thread *t = a->c.thread;
-    if (--a->c.handles > 0)
-        return;
-    record_decoder_free(&a->decoder);
-    free(a);
-    atomic_fetch_sub(&t->gateway->arrivals, 1);
-    t->stream_count--;
-    thread_check_closed(t);
-}
-
-static void timer_closed_cb(uv_handle_t *handle)
-{
-    closed(((struct connection *)handle->data)->arrival);
-}
-
-static void stream_closed_cb(void *user)
-{
-    closed(user);
-}
-
-/* Whatever it does ends; `clean`: between joins, and the other side may know. */
-static void arrival_close(struct arrival *a, bool clean)
-{
-    struct connection *c = &a->c;
-    struct gateway_thread *t = c->thread;
-    if (c->phase == PHASE_CLOSING)
-        return;
-    connection_abandon(c);
-    connection_drop_exchange(c);
-    c->phase = PHASE_CLOSING;
-    queue_clear(&t->blocks, &c->in);
-    if (a->previous != NULL)
-        a->previous->next = a->next;
-    else
-        t->arrivals = a->next;
-    if (a->next != NULL)
-        a->next->previous = a->previous;
-    if (clean)
-        (void)secure_stream_end(a->stream);
-    secure_stream_close(a->stream, stream_closed_cb);
-    uv_close((uv_handle_t *)&c->timer, timer_closed_cb);
-}
 
 /* --- writing ---------------------------------------------------------------------------------------- */
 
@@ -225,7 +154,7 @@ static void fail_or_ended(struct connection *c, enum problem which, const char *
 }
 
 /* Their END: the join is over, and the next may come. */
-static void join_over(struct arrival *a, enum record_end how)
+void arrival_join_over(struct arrival *a, enum record_end how)
 {
     struct connection *c = &a->c;
     bool all_sent = queue_pending(&c->in) == a->in_sent;
@@ -252,7 +181,7 @@ static void consume_sent(struct arrival *a)
     a->in_sent = 0;
 }
 
-static void send_request(struct connection *c)
+void arrival_send(struct connection *c)
 {
     struct arrival *a = c->arrival;
     struct upstream *u = c->x.upstream;
@@ -303,8 +232,8 @@ static void connected(struct connection *c)
     }
     a->in_sent = 0;
     c->x.progress_ms = now_ms;
-    send_request(c);
-    arrival_bridge.set_deadline(c);
+    arrival_send(c);
+    arrival_set_deadline(c);
 }
 
 static void connect_failed(struct connection *c, int error)
@@ -335,7 +264,7 @@ static void code_closed(struct connection *c, int error)
         c->phase = PHASE_FLUSH;
         connection_set_deadline(c, UINT64_MAX);
         if (over)
-            join_over(a, RECORD_END_CLOSE);
+            arrival_join_over(a, RECORD_END_CLOSE);
         arrival_update(c);
     } else if (!a->answering && u->reused && a->kept && a->ask.idempotent && a->retries == 0 &&
                slot_live(c->x.slot)) {
@@ -354,7 +283,7 @@ static void readable(struct connection *c)
     struct gateway_thread *t = c->thread;
     struct arrival *a = c->arrival;
     struct upstream *u = c->x.upstream;
-    if (secure_stream_pending(a->stream) > PENDING_BYTES_MAX) {
+    if (secure_stream_pending(a->stream) > STREAM_PENDING_BYTES_MAX) {
         u->reading_stopped = true;
         upstream_set_mask(u, u->mask & ~UV_READABLE);
         arrival_update(c);
@@ -384,7 +313,7 @@ static void readable(struct connection *c)
         upstream_acknowledge(u);
     if (u->mask == 0) /* polling stopped after an error; read on to its end */
         upstream_set_mask(u, UV_READABLE);
-    arrival_bridge.set_deadline(c);
+    arrival_set_deadline(c);
 }
 
 /* --- deadlines -------------------------------------------------------------------------------------- */
@@ -393,8 +322,8 @@ static void readable(struct connection *c)
 static bool is_suspicious(const struct connection *c)
 {
     const struct arrival *a = c->arrival;
-    return c->phase == PHASE_JOIN && c->x.upstream->connected && !a->answering &&
-           c->x.sent_any && a->in_sent == queue_pending(&c->in) && upstream_may_suspect(c);
+    return c->phase == PHASE_JOIN && c->x.upstream->connected && !a->answering && c->x.sent_any &&
+           a->in_sent == queue_pending(&c->in) && upstream_may_suspect(c);
 }
 
 static uint64_t deadline(const struct connection *c)
@@ -410,7 +339,7 @@ static uint64_t deadline(const struct connection *c)
     return at;
 }
 
-static void set_deadline(struct connection *c)
+void arrival_set_deadline(struct connection *c)
 {
     connection_set_deadline(c, deadline(c));
 }
@@ -420,7 +349,7 @@ static void join_deadline_passed(struct connection *c)
     struct arrival *a = c->arrival;
     uint64_t now_ms = thread_now_ms(c->thread);
     if (deadline(c) > now_ms) { /* something has moved since */
-        set_deadline(c);
+        arrival_set_deadline(c);
         return;
     }
     if (c->phase == PHASE_SOCKET || !c->x.upstream->connected) {
@@ -432,7 +361,7 @@ static void join_deadline_passed(struct connection *c)
         return;
     if (is_suspicious(c) && now_ms >= c->x.progress_ms + SUSPECT_IDLE_MS)
         upstream_suspect_idle(c);
-    set_deadline(c);
+    arrival_set_deadline(c);
 }
 
 void arrival_deadline(struct connection *c)
@@ -456,14 +385,14 @@ void arrival_deadline(struct connection *c)
     }
 }
 
-static const struct bridge arrival_bridge = {
+const struct bridge arrival_bridge = {
     .begin = begin,
     .connected = connected,
     .connect_failed = connect_failed,
     .sockets_refused = sockets_refused,
     .readable = readable,
-    .writable = send_request,
-    .set_deadline = set_deadline,
+    .writable = arrival_send,
+    .set_deadline = arrival_set_deadline,
     .problem = problem,
 };
 
@@ -513,9 +442,8 @@ static void find_workload(struct connection *c, bool final)
     const struct gateway_calls *calls = &t->gateway->options.calls;
     const struct travel_ask *ask = &c->arrival->ask;
     struct exchange *x = &c->x;
-    bool found = t->routes != NULL &&
-                 calls->workload(calls->user, t->routes, ask->workload, strlen(ask->workload),
-                                 &x->workload);
+    bool found = t->routes != NULL && calls->workload(calls->user, t->routes, ask->workload,
+                                                      strlen(ask->workload), &x->workload);
     if ((!found || x->workload.version < ask->version) && !final)
         wait_for_routes(c);
     else if (!found)
@@ -542,24 +470,12 @@ void arrival_look_again(struct connection *c, bool final)
         find_workload(c, final);
 }
 
-static void protocol_broken(struct arrival *a, const char *why)
-{
-    uint8_t reset[RECORD_RESET_BYTES];
-    struct iovec part = {reset, sizeof reset};
-    size_t written = 0;
-    log_warn("gateway", "node %llu sends what is no join: %s",
-             (unsigned long long)secure_stream_peer(a->stream), why);
-    record_reset(reset, RECORD_RESET_PROTOCOL, 0);
-    (void)secure_stream_write(a->stream, &part, 1, &written);
-    arrival_close(a, false);
-}
-
-static void take_head(struct arrival *a, const struct record *record)
+void arrival_take_head(struct arrival *a, const struct record *record)
 {
     struct connection *c = &a->c;
     struct gateway_thread *t = c->thread;
     if (a->serving || !travel_ask_read(&a->ask, record->data, record->size)) {
-        protocol_broken(a, a->serving ? "two joins at once" : "a malformed question");
+        arrival_protocol_broken(a, a->serving ? "two joins at once" : "a malformed question");
         return;
     }
     count(&t->counters.arrivals, 1);
@@ -575,258 +491,4 @@ static void take_head(struct arrival *a, const struct record *record)
         problem_simple(c, PROBLEM_DRAINING, "the node is stopping");
     else
         arrival_look_again(c, t->waiting_for_routes_count >= ROUTES_WAITING_MAX);
-}
-
-/* --- the stream ------------------------------------------------------------------------------------- */
-
-static void take_end(struct arrival *a, enum record_end how)
-{
-    struct connection *c = &a->c;
-    if (!a->ended && (!a->granted || a->head_due)) {
-        protocol_broken(a, "an end before an answer");
-    } else if (how == RECORD_END_HALF && !a->ended) {
-        a->half = true;
-        if (c->phase == PHASE_JOIN)
-            send_request(c);
-        /* The next thing from there can only be a join after our END. */
-    } else {
-        join_over(a, how);
-    }
-}
-
-static void take_record(struct arrival *a, const struct record *record)
-{
-    struct connection *c = &a->c;
-    switch (record->kind) {
-    case RECORD_HEAD:
-        take_head(a, record);
-        break;
-    case RECORD_DATA:
-        if (!a->ended && !c->x.up_broken &&
-            !queue_append(&c->thread->blocks, &c->in, record->data, record->size))
-            arrival_close(a, false);
-        break;
-    case RECORD_END:
-        take_end(a, record->end);
-        break;
-    case RECORD_RESET:
-        arrival_close(a, false);
-        break;
-    }
-}
-
-static void take_bytes(struct arrival *a, const char *bytes, size_t length)
-{
-    struct connection *c = &a->c;
-    size_t at = 0;
-    while (at < length && c->phase != PHASE_CLOSING) {
-        struct record record;
-        struct err e;
-        size_t taken = 0;
-        int rc = record_decode(&a->decoder, &record, bytes + at, length - at, &taken, &e);
-        at += taken;
-        if (rc < 0)
-            protocol_broken(a, e.msg);
-        else if (rc == 1 && c->phase != PHASE_LINGER)
-            take_record(a, &record);
-    }
-    if (c->phase == PHASE_JOIN && c->x.upstream->connected && !a->ended &&
-        queue_pending(&c->in) > a->in_sent) {
-        send_request(c);
-        set_deadline(c);
-    }
-}
-
-static bool has_room(const struct arrival *a)
-{
-    return a->ended || queue_pending(&a->c.in) - a->in_sent < QUEUE_BYTES_MAX;
-}
-
-void arrival_update(struct connection *c)
-{
-    const struct arrival *a = c->arrival;
-    const struct upstream *u = c->x.upstream;
-    if (c->phase == PHASE_CLOSING)
-        return;
-    unsigned want = has_room(a) ? SECURE_WANT_READ : SECURE_WANT_HANGUP;
-    if (u != NULL && u->reading_stopped)
-        want |= SECURE_WANT_WRITE;
-    secure_stream_want(a->stream, want);
-}
-
-static void stream_readable(struct arrival *a)
-{
-    struct connection *c = &a->c;
-    struct gateway_thread *t = c->thread;
-    size_t n = 0;
-    if (!has_room(a)) {
-        if (secure_stream_error(a->stream) != NULL) /* it hung up */
-            arrival_close(a, false);
-        return;
-    }
-    enum secure_result result =
-        secure_stream_read(a->stream, t->stream_scratch, READ_BYTES, &n);
-    if (result == SECURE_DONE)
-        take_bytes(a, t->stream_scratch, n);
-    else if (result != SECURE_BLOCKED)
-        arrival_close(a, false);
-    if (c->phase == PHASE_HEAD && t->draining && !a->serving && record_decoder_idle(&a->decoder))
-        arrival_close(a, true);
-    arrival_update(c);
-}
-
-static void ready_cb(struct secure_stream *s, bool is_readable, bool is_writable)
-{
-    struct arrival *a = secure_stream_user(s);
-    struct upstream *u = a->c.x.upstream;
-    if (is_writable && u != NULL && u->reading_stopped &&
-        secure_stream_pending(s) <= PENDING_BYTES_MAX / 2) {
-        u->reading_stopped = false;
-        upstream_set_mask(u, u->mask | UV_READABLE);
-        arrival_update(&a->c);
-    }
-    if (is_readable)
-        stream_readable(a);
-}
-
-/* --- beginning -------------------------------------------------------------------------------------- */
-
-static void arrival_open(struct gateway_thread *t, struct secure_parcel *parcel)
-{
-    static const struct secure_events events = {.ready = ready_cb};
-    struct gateway *g = t->gateway;
-    struct err e;
-    bool room = atomic_fetch_add(&g->arrivals, 1) < g->options.connections_max;
-    struct arrival *a = room && !t->draining ? calloc(1, sizeof *a) : NULL;
-    if (a == NULL) {
-        atomic_fetch_sub(&g->arrivals, 1);
-        secure_parcel_drop(parcel);
-        return;
-    }
-    struct connection *c = &a->c;
-    c->thread = t;
-    c->arrival = a;
-    c->bridge = &arrival_bridge;
-    c->fd = -1;
-    c->deadline_ms = c->armed_ms = c->routes_until_ms = UINT64_MAX;
-    record_decoder_init(&a->decoder);
-    if (secure_stream_attach(&a->stream, &t->loop, g->options.secure, parcel, &events, a, &e) < 0) {
-        log_warn("gateway", "%s", e.msg);
-        atomic_fetch_sub(&g->arrivals, 1);
-        free(a);
-        return;
-    }
-    uv_timer_init(&t->loop, &c->timer);
-    c->timer.data = c;
-    c->handles = 2; /* the timer and the stream */
-    a->next = t->arrivals;
-    if (a->next != NULL)
-        a->next->previous = a;
-    t->arrivals = a;
-    t->stream_count++;
-    arrival_update(c);
-}
-
-/* --- from the control thread ------------------------------------------------------------------------ */
-
-/* All on the control thread: the gateway may be closed while a stream leaves its loop there. */
-struct acceptor {
-    struct gateway *gateway; /* NULL: closed */
-    unsigned users;
-};
-
-struct handover {
-    struct inbox_message message;
-    struct acceptor *acceptor;
-    struct secure_parcel *parcel;
-};
-
-int acceptor_new(struct acceptor **out, struct gateway *g, struct err *e)
-{
-    *out = calloc(1, sizeof **out);
-    if (*out == NULL)
-        return err_set(e, ERR_NO_MEMORY, "open the gateway");
-    (*out)->gateway = g;
-    (*out)->users = 1;
-    return 0;
-}
-
-static void acceptor_leave(struct acceptor *acceptor)
-{
-    if (--acceptor->users == 0)
-        free(acceptor);
-}
-
-void acceptor_drop(struct acceptor *acceptor)
-{
-    if (acceptor == NULL)
-        return;
-    acceptor->gateway = NULL;
-    acceptor_leave(acceptor);
-}
-
-static void handover_deliver(struct inbox_message *message, void *owner)
-{
-    struct handover *h = container_of(message, struct handover, message);
-    arrival_open(owner, h->parcel);
-    free(h);
-}
-
-static void detached_cb(void *user, struct secure_parcel *parcel)
-{
-    struct handover *h = user;
-    struct gateway *g = h->acceptor->gateway;
-    acceptor_leave(h->acceptor);
-    h->parcel = parcel;
-    h->message.deliver = handover_deliver;
-    struct gateway_thread *t = NULL;
-    if (g != NULL && !g->closing)
-        t = g->threads[g->accept_next++ % g->thread_count];
-    if (t != NULL && inbox_post_always(t->inbox, &h->message))
-        return;
-    secure_parcel_drop(parcel);
-    free(h);
-}
-
-void gateway_accept(struct gateway *g, struct secure_stream *s)
-{
-    static const struct secure_events none = {NULL, NULL};
-    struct handover *h = g->closing || g->draining ? NULL : calloc(1, sizeof *h);
-    if (h == NULL) {
-        secure_stream_close(s, NULL);
-        return;
-    }
-    h->acceptor = g->acceptor;
-    g->acceptor->users++;
-    secure_stream_set_events(s, &none, h);
-    secure_stream_detach(s, detached_cb);
-}
-
-/* --- upkeep ----------------------------------------------------------------------------------------- */
-
-void arrival_drain(struct gateway_thread *t)
-{
-    struct arrival *next;
-    for (struct arrival *a = t->arrivals; a != NULL; a = next) {
-        next = a->next;
-        if (!a->serving && record_decoder_idle(&a->decoder))
-            arrival_close(a, true);
-    }
-}
-
-void arrival_sweep(struct gateway_thread *t)
-{
-    struct arrival *next;
-    for (struct arrival *a = t->arrivals; a != NULL; a = next) {
-        next = a->next;
-        /* A node that was removed from the cluster gets nothing more. */
-        if (!secure_stream_trusted(a->stream))
-            arrival_close(a, false);
-    }
-}
-
-void arrival_close_all(struct gateway_thread *t)
-{
-    while (t->arrivals != NULL)
-        arrival_close(t->arrivals, !t->arrivals->serving);
 }

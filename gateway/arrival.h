@@ -14,17 +14,52 @@
 #ifndef SKERRY_GATEWAY_ARRIVAL_H
 #define SKERRY_GATEWAY_ARRIVAL_H
 
+#include "base/record.h"
 #include "gateway/thread.h"
+
+struct arrival {
+    struct connection c; /* c.in: the request, as the code gets it */
+    struct secure_stream *stream;
+    struct arrival *previous, *next; /* all of the thread */
+    struct record_decoder decoder;
+    struct travel_ask ask;
+    bool serving; /* a HEAD came, and its END did not */
+    bool granted; /* the code's connection is there; HEAD is written, or `head_due` */
+    bool head_due;
+    bool end_due;   /* our END of the join before, which leaves with the next HEAD */
+    bool ended;     /* our END is written, or due: what still comes of the request is dropped */
+    bool answering; /* a byte of the code's answer was passed on */
+    bool half;      /* their END said HALF: the code is told when all was sent */
+    bool kept;      /* all of the request is still in c.in, sent or not */
+    size_t in_sent; /* of c.in */
+    unsigned retries;
+    uint64_t head_until_ms;
+};
+
+/* --- arrival.c: a join ------------------------------------------------------------------------------ */
+extern const struct bridge arrival_bridge;
+/* A question came. */
+void arrival_take_head(struct arrival *a, const struct record *record);
+/* Sends the code what there is of the request. */
+void arrival_send(struct connection *c);
+/* Their END: the next join may come. */
+void arrival_join_over(struct arrival *a, enum record_end how);
+void arrival_set_deadline(struct connection *c);
+void arrival_deadline(struct connection *c);
+void arrival_look_again(struct connection *c, bool final);
+
+/* --- arrival_stream.c ------------------------------------------------------------------------------- */
+/* Whatever it does ends; `clean`: between joins, and the other side may know. */
+void arrival_close(struct arrival *a, bool clean);
+void arrival_protocol_broken(struct arrival *a, const char *why);
+/* What is wanted of the stream. */
+void arrival_update(struct connection *c);
 
 struct acceptor;
 /* What outlives a gateway that is closed while a stream is on its way to a thread. */
 int acceptor_new(struct acceptor **out, struct gateway *g, struct err *e) ERR_CHECKED;
 void acceptor_drop(struct acceptor *acceptor);
 
-void arrival_deadline(struct connection *c);
-void arrival_look_again(struct connection *c, bool final);
-/* What is wanted of the stream. */
-void arrival_update(struct connection *c);
 /* For thread.c: */
 void arrival_drain(struct gateway_thread *t);
 void arrival_sweep(struct gateway_thread *t);

@@ -454,9 +454,8 @@ void dispatch_find_instance(struct connection *c)
         dispatch_enter_forced(c);
         return;
     }
-    if (x->key[0] == '\0' &&
-        ((x->slot.slot != NULL && try_enter(c, x->slot)) || dispatch_enter_candidate(c) ||
-         travel_try_owner(c)))
+    if (x->key[0] == '\0' && ((x->slot.slot != NULL && try_enter(c, x->slot)) ||
+                              dispatch_enter_candidate(c) || travel_try_owner(c)))
         return;
     dispatch_ask(c);
 }

@@ -118,8 +118,8 @@ static void closed_cb(void *user)
     thread_check_closed(t);
 }
 
-/* Nobody is on it any more. */
-static void remote_close(struct remote *r)
+/* Nobody is on it any more; `abort`: within a join, which shall end there too, now. */
+static void let_go(struct remote *r, bool abort)
 {
     struct gateway_thread *t = r->u.thread;
     if (r->closing)
@@ -141,7 +141,15 @@ static void remote_close(struct remote *r)
     if (r->next != NULL)
         r->next->previous = r->previous;
     queue_clear(&t->blocks, &r->u.in);
-    secure_stream_close(r->stream, closed_cb);
+    if (abort)
+        secure_stream_abort(r->stream, closed_cb);
+    else
+        secure_stream_close(r->stream, closed_cb);
+}
+
+static void remote_close(struct remote *r)
+{
+    let_go(r, false);
 }
 
 /* Before anything of an answer came, a request may go again if it does no harm and is all here. */
@@ -164,7 +172,8 @@ static void remote_lost(struct remote *r, bool surely_not_run)
         remote_close(r);
         return;
     }
-    if (c->phase == PHASE_JOIN && !may_go_again(c)) { /* that releases us, and so closes the stream */
+    if (c->phase == PHASE_JOIN &&
+        !may_go_again(c)) { /* that releases us, and so closes the stream */
         join_failed(c, &(struct problem_report){.problem = PROBLEM_OWNER_UNREACHABLE,
                                                 .ran = RAN_MAYBE,
                                                 .detail = detail});
@@ -350,7 +359,7 @@ void remote_release(struct remote *r, enum upstream_end end)
 {
     queue_clear(&r->u.thread->blocks, &r->u.in);
     if (end == UPSTREAM_BROKEN_OFF || r->lost || !r->granted || (r->half_sent && !r->their_end)) {
-        remote_close(r);
+        let_go(r, true);
         return;
     }
     r->skipping = !r->their_end;

@@ -43,13 +43,13 @@ struct remote {
     struct remote *due_next;
     bool due;
     bool idle, closing;
-    bool reading; /* what it brought is being taken */
-    bool reused;           /* carried a join before */
-    bool skipping;         /* what comes up to the next END belongs to the join before */
-    bool granted;          /* the owner's HEAD said so */
-    bool their_end;        /* the owner's END was seen */
-    bool half_sent;        /* our END was, of a tunnel */
-    bool lost;             /* a write failed */
+    bool reading;            /* what it brought is being taken */
+    bool reused;             /* carried a join before */
+    bool skipping;           /* what comes up to the next END belongs to the join before */
+    bool granted;            /* the owner's HEAD said so */
+    bool their_end;          /* the owner's END was seen */
+    bool half_sent;          /* our END was, of a tunnel */
+    bool lost;               /* a write failed */
     enum record_end end_due; /* 0: none */
     uint64_t idle_until_ms;
 };

@@ -196,7 +196,8 @@ void thread_check_closed(struct gateway_thread *t)
 {
     if (!t->closing || t->inbox_closing ||
         atomic_load(&t->gateway->silent) < t->gateway->thread_count || t->connection_count > 0 ||
-        t->upstream_count > 0 || t->stream_count > 0 || t->command_count > 0 || t->asks_out > 0 || t->sockets_out > 0)
+        t->upstream_count > 0 || t->stream_count > 0 || t->command_count > 0 || t->asks_out > 0 ||
+        t->sockets_out > 0)
         return;
     t->inbox_closing = true;
     uv_close((uv_handle_t *)&t->sweep, handle_closed_cb);

@@ -11,7 +11,7 @@
  *   upstream.c    connections to code, here or on another node
  *   travel.c      joins of instances on other nodes: which node, and what if it refuses
  *   remote.c      streams to other nodes (gateway/remote.h)
- *   arrival.c     joins that other nodes sent here (gateway/arrival.h)
+ *   arrival.c, arrival_stream.c    joins that other nodes sent here (gateway/arrival.h)
  *   command.c     the bridge between a client and a command's pipes
  *
  * Everything here belongs to one gateway thread, but for the counters, which anybody reads. */
@@ -144,7 +144,7 @@ struct upstream {
     bool keep;   /* the code lets it live */
     bool reading_stopped;
     bool sending_done; /* the client's half is closed (tunnels) */
-    struct queue in; /* an answer's head that is not whole yet */
+    struct queue in;   /* an answer's head that is not whole yet */
     struct http_scan scan;
     uint64_t idle_until_ms;
     uint64_t idle_max_ms;
@@ -173,14 +173,14 @@ struct bridge {
 /* A join on its way to another node. */
 struct travel {
     enum travel_mode mode;
-    node_id node;     /* 0: it stays here */
-    uint32_t tried;   /* a bit for each of workload.owners */
-    unsigned tries;   /* of owners, without asking */
+    node_id node;   /* 0: it stays here */
+    uint32_t tried; /* a bit for each of workload.owners */
+    unsigned tries; /* of owners, without asking */
     node_id refused[4];
     unsigned refused_count;
-    bool sent;           /* bytes left for the node: unless it says otherwise, the code may have run */
-    bool fresh;          /* not again on a stream that idled */
-    uint64_t until_ms;   /* for a stream; then for an answer that comes at once */
+    bool sent;  /* bytes left for the node: unless it says otherwise, the code may have run */
+    bool fresh; /* not again on a stream that idled */
+    uint64_t until_ms;    /* for a stream; then for an answer that comes at once */
     uint64_t alive_at_ms; /* when to look again whether the node lives */
 };
 
@@ -213,14 +213,14 @@ struct exchange {
     struct upstream *upstream;
     struct queue head; /* the request's head as it goes on; kept until an answer comes */
     size_t head_sent;
-    struct queue out;     /* of its body, what waits for the code */
-    size_t out_sent;      /* of that, what another node has and could still refuse */
+    struct queue out; /* of its body, what waits for the code */
+    size_t out_sent;  /* of that, what another node has and could still refuse */
     struct travel travel;
     const char *node_name; /* of the instance's node; NULL: this one */
-    struct flow up, down; /* request body, answer body */
-    bool sent_any;        /* a byte of the request went to the code */
-    bool body_began;      /* a byte of the body left our hands: no retry */
-    bool answered;        /* the head of the final answer is queued */
+    struct flow up, down;  /* request body, answer body */
+    bool sent_any;         /* a byte of the request went to the code */
+    bool body_began;       /* a byte of the body left our hands: no retry */
+    bool answered;         /* the head of the final answer is queued */
     bool tunnel;
     bool up_broken; /* the code takes no more of the request */
     bool broken;    /* the transfer must not end cleanly */

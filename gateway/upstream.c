@@ -507,8 +507,8 @@ static void suspect_everywhere(struct gateway_thread *t, struct slot_ref slot, b
 
 bool upstream_may_suspect(const struct connection *c)
 {
-    return c->x.suspected_ms == 0 && c->x.upstream->remote == NULL && c->x.up.done && !c->thread->closing &&
-           thread_now_ms(c->thread) >= c->x.upstream->pool->suspect_after_ms;
+    return c->x.suspected_ms == 0 && c->x.upstream->remote == NULL && c->x.up.done &&
+           !c->thread->closing && thread_now_ms(c->thread) >= c->x.upstream->pool->suspect_after_ms;
 }
 
 void upstream_suspect_idle(struct connection *c)

@@ -345,8 +345,7 @@ static bool call_instance(void *user, const void *routes, const struct instance_
     struct gateway_fixture *f = user;
     (void)routes;
     if (strcmp(id->text, f->id.text) != 0)
-        return f->options.on_instance != NULL &&
-               f->options.on_instance(f, id, out, out_workload);
+        return f->options.on_instance != NULL && f->options.on_instance(f, id, out, out_workload);
     pthread_mutex_lock(&f->mutex);
     out->owner = f->options.id;
     out->owner_alive = true;

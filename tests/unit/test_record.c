@@ -124,9 +124,9 @@ static void the_order_is_kept(void **state)
         const char *kinds;
         bool good, idle;
     } cases[] = {
-        {"HE", true, true},   {"HDDE", true, true}, {"HEHE", true, true}, {"H", true, false},
-        {"HD", true, false},  {"R", true, false},   {"HDR", true, false}, {"HER", true, false},
-        {"D", false, false},  {"E", false, false},  {"HH", false, false}, {"RH", false, false},
+        {"HE", true, true},   {"HDDE", true, true},  {"HEHE", true, true},  {"H", true, false},
+        {"HD", true, false},  {"R", true, false},    {"HDR", true, false},  {"HER", true, false},
+        {"D", false, false},  {"E", false, false},   {"HH", false, false},  {"RH", false, false},
         {"RR", false, false}, {"HEE", false, false}, {"HED", false, false},
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
@@ -159,10 +159,10 @@ static void bad_headers_are_refused_at_once(void **state)
     assert_int_equal(decode_bytes("\0\0\0\1", 4), -ERR_PROTOCOL);
     assert_int_equal(decode_bytes("\7\0\0\1", 4), -ERR_PROTOCOL);
     assert_int_equal(decode_bytes("\377\0\0\1", 4), -ERR_PROTOCOL);
-    assert_int_equal(decode_bytes("\2\0\0\0", 4), -ERR_PROTOCOL);  /* empty DATA */
-    assert_int_equal(decode_bytes("\2\1\0\0", 4), 0);              /* 64 KiB */
-    assert_int_equal(decode_bytes("\2\1\0\1", 4), -ERR_PROTOCOL);  /* and one more */
-    assert_int_equal(decode_bytes("\3\0\0\1", 4), -ERR_PROTOCOL);  /* no kind */
+    assert_int_equal(decode_bytes("\2\0\0\0", 4), -ERR_PROTOCOL); /* empty DATA */
+    assert_int_equal(decode_bytes("\2\1\0\0", 4), 0);             /* 64 KiB */
+    assert_int_equal(decode_bytes("\2\1\0\1", 4), -ERR_PROTOCOL); /* and one more */
+    assert_int_equal(decode_bytes("\3\0\0\1", 4), -ERR_PROTOCOL); /* no kind */
     assert_int_equal(decode_bytes("\4\0\0\1", 4), -ERR_PROTOCOL);
     assert_int_equal(decode_bytes("\1\0\10\1", 4), -ERR_PROTOCOL); /* HEAD: 2 KiB */
     assert_int_equal(decode_bytes("\5\0\0\0", 4), -ERR_PROTOCOL);  /* END without its byte */
@@ -171,7 +171,7 @@ static void bad_headers_are_refused_at_once(void **state)
     assert_int_equal(decode_bytes("\5\0\0\1\4", 5), -ERR_PROTOCOL);
     assert_int_equal(decode_bytes("\5\0\0\1\3", 5), 0);
     assert_int_equal(decode_bytes("\6\0\10\1", 4), -ERR_PROTOCOL);
-    assert_int_equal(decode_bytes("\6\0\0\3", 4), -ERR_PROTOCOL);  /* a short RESET */
+    assert_int_equal(decode_bytes("\6\0\0\3", 4), -ERR_PROTOCOL); /* a short RESET */
     assert_int_equal(decode_bytes("\6\0\0\4\0\0\0\1", 8), 0);
     assert_int_equal(decode_bytes("\6\0\0\4\0\0\0\0", 8), -ERR_PROTOCOL);
     assert_int_equal(decode_bytes("\6\0\0\4\0\0\0\7", 8), -ERR_PROTOCOL);
