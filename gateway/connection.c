@@ -635,11 +635,15 @@ static void disconnected(struct connection *c)
 static void poll_cb(uv_poll_t *poll, int status, int events)
 {
     struct connection *c = container_of(poll, struct connection, poll);
-    if (status < 0) { /* libuv has stopped polling; the next read or write says why */
+    if (status < 0) { /* libuv has stopped polling */
         c->mask = 0;
         events = UV_READABLE | UV_WRITABLE;
+        /* A reset is told although bytes before it may still wait to be read, by nobody. */
+        int error = 0;
+        socklen_t size = sizeof error;
         char byte;
-        if (recv(c->fd, &byte, 1, MSG_PEEK) < 0) {
+        getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+        if (error != 0 || recv(c->fd, &byte, 1, MSG_PEEK) < 0) {
             connection_close(c, true);
             return;
         }
