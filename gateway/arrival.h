@@ -55,11 +55,6 @@ void arrival_protocol_broken(struct arrival *a, const char *why);
 /* What is wanted of the stream. */
 void arrival_update(struct connection *c);
 
-struct acceptor;
-/* What outlives a gateway that is closed while a stream is on its way to a thread. */
-int acceptor_new(struct acceptor **out, struct gateway *g, struct err *e) ERR_CHECKED;
-void acceptor_drop(struct acceptor *acceptor);
-
 /* For thread.c: */
 void arrival_drain(struct gateway_thread *t);
 void arrival_sweep(struct gateway_thread *t);

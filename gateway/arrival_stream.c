@@ -223,41 +223,10 @@ static void arrival_open(struct gateway_thread *t, struct secure_parcel *parcel)
 
 /* --- from the control thread ------------------------------------------------------------------------ */
 
-/* All on the control thread: the gateway may be closed while a stream leaves its loop there. */
-struct acceptor {
-    struct gateway *gateway; /* NULL: closed */
-    unsigned users;
-};
-
 struct handover {
     struct inbox_message message;
-    struct acceptor *acceptor;
     struct secure_parcel *parcel;
 };
-
-int acceptor_new(struct acceptor **out, struct gateway *g, struct err *e)
-{
-    *out = calloc(1, sizeof **out);
-    if (*out == NULL)
-        return err_set(e, ERR_NO_MEMORY, "open the gateway");
-    (*out)->gateway = g;
-    (*out)->users = 1;
-    return 0;
-}
-
-static void acceptor_leave(struct acceptor *acceptor)
-{
-    if (--acceptor->users == 0)
-        free(acceptor);
-}
-
-void acceptor_drop(struct acceptor *acceptor)
-{
-    if (acceptor == NULL)
-        return;
-    acceptor->gateway = NULL;
-    acceptor_leave(acceptor);
-}
 
 static void handover_deliver(struct inbox_message *message, void *owner)
 {
@@ -266,34 +235,17 @@ static void handover_deliver(struct inbox_message *message, void *owner)
     free(h);
 }
 
-static void detached_cb(void *user, struct secure_parcel *parcel)
+void gateway_accept(struct gateway *g, struct secure_parcel *parcel)
 {
-    struct handover *h = user;
-    struct gateway *g = h->acceptor->gateway;
-    acceptor_leave(h->acceptor);
-    h->parcel = parcel;
-    h->message.deliver = handover_deliver;
-    struct gateway_thread *t = NULL;
-    if (g != NULL && !g->closing)
-        t = g->threads[g->accept_next++ % g->thread_count];
-    if (t != NULL && inbox_post_always(t->inbox, &h->message))
-        return;
-    secure_parcel_drop(parcel);
-    free(h);
-}
-
-void gateway_accept(struct gateway *g, struct secure_stream *s)
-{
-    static const struct secure_events none = {NULL, NULL};
-    struct handover *h = g->closing ? NULL : calloc(1, sizeof *h);
-    if (h == NULL) {
-        secure_stream_close(s, NULL);
-        return;
+    struct handover *h = g->closing ? NULL : malloc(sizeof *h);
+    if (h != NULL) {
+        *h = (struct handover){{.deliver = handover_deliver}, parcel};
+        struct gateway_thread *t = g->threads[g->accept_next++ % g->thread_count];
+        if (inbox_post_always(t->inbox, &h->message))
+            return;
     }
-    h->acceptor = g->acceptor;
-    g->acceptor->users++;
-    secure_stream_set_events(s, &none, h);
-    secure_stream_detach(s, detached_cb);
+    free(h);
+    secure_parcel_drop(parcel);
 }
 
 /* --- upkeep ----------------------------------------------------------------------------------------- */

@@ -10,7 +10,6 @@
 
 #include "base/log.h"
 #include "base/memory.h"
-#include "gateway/arrival.h"
 #include "gateway/thread.h"
 
 enum { BACKLOG = 4096 };
@@ -120,7 +119,6 @@ static void gateway_free(struct gateway *g)
 {
     for (unsigned i = 0; i < g->thread_count; i++)
         thread_free(g->threads[i]);
-    acceptor_drop(g->acceptor);
     uv_cond_destroy(&g->stopped);
     uv_mutex_destroy(&g->mutex);
     free(g->domain);
@@ -188,8 +186,6 @@ int gateway_open(struct gateway **out, const struct gateway_options *options, st
     int rc = 0;
     if (g->domain == NULL || g->node_name == NULL)
         rc = err_set(e, ERR_NO_MEMORY, "open the gateway");
-    if (rc == 0)
-        rc = acceptor_new(&g->acceptor, g, e);
     if (rc == 0)
         rc = open_threads(g, e);
     if (rc != 0) {

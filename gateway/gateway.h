@@ -205,8 +205,8 @@ unsigned gateway_port(const struct gateway *g, size_t listener);
  * stay valid until `release` was called for it by each of gateway_thread_count threads. */
 void gateway_publish(struct gateway *g, const void *routes);
 unsigned gateway_thread_count(const struct gateway *g);
-/* An open SECURE_JOIN stream that another node asked for: some thread serves it from now on. */
-void gateway_accept(struct gateway *g, struct secure_stream *s);
+/* A SECURE_JOIN stream that another node asked for, detached: some thread serves it from now on. */
+void gateway_accept(struct gateway *g, struct secure_parcel *parcel);
 /* Stops accepting, answers `Connection: close`, closes idle connections; what runs goes on. */
 void gateway_drain(struct gateway *g);
 unsigned gateway_connections(const struct gateway *g); /* any thread */

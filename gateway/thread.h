@@ -326,7 +326,6 @@ struct gateway {
     size_t listener_count;
     bool draining, closing; /* the control thread's */
     unsigned accept_next;   /* likewise */
-    struct acceptor *acceptor;
     _Atomic unsigned connections;
     _Atomic unsigned arrivals;
     _Atomic unsigned running; /* threads */

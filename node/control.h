@@ -39,6 +39,7 @@
 struct api;
 struct certain;
 struct cluster;
+struct elsewhere;
 struct fences;
 struct layers;
 struct members;
@@ -146,6 +147,7 @@ struct waiter {
 struct routes {
     struct registry_root *root;
     struct map local; /* "i" ID -> local_instance, "w" NAME -> local_list */
+    struct elsewhere *elsewhere; /* NULL: there are no other nodes */
     atomic_uint gateway_holders;
     unsigned readers; /* under node.roots_mutex */
     struct routes *next;
@@ -203,6 +205,10 @@ struct node {
     struct routes *current;
     struct routes *routes_list;
     struct map local;
+    struct elsewhere *elsewhere; /* as it was made last */
+    bool elsewhere_dirty;        /* what gossip says has changed since */
+    uint64_t elsewhere_index;    /* of the registry's root then */
+    uint64_t elsewhere_next_us;  /* not again before */
     bool publish_wanted;
     uint64_t published_ms;
     uv_timer_t publish_timer;
@@ -366,6 +372,7 @@ bool routes_find_instance(void *user, const void *routes, const struct instance_
 enum problem routes_authorize(void *user, const void *routes, const struct gateway_workload *w,
                               const struct instance_id *instance, const char *token, size_t length);
 void routes_release(void *user, const void *routes);
+bool routes_peer(void *user, node_id id, struct gateway_peer *out);
 
 /* --- adopt.c ------------------------------------------------------------------------------------ */
 

@@ -139,9 +139,12 @@ static void maybe_closed(struct members *m);
 static void detached_cb(void *user, struct secure_parcel *parcel)
 {
     struct members *m = user;
+    bool join = secure_parcel_protocol(parcel) == SECURE_JOIN;
     m->detaching--;
-    if (m->stopping || m->node->api == NULL)
+    if (m->stopping || (join ? m->node->gateway == NULL : m->node->api == NULL))
         secure_parcel_drop(parcel);
+    else if (join)
+        gateway_accept(m->node->gateway, parcel);
     else
         api_relay_accept(m->node->api, parcel);
     maybe_closed(m);
@@ -173,7 +176,8 @@ static void accepted_cb(void *user, struct secure_stream *s)
         registry_accept(n->registry, s);
     } else if (protocol == SECURE_IMAGE && n->layers != NULL) {
         layers_accept(n->layers, s);
-    } else if (protocol == SECURE_API && n->api != NULL) {
+    } else if ((protocol == SECURE_API && n->api != NULL) ||
+               (protocol == SECURE_JOIN && n->gateway != NULL)) {
         m->detaching++;
         secure_stream_detach(s, detached_cb);
     } else {
@@ -186,6 +190,7 @@ static void accepted_cb(void *user, struct secure_stream *s)
 static void changed_cb(void *user)
 {
     struct node *n = user;
+    n->elsewhere_dirty = true;
     routes_dirty(n);
 }
 

@@ -188,7 +188,17 @@ static bool write_gateway(struct buffer *out, const struct metrics_input *in)
            counter(out, "skerry_gateway_upstream_connects_total", "Connections made to instances.",
                    g->upstream_connects) &&
            counter(out, "skerry_gateway_upstream_reuses_total",
-                   "Joins that used a connection again.", g->upstream_reuses);
+                   "Joins that used a connection again.", g->upstream_reuses) &&
+           counter(out, "skerry_gateway_forwarded_total", "Joins sent to other nodes.",
+                   g->forwarded) &&
+           counter(out, "skerry_gateway_forward_refused_total",
+                   "Joins that the other node refused.", g->forward_refused) &&
+           counter(out, "skerry_gateway_streams_connects_total",
+                   "Streams made to other nodes for joins.", g->streams_connects) &&
+           counter(out, "skerry_gateway_streams_reuses_total", "Joins that used a stream again.",
+                   g->streams_reuses) &&
+           counter(out, "skerry_gateway_arrivals_total", "Joins that other nodes sent here.",
+                   g->arrivals);
 }
 
 static bool write_instances(struct buffer *out, const struct metrics_input *in)

@@ -23,6 +23,7 @@
 #include "base/memory.h"
 #include "node/api.h"
 #include "node/certain.h"
+#include "node/cluster.h"
 #include "node/config.h"
 #include "node/control.h"
 #include "node/fences.h"
@@ -157,6 +158,8 @@ static int open_gateway(struct node *n, struct err *e)
         .body_timeout_ms = (unsigned)c->gateway.body_timeout_ms,
         .keepalive_timeout_ms = (unsigned)c->gateway.keepalive_timeout_ms,
         .connections_max = (unsigned)c->gateway.connections_max,
+        .id = n->id,
+        .secure = cluster_secure(n->cluster),
         .calls = {.user = n,
                   .workload = routes_workload,
                   .instance = routes_find_instance,
@@ -166,7 +169,8 @@ static int open_gateway(struct node *n, struct err *e)
                   .sockets = joins_sockets,
                   .slot_left = joins_slot_left,
                   .release = routes_release,
-                  .ready = ready_call},
+                  .ready = ready_call,
+                  .peer = routes_peer},
     };
     return gateway_open(&n->gateway, &o, e);
 }

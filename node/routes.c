@@ -10,8 +10,10 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "node/cluster.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/elsewhere.h"
 
 struct local_instance {
     struct map_value value;
@@ -121,6 +123,32 @@ void routes_instance(struct node *n, struct instance *i)
     routes_dirty(n);
 }
 
+/* --- other nodes ---------------------------------------------------------------------------------- */
+
+/* What it takes of the loop: a twentieth. */
+#define ELSEWHERE_REST 20u
+
+/* False: it is too early to look again; the old one stands. */
+static bool follow_others(struct node *n)
+{
+    uint64_t begin_us = clock_monotonic_us();
+    struct registry_root *root = registry_root(n->registry);
+    uint64_t index = registry_root_index(root);
+    bool current = n->cluster == NULL ||
+                   (index == n->elsewhere_index && !n->elsewhere_dirty && n->elsewhere != NULL);
+    bool early = !current && begin_us < n->elsewhere_next_us;
+    struct elsewhere *made = current || early ? NULL : elsewhere_new(n->cluster, root);
+    registry_root_release(root);
+    if (made != NULL) {
+        elsewhere_drop(n->elsewhere);
+        n->elsewhere = made;
+        n->elsewhere_index = index;
+        n->elsewhere_dirty = false;
+        n->elsewhere_next_us = begin_us + (clock_monotonic_us() - begin_us) * ELSEWHERE_REST;
+    }
+    return current || made != NULL;
+}
+
 /* --- publishing ------------------------------------------------------------------------------------ */
 
 static void free_routes(struct node *n, struct routes *r)
@@ -131,6 +159,7 @@ static void free_routes(struct node *n, struct routes *r)
     *at = r->next;
     registry_root_release(r->root);
     map_release(&r->local);
+    elsewhere_drop(r->elsewhere);
     free(r);
 }
 
@@ -155,6 +184,7 @@ static void collect(struct node *n)
             return;
         registry_root_release(r->root);
         map_release(&r->local);
+        elsewhere_drop(r->elsewhere);
         free(r);
     }
 }
@@ -171,6 +201,8 @@ void routes_publish(struct node *n)
     }
     r->root = registry_root(n->registry);
     r->local = map_hold(&n->local);
+    bool followed = follow_others(n);
+    r->elsewhere = elsewhere_hold(n->elsewhere);
     atomic_init(&r->gateway_holders, n->gateway != NULL ? gateway_thread_count(n->gateway) : 0);
     pthread_mutex_lock(&n->roots_mutex);
     r->next = n->routes_list;
@@ -180,6 +212,8 @@ void routes_publish(struct node *n)
     if (n->gateway != NULL)
         gateway_publish(n->gateway, r);
     collect(n);
+    if (!followed)
+        routes_dirty(n);
 }
 
 static void publish_timer_cb(uv_timer_t *timer)
@@ -260,6 +294,8 @@ void routes_close(struct node *n)
     while (n->routes_list != NULL)
         free_routes(n, n->routes_list);
     map_release(&n->local);
+    elsewhere_drop(n->elsewhere);
+    n->elsewhere = NULL;
     pthread_mutex_destroy(&n->roots_mutex);
     uv_close((uv_handle_t *)&n->publish_timer, NULL);
 }
@@ -281,6 +317,7 @@ static void copy_workload(struct gateway_workload *out, const struct registry_wo
     out->stream_idle_ms = w->spec.timeouts.stream_idle_ms;
     out->queue_timeout_ms = w->spec.scale.queue_timeout_ms;
     out->candidate_count = 0;
+    out->owner_count = 0;
 }
 
 bool routes_workload(void *user, const void *routes, const char *name, size_t length,
@@ -294,6 +331,7 @@ bool routes_workload(void *user, const void *routes, const char *name, size_t le
     if (w == NULL)
         return false;
     copy_workload(out, w);
+    elsewhere_owners(r->elsewhere, out);
     char key[KEY_SIZE];
     const struct local_list *list =
         (const struct local_list *)map_get(&r->local, key, key_of(key, 'w', name, length));
@@ -324,6 +362,8 @@ bool routes_find_instance(void *user, const void *routes, const struct instance_
         .reason = i->reason,
         .exit_code = i->exit_code,
         .local = i->owner == n->id,
+        .owner = i->owner,
+        .owner_alive = i->owner == n->id || elsewhere_alive(r->elsewhere, i->owner),
     };
     text_copy(out->detail, sizeof out->detail, i->detail);
     if (i->ended_wall_ms != 0)
@@ -344,6 +384,15 @@ bool routes_find_instance(void *user, const void *routes, const struct instance_
                                                   .request_ms = DURATION_NONE,
                                                   .stream_idle_ms = DURATION_NONE};
     return true;
+}
+
+bool routes_peer(void *user, node_id id, struct gateway_peer *out)
+{
+    struct node *n = user;
+    pthread_mutex_lock(&n->roots_mutex);
+    bool known = n->current != NULL && elsewhere_peer(n->current->elsewhere, id, out);
+    pthread_mutex_unlock(&n->roots_mutex);
+    return known && cluster_address(n->cluster, id, CLUSTER_PORT_STREAM, &out->address);
 }
 
 enum problem routes_authorize(void *user, const void *routes, const struct gateway_workload *w,

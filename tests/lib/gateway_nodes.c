@@ -94,13 +94,20 @@ static void on_ask(struct gateway_fixture *f, struct gateway_ask *ask)
 
 /* --- the control thread ----------------------------------------------------------------------------- */
 
-static void accepted_cb(void *user, struct secure_stream *s)
+static void detached_cb(void *user, struct secure_parcel *parcel)
 {
     struct gateway_node *node = user;
     if (node->up)
-        gateway_accept(node->f.gateway, s);
+        gateway_accept(node->f.gateway, parcel);
     else
-        secure_stream_close(s, NULL);
+        secure_parcel_drop(parcel);
+}
+
+static void accepted_cb(void *user, struct secure_stream *s)
+{
+    static const struct secure_events none = {NULL, NULL};
+    secure_stream_set_events(s, &none, user);
+    secure_stream_detach(s, detached_cb);
 }
 
 static void listen_command(struct gateway_nodes *n, unsigned index)
