@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "raft/membership.h"
 
 #define NOT_ASKED ((raft_index)-1)
 
@@ -20,6 +21,7 @@ struct append {
     struct guard *guard;
     struct append *next;
     raft_index asked_index; /* as in struct guard */
+    raft_term asked_term;
 };
 
 /* A message that goes nowhere any more. */
@@ -50,6 +52,7 @@ struct guard {
     unsigned writes;       /* appends and installed snapshots in flight */
     struct append *stuck;  /* not stored, the last first; told to libraft when it has closed */
     struct unsent *unsent; /* likewise */
+    struct membership membership;
     bool failed, closing;
 
     bool leader;          /* as libraft said last */
@@ -60,8 +63,10 @@ struct guard {
     struct raft_barrier barrier;
 
     /* While libraft handles an append of a leader, or stores its entries: the last index that the leader
-     * asked about, and so the last at which the two logs are known to be the same. */
+     * asked about, and so the last at which the two logs are known to be the same; and its term: about the
+     * log of a later leader that says nothing. */
     raft_index asked_index;
+    raft_term asked_term;
 
     struct waiting waiting[GUARD_WAITING_MAX];
     size_t waiting_count;
@@ -199,6 +204,15 @@ static void wait_push(struct guard *g, const struct raft_message *m)
     g->waiting_count++;
 }
 
+static void hand_over(struct guard *g, struct raft_message *m)
+{
+    bool vote = !g->options.off && m->type == RAFT_IO_REQUEST_VOTE;
+    int role = vote ? membership_vote_begin(raft_of(g)) : 0;
+    g->recv(&g->io, m);
+    if (vote)
+        membership_vote_end(raft_of(g), role);
+}
+
 static void wait_deliver(struct guard *g)
 {
     for (size_t i = 0; i < g->waiting_count && !g->failed;) {
@@ -210,15 +224,23 @@ static void wait_deliver(struct guard *g)
         g->waiting_count--;
         memmove(&g->waiting[i], &g->waiting[i + 1], (g->waiting_count - i) * sizeof g->waiting[0]);
         w.message.server_address = w.address;
-        g->recv(&g->io, &w.message);
+        hand_over(g, &w.message);
         leadership_follow(g);
     }
+}
+
+static int membership_end(struct guard *g, int rv)
+{
+    if (rv != 0)
+        fail(g, "to know the members", rv);
+    return rv;
 }
 
 /* After anything was handed to libraft. */
 static void after(struct guard *g)
 {
     if (!g->options.off && !g->failed && !g->closing) {
+        membership_end(g, membership_follow(&g->membership, raft_of(g)));
         leadership_follow(g);
         wait_deliver(g);
         /* What libraft could not handle makes it deaf for good, and it tells nobody. */
@@ -230,6 +252,8 @@ static void after(struct guard *g)
 
 void guard_started(struct guard *g)
 {
+    if (!g->options.off)
+        membership_started(&g->membership, raft_of(g));
     after(g);
 }
 
@@ -239,6 +263,12 @@ bool guard_leads(const struct guard *g)
     if (g->failed || g->closing || raft->state != RAFT_LEADER)
         return false;
     return g->options.off || (g->barrier_done && raft->current_term == g->barrier_term);
+}
+
+bool guard_may_snapshot(const struct guard *g)
+{
+    const struct raft *raft = g->io.data;
+    return g->options.off || raft->configuration_uncommitted_index == 0;
 }
 
 bool guard_failed(const struct guard *g)
@@ -329,9 +359,17 @@ static void recv_cb(struct raft_io *inner, struct raft_message *m)
         wait_push(g, m);
         return;
     }
-    if (m->type == RAFT_IO_APPEND_ENTRIES)
+    if (!g->options.off && m->type == RAFT_IO_APPEND_ENTRIES &&
+        membership_end(
+            g, membership_append_comes(&g->membership, raft_of(g), &m->append_entries)) != 0) {
+        message_drop(m);
+        return;
+    }
+    if (m->type == RAFT_IO_APPEND_ENTRIES) {
         g->asked_index = m->append_entries.prev_log_index + m->append_entries.n_entries;
-    g->recv(&g->io, m);
+        g->asked_term = m->append_entries.term;
+    }
+    hand_over(g, m);
     g->asked_index = NOT_ASKED;
     after(g);
 }
@@ -353,6 +391,7 @@ static void append_cb(struct raft_io_append *inner, int status)
     }
     struct raft_io_append *outer = a->outer;
     g->asked_index = a->asked_index;
+    g->asked_term = a->asked_term;
     free(a);
     outer->cb(outer, status);
     g->asked_index = NOT_ASKED;
@@ -373,8 +412,11 @@ static void put_cb(struct raft_io_snapshot_put *inner, int status)
      * own is merely tried again. */
     if (status != 0 && p->install)
         fail(g, "the writing of an installed snapshot", status);
+    bool installed = p->install && status == 0 && !g->options.off;
     free(p);
     outer->cb(outer, status);
+    if (installed)
+        membership_installed(raft_of(g));
     if (!g->closing)
         after(g);
 }
@@ -428,9 +470,11 @@ static int io_load(struct raft_io *io, raft_term *term, raft_id *voted_for,
     struct guard *g = guard_of(io);
     int rv = g->options.inner->load(g->options.inner, term, voted_for, snapshot, start_index,
                                     entries, n_entries);
-    if (rv != 0)
+    if (rv != 0) {
         errmsg_take(g);
-    return rv;
+        return rv;
+    }
+    return membership_loaded(&g->membership, *snapshot, *start_index, *entries, *n_entries);
 }
 
 static int io_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
@@ -482,6 +526,24 @@ static int io_set_vote(struct raft_io *io, raft_id server_id)
         g, written(g, "storing the vote", g->options.inner->set_vote(g->options.inner, server_id)));
 }
 
+/* 0 tells a leader nothing. */
+static raft_index index_to_answer(struct guard *g, raft_index last)
+{
+    if (g->asked_term != raft_of(g)->current_term)
+        return 0;
+    return last < g->asked_index ? last : g->asked_index;
+}
+
+/* Up to the first change of members that is not stored here. libraft sends the rest again. */
+static unsigned entries_to_send(struct guard *g, const struct raft_append_entries *a)
+{
+    for (unsigned i = 0; i < a->n_entries; i++)
+        if (a->entries[i].type == RAFT_CHANGE &&
+            a->prev_log_index + 1 + i > raft_of(g)->last_stored)
+            return i;
+    return a->n_entries;
+}
+
 /* libraft frees the entries of an append twice when its answer is refused. */
 static int send_nowhere(struct guard *g, struct raft_io_send *req, raft_io_send_cb cb)
 {
@@ -502,9 +564,11 @@ static int io_send(struct raft_io *io, struct raft_io_send *req, const struct ra
         return send_nowhere(g, req, cb);
     struct raft_message m = *message;
     if (!g->options.off && m.type == RAFT_IO_APPEND_ENTRIES_RESULT &&
-        m.append_entries_result.rejected == 0 &&
-        m.append_entries_result.last_log_index > g->asked_index)
-        m.append_entries_result.last_log_index = g->asked_index;
+        m.append_entries_result.rejected == 0 && g->asked_index != NOT_ASKED)
+        m.append_entries_result.last_log_index =
+            index_to_answer(g, m.append_entries_result.last_log_index);
+    if (!g->options.off && m.type == RAFT_IO_APPEND_ENTRIES)
+        m.append_entries.n_entries = entries_to_send(g, &m.append_entries);
     if (m.type == RAFT_IO_APPEND_ENTRIES)
         told_note(g, &m);
     return g->options.inner->send(g->options.inner, req, &m, cb);
@@ -521,6 +585,7 @@ static int io_append(struct raft_io *io, struct raft_io_append *req,
         return RAFT_NOMEM;
     a->guard = g;
     a->asked_index = g->asked_index;
+    a->asked_term = g->asked_term;
     a->outer = req;
     a->inner.data = a;
     req->cb = cb;
@@ -612,6 +677,7 @@ int guard_new(struct guard **out, const struct guard_options *options, struct er
         return err_set(e, ERR_NO_MEMORY, "the guard: no memory");
     g->options = *options;
     g->asked_index = NOT_ASKED;
+    membership_init(&g->membership);
     g->io = (struct raft_io){
         .version = 2,
         .impl = g,
@@ -638,6 +704,9 @@ int guard_new(struct guard **out, const struct guard_options *options, struct er
 
 void guard_free(struct guard *g)
 {
+    if (g == NULL)
+        return;
+    membership_close(&g->membership);
     free(g);
 }
 

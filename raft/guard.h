@@ -11,7 +11,9 @@
  *   direction, and the owner must end the process.
  * - A follower tells a leader no more than what it was asked about. libraft answers an append with the end
  *   of its own log, whatever stands there from older terms; the leader takes it for its own entries, as
- *   soon as it has as many, and calls them committed (found by tests/unit/test_registry_faults.c).
+ *   soon as it has as many, and calls them committed (found by tests/unit/test_registry_faults.c). Nor does
+ *   it tell a leader what one of an older term was asked for: libraft answers whoever leads when it is
+ *   stored.
  * - While an append of this server's own is in flight, a follower hears no tick and gives no vote:
  *   libraft would campaign and vote with entries that the disk does not have yet. The same holds while a
  *   leader's snapshot is being written: when that is done libraft answers the leader that it follows, out
@@ -19,6 +21,10 @@
  * - A lone voter leads a term of its own each time. libraft makes it leader of the term that it left off
  *   in: entries that it lost with its last life and that a standby has, and the ones that it appends in
  *   their place, then pass for the same (found by tests/sim).
+ * * - A change of members that is taken back leaves those from before it (raft/membership.h), and no
+ *   snapshot is taken while one is under way: libraft would write down members that may never be. It
+ *   leaves this server when it is stored here: a voter that learns that it is none does not campaign any
+ *   more, and the others, without the change, might need its vote for ever.
  *
  * Work that libraft wants done off the loop (snapshots) runs on a thread of its own, not in libuv's
  * pool, which belongs to the disk.
@@ -64,6 +70,8 @@ void guard_async_work_done(struct guard *g, struct raft_io_async_work *work, int
 void guard_started(struct guard *g);
 /* This server leads and its barrier is committed: proposals may come. */
 bool guard_leads(const struct guard *g);
+/* A snapshot asked for by libraft may be taken; else its `snapshot` answers RAFT_BUSY. */
+bool guard_may_snapshot(const struct guard *g);
 bool guard_failed(const struct guard *g);
 /* Leader, outside of libraft's stack: tells followers what has committed, who would learn it from the next
  * entries or heartbeat only. Only those who have stored it, and each once; no more than GUARD_TOLD_MAX,

@@ -88,7 +88,7 @@ static int fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buffer)
 static int fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *buffers[], unsigned *count)
 {
     struct replica *r = fsm->data;
-    if (r->snapshot_root != NULL || r->halted)
+    if (r->snapshot_root != NULL || r->halted || !guard_may_snapshot(r->guard))
         return RAFT_BUSY;
     struct registry_root *root = state_root(r->options.state);
     /* Without memory the root is an older one, which would lose commands. */

@@ -25,6 +25,7 @@ struct chaos {
     struct clients *clients;
     uint32_t n;
     bool over;
+    bool changes; /* of who is a member, and what */
 };
 
 /* --- faults ------------------------------------------------------------------------------------------- */
@@ -139,6 +140,41 @@ static void pause_one(struct chaos *c, uint32_t i)
     sim_node_pause(c->sim, i, sim_now_us(c->sim) + us);
 }
 
+static const struct raft_server *server_of(const struct raft *r, raft_id id)
+{
+    for (unsigned i = 0; i < r->configuration.n; i++)
+        if (r->configuration.servers[i].id == id)
+            return &r->configuration.servers[i];
+    return NULL;
+}
+
+/* As the leader would: one change at a time, never of itself, never the last voter but itself away. */
+static void change_run(void *user, uint32_t none, uint64_t number)
+{
+    struct chaos *c = user;
+    int leader = world_leader(c->world);
+    uint32_t i = (uint32_t)sim_below(c->sim, c->n);
+    (void)none;
+    (void)number;
+    if (c->over)
+        return;
+    sim_at(c->sim, sim_now_us(c->sim) + sim_between(c->sim, 50 * MS, 900 * MS), change_run, c, 0);
+    if (leader < 0 || (uint32_t)leader == i || member_is_gone(c->world, i))
+        return;
+    const struct raft_server *server = server_of(member_raft(c->world, (uint32_t)leader), i + 1);
+    enum world_change change = WORLD_ADD;
+    if (server != NULL) {
+        uint64_t which = sim_below(c->sim, 100);
+        change = which < 50   ? WORLD_VOTER
+                 : which < 80 ? WORLD_STANDBY
+                 : which < 97 ? WORLD_SPARE
+                              : WORLD_REMOVE;
+        if ((int)change == WORLD_VOTER && server->role == RAFT_VOTER)
+            change = WORLD_STANDBY;
+    }
+    member_change(c->world, (uint32_t)leader, change, i + 1);
+}
+
 static void fault_run(void *user, uint32_t none, uint64_t number)
 {
     struct chaos *c = user;
@@ -189,16 +225,14 @@ static void peace(struct chaos *c)
         *member_disk(c->world, i) =
             (struct disk_faults){.latency_min_us = 200, .latency_max_us = 3000};
         if (!member_is_up(c->world, i))
-            member_start(c->world, i);
+            member_start(c->world, i); /* unless it was removed */
     }
 }
 
 static int role_of(const struct raft *r, raft_id id)
 {
-    for (unsigned i = 0; i < r->configuration.n; i++)
-        if (r->configuration.servers[i].id == id)
-            return r->configuration.servers[i].role;
-    return RAFT_SPARE;
+    const struct raft_server *server = server_of(r, id);
+    return server == NULL ? WORLD_OUTSIDE : server->role;
 }
 
 /* Everybody who follows the log is where the leader is. */
@@ -212,7 +246,8 @@ static bool agreed(struct chaos *c, char *why, size_t size)
     const struct raft *first = member_raft(c->world, (uint32_t)leader);
     for (uint32_t i = 0; i < c->n; i++) {
         const struct raft *r = member_raft(c->world, i);
-        if (role_of(first, i + 1) == RAFT_SPARE)
+        int role = role_of(first, i + 1);
+        if (role == RAFT_SPARE || role == WORLD_OUTSIDE)
             continue;
         if (r != NULL &&
             r->last_applied == raft_last_index(member_raft(c->world, (uint32_t)leader)))
@@ -280,8 +315,12 @@ static void options_choose(struct sim *s, const struct raft_chaos_options *optio
                                   .snapshot_threshold = (unsigned)sim_between(s, 20, 200),
                                   .propose_timeout_ms = (unsigned)sim_between(s, 500, 4000)};
     out->snapshot_trailing = (unsigned)sim_between(s, 5, out->snapshot_threshold);
-    for (uint32_t i = 0; i < n; i++)
-        out->role[i] = i < voters ? RAFT_VOTER : sim_chance(s, 600) ? RAFT_STANDBY : RAFT_SPARE;
+    for (uint32_t i = 0; i < n; i++) {
+        out->role[i] = i < voters            ? RAFT_VOTER
+                       : !sim_chance(s, 600) ? RAFT_SPARE
+                       : sim_chance(s, 200)  ? WORLD_OUTSIDE
+                                             : RAFT_STANDBY;
+    }
 }
 
 bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_counts *counts,
@@ -298,6 +337,9 @@ bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_coun
     for (uint32_t i = 0; i < c.n; i++)
         member_start(c.world, i);
     sim_at(s, 2 * SECOND, fault_run, &c, 0);
+    c.changes = c.n > 1 && sim_chance(s, 600);
+    if (c.changes)
+        sim_at(s, 2 * SECOND, change_run, &c, 0);
     struct checks *checks = world_checks(c.world);
     for (unsigned i = 0; i < FAULT_SECONDS * 10 && checks_violation(checks) == NULL; i++)
         sim_until(s, (i + 1) * SECOND / 10);

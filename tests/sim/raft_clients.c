@@ -7,7 +7,7 @@
 #include "base/memory.h"
 #include "tests/lib/registry_help.h"
 
-enum { WORKLOADS = 4, KEYS = 3, HELD_MAX = 400, BURST_MAX = 40 };
+enum { WRITERS = 4, WORKLOADS = 4, KEYS = 3, HELD_MAX = 400, BURST_MAX = 40 };
 
 /* What a client knows that it holds. */
 struct held {
@@ -181,6 +181,27 @@ static bool node(struct clients *c, uint32_t at, bool probe)
     return propose(c, at, &command, (struct write){.probe = probe});
 }
 
+/* Members are nodes of the cluster: what others ask is not remembered for long. */
+static void found_run(void *user, uint32_t none, uint64_t number)
+{
+    struct clients *c = user;
+    int leader = world_leader(c->world);
+    (void)none;
+    (void)number;
+    if (leader < 0 || !member_leads(c->world, (uint32_t)leader)) {
+        sim_at(c->sim, sim_now_us(c->sim) + 100000, found_run, c, 0);
+        return;
+    }
+    for (uint32_t i = 1; i <= world_members(c->world); i++) {
+        struct registry_node n = {.id = i};
+        (void)text_format(n.name, sizeof n.name, "member%u", i);
+        const struct registry_command put = {.kind = REGISTRY_NODE_PUT, .node = &n};
+        const struct registry_command grant = {.kind = REGISTRY_LEASE_GRANT, .node = &n};
+        (void)propose(c, (uint32_t)leader, &put, (struct write){0});
+        (void)propose(c, (uint32_t)leader, &grant, (struct write){0});
+    }
+}
+
 static void sweep(struct clients *c, uint32_t at)
 {
     const struct registry_command command = {.kind = REGISTRY_SWEEP,
@@ -267,8 +288,9 @@ struct clients *clients_new(struct world *w, uint64_t pause_us)
     c->world = w;
     c->sim = world_sim(w);
     c->pause_us = pause_us;
-    for (uint32_t i = 0; i < WORKLOADS; i++)
-        sim_at(c->sim, (i + 1) * 700000ull, write_run, c, 0);
+    sim_at(c->sim, 100000, found_run, c, 0);
+    for (uint32_t i = 0; i < WRITERS; i++)
+        sim_at(c->sim, 1500000ull + i * 100000ull, write_run, c, 0);
     return c;
 }
 

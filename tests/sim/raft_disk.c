@@ -466,12 +466,20 @@ void disk_crash(struct disk *d)
     d->faults.crash = false;
 }
 
-void disk_cancel(struct disk *d)
+void disk_cancel(struct disk *d, bool last_first)
 {
-    while (d->lost != NULL) {
-        struct op *op = d->lost;
-        d->lost = op->next;
+    struct op *op = d->lost, *turned = NULL;
+    d->lost = NULL;
+    while (!last_first && op != NULL) {
+        struct op *next = op->next;
+        op->next = turned;
+        turned = op;
+        op = next;
+    }
+    for (op = last_first ? op : turned; op != NULL;) {
+        struct op *next = op->next;
         op_answer(op, RAFT_CANCELED);
+        op = next;
     }
 }
 

@@ -55,8 +55,9 @@ struct raft_snapshot *disk_snapshot_copy(struct disk *d);
 bool disk_process_over(const struct disk *d);
 /* The process is gone: what it had asked for is done in part. */
 void disk_crash(struct disk *d);
-/* Then: tells libraft that what was under way is canceled, the last first. */
-void disk_cancel(struct disk *d);
+/* Then: tells libraft that what was under way is canceled. libraft alone must hear of the last first, or it
+ * cuts its log beyond the end. */
+void disk_cancel(struct disk *d, bool last_first);
 
 bool disk_empty(const struct disk *d);
 

@@ -135,6 +135,17 @@ static bool ended(struct model *m, const struct command *c, const struct registr
     return true;
 }
 
+/* A node's instances end with its lease; there are never so many here that it takes two commands. */
+static void lost(struct model *m, node_id owner)
+{
+    for (size_t i = 0; i < m->count;) {
+        if (m->live[i].owner == owner)
+            instance_drop(m, &m->live[i]);
+        else
+            i++;
+    }
+}
+
 bool model_apply(struct model *m, const struct command *c, const struct registry_result *r,
                  char *why, size_t size)
 {
@@ -157,6 +168,10 @@ bool model_apply(struct model *m, const struct command *c, const struct registry
         return reserved(m, c, r, why, size);
     case REGISTRY_INSTANCE_END:
         return ended(m, c, r, why, size);
+    case REGISTRY_LEASE_EXPIRE:
+    case REGISTRY_NODE_REMOVE:
+        lost(m, c->body.node->id);
+        return true;
     default:
         return true;
     }

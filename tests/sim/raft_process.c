@@ -39,6 +39,10 @@ struct process {
     struct raft_buffer snapshot_buffer;
     struct raft_transfer transfer;
     bool transferring;
+    struct raft_change change;
+    bool changing;
+    enum world_change change_kind;
+    raft_id change_id;
 
     bool closing;
     bool failed; /* it must end */
@@ -79,7 +83,11 @@ static void settle(struct process *p)
     checks_follow(world_checks(p->options.world), &p->checks, &p->raft);
     proposer_deliver(p->proposer);
     proposer_expire(p->proposer, now_ms(p));
+    if (p->failed || p->raft.state != RAFT_LEADER)
+        proposer_depose(p->proposer);
     proposer_ask(p->proposer, process_leads(p));
+    if (!p->failed)
+        guard_spread(p->guard);
     say_changes(p);
     if (p->failed)
         p->options.ended(p->options.user, p->options.node, p->failure.msg);
@@ -161,7 +169,7 @@ static int fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buffer)
 static int fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *buffers[], unsigned *count)
 {
     struct process *p = fsm->data;
-    if (p->snapshot_root != NULL || p->closing)
+    if (p->snapshot_root != NULL || p->closing || !guard_may_snapshot(p->guard))
         return RAFT_BUSY;
     p->snapshot_root = state_root(p->state);
     *buffers = NULL;
@@ -424,7 +432,7 @@ static int io_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, ra
 static void io_close(struct raft_io *io, raft_io_close_cb cb)
 {
     struct process *p = process_of(io);
-    disk_cancel(p->options.disk);
+    disk_cancel(p->options.disk, p->options.world_options->guard_off);
     if (p->work != NULL)
         guard_async_work_done(p->guard, p->work, RAFT_CANCELED);
     p->work = NULL;
@@ -444,6 +452,46 @@ void process_transfer(struct process *p)
         return;
     p->transfer.data = p;
     p->transferring = raft_transfer(&p->raft, &p->transfer, 0, transferred) == 0;
+    settle(p);
+}
+
+static void changed(struct raft_change *change, int status)
+{
+    struct process *p = change->data;
+    p->changing = false;
+    if (!p->closing)
+        world_changed(p->options.world, p->change_kind, p->change_id, status == 0);
+}
+
+void process_change(struct process *p, enum world_change change, raft_id id)
+{
+    char address[24];
+    if (p->changing || !process_leads(p))
+        return;
+    (void)text_format(address, sizeof address, "%llu", id);
+    p->changing = true;
+    p->change.data = p;
+    p->change_kind = change;
+    p->change_id = id;
+    int rv = 0;
+    switch (change) {
+    case WORLD_ADD:
+        rv = raft_add(&p->raft, &p->change, id, address, changed);
+        break;
+    case WORLD_REMOVE:
+        rv = raft_remove(&p->raft, &p->change, id, changed);
+        break;
+    default:
+        rv = raft_assign(&p->raft, &p->change, id,
+                         change == WORLD_VOTER     ? RAFT_VOTER
+                         : change == WORLD_STANDBY ? RAFT_STANDBY
+                                                   : RAFT_SPARE,
+                         changed);
+        break;
+    }
+    /* When it refuses, it does not call back. */
+    if (rv != 0)
+        p->changing = false;
     settle(p);
 }
 
@@ -556,6 +604,8 @@ static void bootstrap(struct process *p)
     raft_configuration_init(&configuration);
     for (uint32_t i = 0; i < p->options.world_options->members; i++) {
         char address[24];
+        if (p->options.world_options->role[i] == WORLD_OUTSIDE)
+            continue;
         (void)text_format(address, sizeof address, "%u", i + 1);
         assert_always(raft_configuration_add(&configuration, i + 1, address,
                                              p->options.world_options->role[i]) == 0);

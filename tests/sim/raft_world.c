@@ -15,6 +15,7 @@ struct member {
     struct disk *disk;
     struct process *process; /* NULL: down */
     uint64_t starts;
+    bool gone; /* removed: it ends soon, for good */
     /* Its monotonic clock: at `set_us` it showed `shown_us`, and goes that much faster since. */
     uint64_t set_us, shown_us;
     int64_t rate_ppm;
@@ -113,6 +114,8 @@ void member_start(struct world *w, uint32_t i)
     struct member *m = &w->members[i];
     char why[200];
     assert_always(m->process == NULL);
+    if (m->gone)
+        return;
     sim_node_up(w->sim, i);
     const struct process_options options = {.world = w,
                                             .node = i,
@@ -187,6 +190,41 @@ void member_transfer(struct world *w, uint32_t i)
 {
     if (w->members[i].process != NULL)
         process_transfer(w->members[i].process);
+}
+
+static void gone_run(void *user, uint32_t node, uint64_t i)
+{
+    struct world *w = user;
+    (void)node;
+    member_kill(w, (uint32_t)i);
+}
+
+static const char *const change_names[] = {[WORLD_ADD] = "added",
+                                           [WORLD_VOTER] = "made a voter",
+                                           [WORLD_STANDBY] = "made a standby",
+                                           [WORLD_SPARE] = "made a spare",
+                                           [WORLD_REMOVE] = "removed"};
+
+void world_changed(struct world *w, enum world_change change, raft_id id, bool done)
+{
+    world_say(w, "member %llu is %s%s", id, done ? "" : "perhaps not ", change_names[change]);
+    if (!done || change != WORLD_REMOVE)
+        return;
+    w->members[id - 1].gone = true;
+    sim_at(w->sim, sim_now_us(w->sim) + sim_below(w->sim, 3 * SECOND), gone_run, w, id - 1);
+}
+
+void member_change(struct world *w, uint32_t i, enum world_change change, raft_id id)
+{
+    if (w->members[i].process == NULL)
+        return;
+    world_say(w, "member %llu is to be %s", id, change_names[change]);
+    process_change(w->members[i].process, change, id);
+}
+
+bool member_is_gone(const struct world *w, uint32_t i)
+{
+    return w->members[i].gone;
 }
 
 bool member_propose(struct world *w, uint32_t i, const struct registry_command *command,

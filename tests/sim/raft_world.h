@@ -25,9 +25,14 @@
 #define WORLD_INSTALL_MS 3000
 #define WORLD_MEMBERS_MAX 8
 
+/* Not a member yet. */
+#define WORLD_OUTSIDE (-1)
+
+enum world_change { WORLD_ADD, WORLD_VOTER, WORLD_STANDBY, WORLD_SPARE, WORLD_REMOVE };
+
 struct world_options {
     uint32_t members;
-    int role[WORLD_MEMBERS_MAX]; /* RAFT_VOTER, RAFT_STANDBY, RAFT_SPARE, at first */
+    int role[WORLD_MEMBERS_MAX]; /* at first: of libraft, or WORLD_OUTSIDE */
     bool guard_off;
     bool trace, trace_messages;
     unsigned snapshot_threshold, snapshot_trailing;
@@ -57,6 +62,12 @@ bool member_leads(struct world *w, uint32_t i);
 int world_leader(struct world *w);
 /* Leadership goes to whom libraft chooses. */
 void member_transfer(struct world *w, uint32_t i);
+
+/* Asks who leads to change what member `id` is. Who is removed ends for good, some time later. */
+void member_change(struct world *w, uint32_t i, enum world_change change, raft_id id);
+bool member_is_gone(const struct world *w, uint32_t i);
+/* For raft_process.c: libraft said what became of it. */
+void world_changed(struct world *w, enum world_change change, raft_id id, bool done);
 
 /* By its own clocks. */
 uint64_t member_now_ms(const struct world *w, uint32_t i);

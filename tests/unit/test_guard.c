@@ -327,6 +327,47 @@ static void a_vote_waits_for_the_append_in_flight(void **state)
     close_cluster(c);
 }
 
+/* --- an answer that comes under a later leader --------------------------------------------------------- */
+
+static raft_index answered; /* the highest index that node 1 said to have */
+static int (*inner_send)(struct raft_io *io, struct raft_io_send *req,
+                         const struct raft_message *message, raft_io_send_cb cb);
+
+static int send_noted(struct raft_io *io, struct raft_io_send *req,
+                      const struct raft_message *message, raft_io_send_cb cb)
+{
+    if (message->type == RAFT_IO_APPEND_ENTRIES_RESULT &&
+        message->append_entries_result.rejected == 0 &&
+        message->append_entries_result.last_log_index > answered)
+        answered = message->append_entries_result.last_log_index;
+    return inner_send(io, req, message, cb);
+}
+
+/* 1 is storing an entry when it hears of another leader, in whose log there may be another one: libraft
+ * would answer that one. */
+static void what_an_older_leader_asked_is_not_answered_to_the_next(void **state)
+{
+    (void)state;
+    for (int later = 0; later < 2; later++) {
+        struct cluster *c = open_cluster(3, false);
+        raft_cluster_elect(c, 0);
+        raft_cluster_run(c, 300);
+        inner_send = c->fixture.servers[1].io.send;
+        c->fixture.servers[1].io.send = send_noted;
+        c->nodes[1].hold_appends = true;
+        answered = 0;
+        assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+        raft_index entry = raft_last_index(raft_cluster_raft(c, 0));
+        raft_cluster_run(c, 50);
+        assert_true(c->nodes[1].held_count > 0);
+        raft_cluster_raft(c, 1)->current_term += (raft_term)later;
+        raft_cluster_appends_finish(c, 1, 0);
+        assert_int_equal(answered, later == 0 ? entry : 0);
+        raft_cluster_raft(c, 1)->current_term -= (raft_term)later;
+        close_cluster(c);
+    }
+}
+
 /* --- leadership ------------------------------------------------------------------------------------- */
 
 static void a_leader_leads_once_its_barrier_is_committed(void **state)
@@ -375,6 +416,53 @@ static void old_entries_are_not_counted_before_the_barrier_is_stored(void **stat
     }
 }
 
+/* Else what it loses of a term, and others have of it, passes for what it appends after a restart. */
+static void a_lone_voter_leads_a_term_of_its_own(void **state)
+{
+    (void)state;
+    for (int off = 0; off < 2; off++) {
+        struct cluster *c = open_cluster(1, off == 1);
+        raft_cluster_run(c, 500);
+        const struct raft *raft = raft_cluster_raft(c, 0);
+        assert_int_equal(raft->state, RAFT_LEADER);
+        assert_int_equal(raft->current_term, off == 1 ? 1 : 2);
+        assert_int_equal(raft->voted_for, off == 1 ? 0 : raft->id);
+        assert_true(guard_leads(c->nodes[0].guard));
+        /* And no other one later. */
+        raft_cluster_run(c, 5000);
+        assert_int_equal(raft->current_term, off == 1 ? 1 : 2);
+        close_cluster(c);
+    }
+}
+
+static void noted(struct raft_change *change, int status)
+{
+    *(int *)change->data = status;
+}
+
+static void a_change_of_members_leaves_once_it_is_stored(void **state)
+{
+    (void)state;
+    for (int off = 0; off < 2; off++) {
+        struct cluster *c = open_cluster(3, off == 1);
+        int status = -1;
+        struct raft_change change = {.data = &status};
+        raft_cluster_elect(c, 0);
+        raft_cluster_run(c, 300);
+        c->nodes[0].hold_appends = true;
+        struct raft *raft = raft_cluster_raft(c, 0);
+        assert_int_equal(raft_assign(raft, &change, 3, RAFT_STANDBY, noted), 0);
+        raft_index entry = raft_last_index(raft);
+        raft_cluster_run(c, 300);
+        assert_int_equal(raft_last_index(raft_cluster_raft(c, 1)) >= entry, off);
+        raft_cluster_appends_finish(c, 0, 0);
+        raft_cluster_run(c, 500);
+        assert_true(raft_cluster_raft(c, 1)->last_stored >= entry);
+        assert_int_equal(status, 0);
+        close_cluster(c);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -382,6 +470,7 @@ int main(void)
         cmocka_unit_test(guarded_nothing_committed_is_overwritten),
         cmocka_unit_test(libraft_alone_takes_old_entries_for_its_own),
         cmocka_unit_test(guarded_a_follower_answers_what_it_was_asked),
+        cmocka_unit_test(what_an_older_leader_asked_is_not_answered_to_the_next),
         cmocka_unit_test(libraft_alone_uses_the_index_of_a_lost_write_again),
         cmocka_unit_test(guarded_a_failed_write_ends_it),
         cmocka_unit_test(writes_that_fail_together_end_it_once),
@@ -391,6 +480,8 @@ int main(void)
         cmocka_unit_test(a_vote_waits_for_the_append_in_flight),
         cmocka_unit_test(a_leader_leads_once_its_barrier_is_committed),
         cmocka_unit_test(old_entries_are_not_counted_before_the_barrier_is_stored),
+        cmocka_unit_test(a_lone_voter_leads_a_term_of_its_own),
+        cmocka_unit_test(a_change_of_members_leaves_once_it_is_stored),
     };
     return cmocka_run_group_tests_name("guard", tests, NULL, NULL);
 }
