@@ -175,7 +175,8 @@ struct node {
     struct slot_table *slots;
     struct gateway *gateway;
     struct api *api;
-    struct layers *layers;   /* NULL: there are no other nodes */
+    struct layers *layers;   /* NULL until the client of the runner is there */
+    bool layers_wanted;      /* a workload came or changed since they followed the registry */
     struct cluster *cluster; /* likewise */
     struct members *members;
     struct fences *fences;

@@ -5,6 +5,7 @@
  * node that was removed, or whose id runs elsewhere with a later boot, stops. */
 #include "node/members.h"
 
+#include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,6 @@
 #include "node/cluster_table.h"
 #include "node/config.h"
 #include "node/fences.h"
-#include "node/layers.h"
 #include "node/members_internal.h"
 
 enum { TICK_MS = 500, FOLLOW_MS = 10 };
@@ -98,6 +98,26 @@ void members_api_peers(struct node *n, struct api_peers *out)
 {
     *out = (struct api_peers){
         .user = n, .self = n->id, .secure = cluster_secure(n->cluster), .address = stream_address};
+}
+
+size_t members_layers_peers(void *node, struct layers_peer *out, size_t out_max)
+{
+    struct node *n = node;
+    struct cluster_node other;
+    size_t count = 0;
+    for (node_id at = 0; count < out_max && cluster_next(n->cluster, &at, &other);) {
+        if (other.self || other.state > GOSSIP_SUSPECT ||
+            !cluster_address(n->cluster, other.id, CLUSTER_PORT_STREAM, &out[count].address))
+            continue;
+        out[count++].id = other.id;
+    }
+    for (size_t k = count; k > 1; k--) {
+        size_t with = randombytes_uniform((uint32_t)k);
+        struct layers_peer kept = out[k - 1];
+        out[k - 1] = out[with];
+        out[with] = kept;
+    }
+    return count;
 }
 
 /* --- being asked ------------------------------------------------------------------------------------ */

@@ -14,6 +14,7 @@
 #include "node/api.h"
 #include "node/cluster.h"
 #include "node/control.h"
+#include "node/layers.h"
 
 /* Who this node is; sets n->id. Joining may take a minute. Refuses with the remedy where the data folder
  * belongs to no cluster and nothing says what to do. */
@@ -23,6 +24,9 @@ int members_open(struct node *n, struct err *e) ERR_CHECKED;
 /* Fills what the registry needs to know of this node and the others. */
 void members_registry_options(struct node *n, struct registry_options *out);
 void members_api_peers(struct node *n, struct api_peers *out);
+
+/* For layers_options.peers: living nodes, beginning anywhere, so that not all ask the same one. */
+size_t members_layers_peers(void *node, struct layers_peer *out, size_t out_max);
 
 /* The registry has a new root; cheap. */
 void members_registry_changed(struct node *n);

@@ -27,6 +27,7 @@
 #include "node/config.h"
 #include "node/control.h"
 #include "node/fences.h"
+#include "node/layers.h"
 #include "node/members.h"
 
 #define NODE_DRAIN_MS 30000u
@@ -71,10 +72,14 @@ static void registry_changed(void *user)
     struct node *n = user;
     struct registry_root *root = registry_root(n->registry);
     uint64_t index = registry_root_index(root);
-    registry_root_release(root);
     if (index != n->workloads_index && n->reconciled)
         steps_sync_workloads(n);
     n->workloads_index = index;
+    if (n->layers_wanted && n->layers != NULL) {
+        n->layers_wanted = false;
+        layers_follow(n->layers, root);
+    }
+    registry_root_release(root);
     if (n->fences != NULL)
         fences_follow(n);
     members_registry_changed(n);
@@ -140,6 +145,18 @@ static int open_runner(struct node *n, struct err *e)
                   .event = runner_event},
     };
     return sandbox_open(&n->sandbox, &n->loop, &o, e);
+}
+
+static int open_layers(struct node *n, struct err *e)
+{
+    struct layers_options o = {
+        .secure = cluster_secure(n->cluster),
+        .sandbox = n->sandbox,
+        .inbox = n->inbox,
+        .user = n,
+        .peers = members_layers_peers,
+    };
+    return layers_open(&n->layers, &n->loop, &o, e);
 }
 
 static int open_gateway(struct node *n, struct err *e)
@@ -367,10 +384,15 @@ static void close_all(struct node *n)
         gateway_close(n->gateway, pump, n);
     n->gateway = NULL;
     fences_stop(n);
-    n->closing = (n->sandbox != NULL ? 1u : 0u) + (n->registry != NULL ? 1u : 0u) +
-                 (n->inbox != NULL ? 1u : 0u);
+    /* Layers wait for answers of the runner's client, and their threads post to the inbox. */
+    n->closing = (n->layers != NULL ? 1u : 0u) + (n->sandbox != NULL ? 1u : 0u);
+    if (n->layers != NULL)
+        layers_close(n->layers, part_closed, n);
     if (n->sandbox != NULL)
         sandbox_close(n->sandbox, part_closed, n);
+    wait_for_parts(n);
+    n->layers = NULL;
+    n->closing = (n->registry != NULL ? 1u : 0u) + (n->inbox != NULL ? 1u : 0u);
     if (n->registry != NULL)
         registry_close(n->registry, part_closed, n);
     if (n->inbox != NULL)
@@ -456,7 +478,7 @@ static int open_all(struct node *n, struct err *e)
     if (inbox_open(&n->inbox, &n->loop, n, NODE_INBOX_MAX, e) != 0 ||
         slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
         members_open(n, e) != 0 || open_registry(n, e) != 0 || fences_open(n, e) != 0 ||
-        certain_open(n, e) != 0 || open_runner(n, e) != 0)
+        certain_open(n, e) != 0 || open_runner(n, e) != 0 || open_layers(n, e) != 0)
         return -(int)(e->code);
     routes_publish(n);
     return open_api(n, e);

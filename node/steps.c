@@ -339,6 +339,7 @@ static bool sync_one(void *user, const struct registry_workload *w)
             log_error("scheduler", "workload %s: %s", w->name, e.msg);
         map_value_drop(&k->value);
     }
+    n->layers_wanted = true;
     steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_WORKLOAD,
                                            .name = w->name,
                                            .workload = &w->spec,
