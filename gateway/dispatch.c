@@ -164,6 +164,13 @@ static enum dispatch find_workload(struct connection *c, const struct route *rou
         !calls->workload(calls->user, t->routes, route->workload, length, &c->x.workload)) {
         if (!c->routes_final && workload_name_valid(route->workload, length))
             return DISPATCH_AGAIN;
+        if (t->gateway->options.secure != NULL && workload_name_valid(route->workload, length)) {
+            /* Another node may have heard of it: control makes sure. It grants nothing for it. */
+            c->x.unknown = true;
+            c->x.workload = (struct gateway_workload){0};
+            text_copy(c->x.workload.name, sizeof c->x.workload.name, route->workload);
+            return DISPATCH_READY;
+        }
         char detail[160];
         text_format(detail, sizeof detail, "no workload is called \"%s\"", route->workload);
         return refuse(c, PROBLEM_WORKLOAD_UNKNOWN, detail);
@@ -590,12 +597,17 @@ static void answered(struct inbox_message *message, void *owner)
         return;
     }
     if (c == NULL) {
-        if (ask->problem == PROBLEM_NONE && ask->elsewhere == 0)
+        if (ask->problem == PROBLEM_NONE && ask->elsewhere == 0 && !ask->look_again)
             grant_return(t, ask);
         ask_free(t, ask);
         return;
     }
     c->x.ask = NULL;
+    if (ask->problem == PROBLEM_NONE && ask->look_again) {
+        ask_free(t, ask);
+        refuse(c, PROBLEM_OWNER_UNREACHABLE, "the workload is known here in a moment");
+        return;
+    }
     if (ask->problem == PROBLEM_NONE && ask->elsewhere != 0) {
         sent_elsewhere(c, ask);
         return;

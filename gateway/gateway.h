@@ -115,7 +115,7 @@ struct gateway_ask {
                           node, which may start or wait for an instance for it (the one of `id`, if that
                           is set: a key's holder). A refusal there: ask again, with it in `refused` */
     bool look_again;   /* with PROBLEM_NONE: the routes show now what they did not know when this
-                             was asked (a workload or an instance): dispatch anew */
+                             was asked (a workload): the client may come again at once */
     node_id refused[4];   /* question: nodes that refused this request; 0: none */
     enum problem problem; /* PROBLEM_NONE: granted, `slot` is entered on the request's behalf */
     enum ran ran;

@@ -124,6 +124,8 @@ static bool asks_again(const struct travel *travel, enum problem problem)
     case PROBLEM_NOT_ENFORCED:
     case PROBLEM_DRAINING:
     case PROBLEM_LIMIT_REACHED:
+    case PROBLEM_NO_QUORUM: /* it may be cut off from what we reach */
+    case PROBLEM_CONFLICT:  /* another got the key meanwhile */
         return true;
     default:
         return false;

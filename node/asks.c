@@ -12,6 +12,8 @@
 #include "base/memory.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/fences.h"
+#include "node/places.h"
 
 /* --- answers -------------------------------------------------------------------------------------- */
 
@@ -142,6 +144,18 @@ struct instance *asks_need_instance(struct node *n, struct node_ask *ask)
     return NULL;
 }
 
+/* By hand an instance is started on the node that was asked: whoever asks another is told so. */
+static bool start_is_elsewhere(struct node *n, struct node_ask *ask)
+{
+    const struct places_want want = {.workload = ask->workload, .stays = true};
+    struct places_found found;
+    places_start(n, &want, &found);
+    if (found.verdict == PLACES_HERE)
+        return false;
+    asks_refuse(ask, found.problem, "%s", found.detail);
+    return true;
+}
+
 static void ask_start(struct node *n, struct node_ask *ask)
 {
     struct registry_root *root = registry_root(n->registry);
@@ -159,12 +173,14 @@ static void ask_start(struct node *n, struct node_ask *ask)
                     ask->workload);
         return;
     }
+    bool keyed = ask->key != NULL && ask->key[0] != '\0';
+    if (!keyed && start_is_elsewhere(n, ask))
+        return;
     struct waiter *waiter = waiter_new(n, NULL, ask);
     if (waiter == NULL) {
         asks_refuse(ask, PROBLEM_INTERNAL, "the node is out of memory");
         return;
     }
-    bool keyed = ask->key != NULL && ask->key[0] != '\0';
     steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_ASK,
                                            .waiter = waiter->handle,
                                            .name = ask->workload,
@@ -183,6 +199,12 @@ static void ask_run(struct node *n, struct node_ask *ask)
     if (n->instance_count >= n->config->limits.instances_max) {
         asks_refuse(ask, PROBLEM_NODE_FULL, "%u instances run here: limits.instances_max",
                     n->instance_count);
+        return;
+    }
+    char why[512];
+    enum problem hold = fences_hold(n, why, sizeof why);
+    if (hold != PROBLEM_NONE) {
+        asks_refuse(ask, hold, "%s", why);
         return;
     }
     char by[96];

@@ -297,8 +297,9 @@ static void timer_cb(uv_timer_t *timer)
     if (f->draining)
         drain_runs(f);
     decide_hold(f);
-    if (!f->lone && f->node->reconciled)
-        places_tick(f->node);
+    if (f->lone || !f->node->reconciled)
+        return;
+    places_tick(f->node);
 }
 
 /* --- the leases' way to registry and peers ---------------------------------------------------------------------- */

@@ -233,6 +233,7 @@ static void to_place(struct node *n, const struct registry_root *root,
 {
     struct placement_lacks lacks;
     struct places_list list;
+    node_id other = 0; /* could have it, if it did not have to stay */
     bool others = w->spec.placement.spread != SPREAD_NONE;
     for (int round = others ? 1 : 0; round < 2; round++) {
         /* This node comes first, and mostly may: then nobody else is looked at. */
@@ -251,6 +252,7 @@ static void to_place(struct node *n, const struct registry_root *root,
             there(out, chosen);
             return;
         }
+        other = chosen;
     }
     /* Full and nothing else: it waits here for a place, as on a lone node. */
     struct cluster_node self;
@@ -259,6 +261,12 @@ static void to_place(struct node *n, const struct registry_root *root,
     if (hold == PROBLEM_NONE && fences_leased(n) && placement_allows(&w->spec, &self.meta))
         return;
     explain_nowhere(n, want, &lacks, out);
+    char name[GOSSIP_NAME_SIZE];
+    name_of(n, other, name);
+    if (other != 0 && out->problem == PROBLEM_NODE_FULL)
+        text_format(out->detail, sizeof out->detail,
+                    "%s starts where it is asked for, and %s may not have it; ask %s",
+                    want->workload, n->config->name, name);
 }
 
 void places_find(struct node *n, const struct places_want *want, struct places_found *out)
@@ -295,6 +303,17 @@ void places_find(struct node *n, const struct places_want *want, struct places_f
             (void)to_owner(n, root, want, out);
         break;
     }
+    registry_root_release(root);
+}
+
+void places_start(struct node *n, const struct places_want *want, struct places_found *out)
+{
+    *out = (struct places_found){.verdict = PLACES_HERE};
+    struct registry_root *root = registry_root(n->registry);
+    const struct registry_workload *w =
+        registry_root_workload(root, want->workload, strlen(want->workload));
+    if (w != NULL)
+        to_place(n, root, w, want, out);
     registry_root_release(root);
 }
 

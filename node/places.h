@@ -39,6 +39,8 @@ struct places_found {
 
 /* Before the scheduler is asked. */
 void places_find(struct node *n, const struct places_want *want, struct places_found *out);
+/* Likewise, for what is to have an instance of its own. */
+void places_start(struct node *n, const struct places_want *want, struct places_found *out);
 /* After it has refused: HERE means that the refusal stands. */
 void places_after(struct node *n, const struct places_want *want, enum problem problem,
                   const struct instance *i, struct places_found *out);
