@@ -1,9 +1,9 @@
-/* node/api_cluster.c - the cluster and its nodes, why things are as they are, and the probes. */
+/* node/api_cluster.c - the cluster, why things are as they are, and the probes. */
 #include <string.h>
 
 #include "node/api_internal.h"
 
-/* --- status and nodes --------------------------------------------------------------------------- */
+/* --- status ------------------------------------------------------------------------------------- */
 
 static void ask_status(struct api_request *r, void (*answered)(struct api_ask *a))
 {
@@ -23,44 +23,10 @@ void api_status(struct api_request *r)
     ask_status(r, status_answered);
 }
 
-static void nodes_answered(struct api_ask *a)
-{
-    if (!api_ask_refused(a->request, a))
-        api_answer_json(a->request, MHD_HTTP_OK,
-                        json_incref(json_object_get(a->ask.json, "nodes")));
-}
-
-void api_nodes_list(struct api_request *r)
-{
-    ask_status(r, nodes_answered);
-}
-
 static bool member_is(const json_t *object, const char *name, const char *text)
 {
     const char *value = json_string_value(json_object_get(object, name));
     return value != NULL && strcmp(value, text) == 0;
-}
-
-static void node_answered(struct api_ask *a)
-{
-    struct api_request *r = a->request;
-    size_t index;
-    json_t *node;
-    if (api_ask_refused(r, a))
-        return;
-    json_array_foreach(json_object_get(a->ask.json, "nodes"), index, node)
-    {
-        if (!member_is(node, "name", r->parameter) && !member_is(node, "id", r->parameter))
-            continue;
-        api_answer_json(r, MHD_HTTP_OK, json_incref(node));
-        return;
-    }
-    api_problem(r, PROBLEM_NOT_FOUND, "no node has the name or id %.80s", r->parameter);
-}
-
-void api_node_get(struct api_request *r)
-{
-    ask_status(r, node_answered);
 }
 
 /* --- explain ------------------------------------------------------------------------------------ */

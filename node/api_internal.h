@@ -299,6 +299,7 @@ struct api_ask {
     struct registry_command command;
     struct registry_image image;
     struct registry_token token;
+    struct registry_node node;
     char *texts[API_TEXTS_MAX];
     size_t text_count;
 };
@@ -382,6 +383,9 @@ void api_source_send(struct api_request *r);
 
 void api_nodes_list(struct api_request *r);
 void api_node_get(struct api_request *r);
+void api_node_drain(struct api_request *r);
+void api_node_undrain(struct api_request *r);
+void api_raft_transfer(struct api_request *r);
 void api_status(struct api_request *r);
 void api_explain(struct api_request *r);
 void api_version(struct api_request *r);

@@ -124,6 +124,22 @@ static void ask_propose(struct node *n, struct node_ask *ask)
     }
 }
 
+static void transfer_cb(void *user, const struct err *error)
+{
+    struct node_ask *ask = user;
+    if (error == NULL)
+        asks_answer(ask);
+    else
+        asks_refuse(ask, PROBLEM_NO_QUORUM, "%s", error->msg);
+}
+
+static void ask_transfer(struct node *n, struct node_ask *ask)
+{
+    struct err e = {0};
+    if (registry_transfer(n->registry, ask->node, transfer_cb, ask, &e) != 0)
+        asks_refuse(ask, PROBLEM_CONFLICT, "%s", e.msg);
+}
+
 /* --- instances ------------------------------------------------------------------------------------------ */
 
 struct instance *asks_need_instance(struct node *n, struct node_ask *ask)
@@ -469,6 +485,9 @@ static void deliver(struct inbox_message *message, void *owner)
         break;
     case NODE_ASK_EXPLAIN:
         ask_explain(n, ask);
+        break;
+    case NODE_ASK_TRANSFER:
+        ask_transfer(n, ask);
         break;
     case NODE_ASK_IMAGE_GC:
         imports_collect(n, ask);

@@ -235,6 +235,8 @@ struct node {
     int exit_code;
     bool leader, registered;
     uint64_t started_wall_ms;
+    struct node_states *node_states;                               /* events_nodes.c */
+    uint64_t strangers_seen, strangers_before, strangers_until_ms; /* status.c */
 
     struct node_metrics metrics; /* under facts_mutex */
     struct machine machine;
@@ -387,10 +389,12 @@ void adopt_reconcile(struct node *n);
 /* "1 of 3 voters reachable; nothing can start. 4 running instances can still be joined. Lost: ..." */
 void quorum_text(struct node *n, char *out, size_t size);
 
-/* --- events.c, status.c, explain.c --------------------------------------------------------------- */
+/* --- events.c, events_nodes.c, status.c, explain.c --------------------------------------------------------------- */
 
 void events_post(struct node *n, const char *kind, const char *workload, const char *instance,
                  const char *format, ...) __attribute__((format(printf, 5, 6)));
+/* The states of nodes changed (cluster_options.changed): tells what is new. */
+void events_nodes(struct node *n);
 void histogram_add(struct gateway_histogram *h, double seconds);
 json_t *status_json(struct node *n);
 /* NULL: nothing is known of it. */

@@ -424,6 +424,7 @@ static void dispose(struct node *n)
     if (n->hello != NULL)
         skerry__runner__hello_reply__free_unpacked(n->hello, NULL);
     free(n->events);
+    free(n->node_states);
     pthread_mutex_destroy(&n->facts_mutex);
     int rc = uv_loop_close(&n->loop);
     if (rc != 0)

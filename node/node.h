@@ -40,6 +40,7 @@ enum node_ask_kind {
     NODE_ASK_STATS,   /* instance -> stats */
     NODE_ASK_STATUS,  /* -> status */
     NODE_ASK_EXPLAIN, /* instance or request id -> json: the time line that this node still knows */
+    NODE_ASK_TRANSFER, /* node (0: whichever is most up to date): it leads when this is answered */
     NODE_ASK_IMAGE_GC, /* removes what no image, workload or instance names -> bytes */
 };
 
@@ -80,6 +81,7 @@ struct node_ask {
     unsigned signal;
     uint64_t duration_ms;
     uint64_t timeout_ms; /* RUN and EXEC: 0 none */
+    node_id node;        /* TRANSFER */
     bool import_source;
     const char *name;       /* IMPORT: for errors */
     const char *asked_by;   /* for explain: "POST /v1/run" */

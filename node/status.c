@@ -1,159 +1,204 @@
-/* Events, numbers and the answer of `skerry status`. */
+/* The answer of `skerry status`: what registry, gossip, leases and the runner know of all nodes. */
 #include <jansson.h>
-#include <stdarg.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "node/cluster.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/fences.h"
+#include "node/known.h"
+#include "node/status_facts.h"
 
-void histogram_add(struct gateway_histogram *h, double seconds)
+/* Refusals are told for so long after the last. */
+#define STRANGERS_TOLD_MS (10u * 60u * 1000u)
+
+/* --- of one node ---------------------------------------------------------------------------------- */
+
+struct gathering {
+    struct node *node;
+    struct registry_root *root;
+    struct registry_status registry;
+    struct registry_member members[KNOWN_NODES_MAX];
+    size_t member_count;
+    struct status_facts facts;
+    size_t size;
+};
+
+static bool count_live(void *user, const struct registry_instance *i)
 {
-    size_t k = 0;
-    while (k < GATEWAY_BUCKETS && seconds > gateway_bucket_bounds[k])
-        k++;
-    h->buckets[k]++;
-    h->sum_seconds += seconds;
-    h->count++;
+    (void)i;
+    ++*(uint32_t *)user;
+    return true;
 }
 
-/* --- events --------------------------------------------------------------------------------------- */
-
-void events_post(struct node *n, const char *kind, const char *workload, const char *instance,
-                 const char *format, ...)
+static enum registry_role role_of(const struct gathering *g, node_id id, uint32_t told)
 {
-    pthread_mutex_lock(&n->facts_mutex);
-    struct node_event *event = &n->events[n->event_sequence % NODE_EVENTS_KEPT];
-    event->sequence = ++n->event_sequence;
-    event->wall_ms = clock_wall_ms();
-    text_copy(event->kind, sizeof event->kind, kind);
-    text_copy(event->workload, sizeof event->workload, workload != NULL ? workload : "");
-    text_copy(event->instance, sizeof event->instance, instance != NULL ? instance : "");
-    va_list args;
-    va_start(args, format);
-    vsnprintf(event->text, sizeof event->text, format, args);
-    va_end(args);
-    for (size_t k = 0; k < n->event_watcher_count; k++)
-        n->event_watchers[k].post(n->event_watchers[k].user);
-    pthread_mutex_unlock(&n->facts_mutex);
-}
-
-size_t node_events(struct node *n, uint64_t after, struct node_event *out, size_t out_max)
-{
-    size_t count = 0;
-    pthread_mutex_lock(&n->facts_mutex);
-    uint64_t oldest =
-        n->event_sequence > NODE_EVENTS_KEPT ? n->event_sequence - NODE_EVENTS_KEPT : 0;
-    for (uint64_t s = after > oldest ? after : oldest; s < n->event_sequence && count < out_max;
-         s++)
-        out[count++] = n->events[s % NODE_EVENTS_KEPT];
-    pthread_mutex_unlock(&n->facts_mutex);
-    return count;
-}
-
-void node_events_watch(struct node *n, void (*post)(void *user), void *user)
-{
-    pthread_mutex_lock(&n->facts_mutex);
-    if (post == NULL) {
-        size_t kept = 0;
-        for (size_t k = 0; k < n->event_watcher_count; k++)
-            if (n->event_watchers[k].user != user)
-                n->event_watchers[kept++] = n->event_watchers[k];
-        n->event_watcher_count = kept;
-    } else {
-        assert_always(n->event_watcher_count < ARRAY_SIZE(n->event_watchers));
-        n->event_watchers[n->event_watcher_count].post = post;
-        n->event_watchers[n->event_watcher_count++].user = user;
+    for (size_t i = 0; i < g->member_count; i++) {
+        if (g->members[i].id == id)
+            return g->members[i].role;
     }
-    pthread_mutex_unlock(&n->facts_mutex);
+    /* A spare reads through a neighbour and is no member of raft; what it says of itself counts. */
+    return told <= REGISTRY_ROLE_SPARE ? (enum registry_role)told : REGISTRY_ROLE_NONE;
 }
 
-void node_metrics(struct node *n, struct node_metrics *out)
+static void address_text(const struct address *packed, char out[64])
 {
-    pthread_mutex_lock(&n->facts_mutex);
-    *out = n->metrics;
-    pthread_mutex_unlock(&n->facts_mutex);
+    struct sockaddr_storage address;
+    out[0] = '\0';
+    if (address_unpack(&address, packed))
+        address_format(&address, out);
 }
 
-void node_logs_directory(struct node *n, char *out, size_t size)
+/* What gossip says of another node. */
+static void fill_known(struct gathering *g, struct status_fact *f)
 {
-    pthread_mutex_lock(&n->facts_mutex);
-    text_copy(out, size, n->logs_directory);
-    pthread_mutex_unlock(&n->facts_mutex);
+    struct cluster_node known;
+    f->state = GOSSIP_DEAD;
+    if (g->node->cluster == NULL || !cluster_get(g->node->cluster, f->id, &known))
+        return;
+    uint64_t now = clock_monotonic_ms();
+    f->state = known.state;
+    f->since_wall_ms = known.state_since_ms != 0 && known.state_since_ms <= now
+                           ? clock_wall_ms() - (now - known.state_since_ms)
+                           : 0;
+    (void)text_copy(f->zone, sizeof f->zone, known.meta.zone);
+    (void)text_copy(f->version, sizeof f->version, known.meta.version);
+    address_text(&known.meta.addresses[GOSSIP_PORT_HTTP], f->http);
+    address_text(&known.meta.addresses[GOSSIP_PORT_API], f->api);
+    f->role = role_of(g, f->id, known.meta.roles);
+    f->cpus = (double)known.meta.cpu_millis / 1000.0;
+    f->cpus_used = (double)known.load.cpu_millis / 1000.0;
+    f->memory_bytes = known.meta.memory_bytes;
+    f->memory_used_bytes = known.load.memory_bytes;
 }
 
-/* --- status ------------------------------------------------------------------------------------------ */
-
-static void warn(json_t *warnings, const char *format, ...) __attribute__((format(printf, 2, 3)));
-static void warn(json_t *warnings, const char *format, ...)
+static void fill_self(struct gathering *g, struct status_fact *f)
 {
-    char text[300];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    json_array_append_new(warnings, json_string(text));
+    const struct node *n = g->node;
+    const struct config *c = n->config;
+    f->self = true;
+    f->state = GOSSIP_ALIVE;
+    f->role = role_of(g, n->id, REGISTRY_ROLE_NONE);
+    (void)text_copy(f->name, sizeof f->name, c->name);
+    (void)text_copy(f->address, sizeof f->address, c->advertise);
+    (void)text_copy(f->http, sizeof f->http, c->http.count > 0 ? c->http.items[0] : "");
+    (void)text_copy(f->api, sizeof f->api, c->api);
+    (void)text_copy(f->zone, sizeof f->zone, c->zone);
+    (void)text_copy(f->version, sizeof f->version, SKERRY_VERSION);
+    f->cpus = n->machine.cpus;
+    f->cpus_used = n->machine.cpus_used;
+    f->memory_bytes = n->machine.memory_bytes;
+    f->memory_used_bytes = n->machine.memory_used_bytes;
 }
 
-static json_t *warnings_of(struct node *n, const struct registry_status *r)
+static bool gather_node(void *user, const struct registry_node *r)
 {
-    json_t *warnings = json_array();
+    struct gathering *g = user;
+    if (g->facts.count == g->size)
+        return false;
+    struct status_fact *f = &g->facts.nodes[g->facts.count++];
+    *f = (struct status_fact){
+        .id = r->id, .draining = r->draining, .leader = g->registry.leader_id == r->id};
+    (void)text_copy(f->name, sizeof f->name, r->name);
+    (void)text_copy(f->address, sizeof f->address, r->address);
+    registry_root_live(g->root, r->id, count_live, &f->instances);
+    if (r->id == g->node->id)
+        fill_self(g, f);
+    else
+        fill_known(g, f);
+    uint64_t left_ms = fences_left_ms(g->node, r->id);
+    f->lease_known = left_ms != 0;
+    f->lease_s = (double)left_ms / 1000.0;
+    return true;
+}
+
+/* --- of all --------------------------------------------------------------------------------------- */
+
+/* How many strangers were refused since the last time that it was quiet for long. */
+static uint64_t strangers(struct node *n)
+{
+    struct cluster_refusals r = {0};
+    uint64_t now = clock_monotonic_ms();
+    if (n->cluster != NULL)
+        cluster_refusals(n->cluster, &r);
+    uint64_t sum = r.gossip_unknown_key + r.gossip_forged + r.streams;
+    if (now >= n->strangers_until_ms)
+        n->strangers_before = n->strangers_seen;
+    if (sum != n->strangers_seen)
+        n->strangers_until_ms = now + STRANGERS_TOLD_MS;
+    n->strangers_seen = sum;
+    return sum - n->strangers_before;
+}
+
+/* False: no memory. The caller frees facts.nodes and releases the root. */
+static bool gather(struct node *n, struct gathering *g)
+{
+    *g = (struct gathering){.node = n, .size = KNOWN_NODES_MAX};
+    g->facts.nodes = calloc(KNOWN_NODES_MAX, sizeof *g->facts.nodes);
+    registry_status(n->registry, &g->registry);
+    g->member_count = registry_members(n->registry, g->members, ARRAY_SIZE(g->members));
+    if (g->member_count > ARRAY_SIZE(g->members))
+        g->member_count = ARRAY_SIZE(g->members);
+    g->root = registry_root(n->registry);
+    if (g->facts.nodes == NULL)
+        return false;
+    registry_root_nodes(g->root, gather_node, g);
+    g->facts.has_leader = g->registry.leader || g->registry.leader_id != 0;
+    g->facts.voters_wanted = (unsigned)n->config->raft.voters;
+    g->facts.strangers = strangers(n);
+    return true;
+}
+
+/* What only this node knows of itself. */
+static void warn_self(const struct node *n, json_t *warnings)
+{
     const char *name = n->config->name;
-    if (!r->leader)
-        warn(warnings, "%s  no_quorum: the registry has no leader; nothing can start", name);
     if (!sandbox_connected(n->sandbox))
-        warn(warnings,
-             "%s  the runner is not reachable at %s; nothing can start, running "
-             "instances can still be joined",
-             name, n->config->runner_socket);
+        status_warn(warnings,
+                    "%s  the runner is not reachable at %s; nothing can start, running "
+                    "instances can still be joined",
+                    name, n->config->runner_socket);
     else if (!n->reconciled)
-        warn(warnings, "%s  instances are being re-adopted", name);
-    if (n->hello != NULL) {
-        for (size_t k = 0; k < n->hello->n_unenforced; k++)
-            warn(warnings,
-                 "%s  %s limits not enforced; workloads that set `%s` are refused unless "
-                 "sandbox.allow_unenforced is set",
-                 name, n->hello->unenforced[k], n->hello->unenforced[k]);
-        for (size_t k = 0; k < n->hello->n_warnings; k++)
-            warn(warnings, "%s  %s", name, n->hello->warnings[k]);
-    }
-    return warnings;
-}
-
-static uint32_t count_live(const struct node *n)
-{
-    uint32_t live = 0;
-    for (const struct instance *i = n->instances_by_id; i != NULL; i = i->by_id.next)
-        live += i->phase != PHASE_ENDED;
-    return live;
+        status_warn(warnings, "%s  instances are being re-adopted", name);
+    for (size_t k = 0; n->hello != NULL && k < n->hello->n_unenforced; k++)
+        status_warn(warnings,
+                    "%s  %s limits not enforced; workloads that set `%s` are refused here unless "
+                    "sandbox.allow_unenforced is set",
+                    name, n->hello->unenforced[k], n->hello->unenforced[k]);
+    for (size_t k = 0; n->hello != NULL && k < n->hello->n_warnings; k++)
+        status_warn(warnings, "%s  %s", name, n->hello->warnings[k]);
 }
 
 json_t *status_json(struct node *n)
 {
-    struct registry_status r;
-    registry_status(n->registry, &r);
-    struct registry_root *root = registry_root(n->registry);
-    bool healthy = r.leader && sandbox_connected(n->sandbox) && n->reconciled;
-    char id[24];
-    text_format(id, sizeof id, "%llu", (unsigned long long)n->id);
-    const char *http = n->config->http.count > 0 ? n->config->http.items[0] : "";
-    char api[64];
-    text_copy(api, sizeof api, n->config->api);
-    json_t *self = json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:i, s:s, s:i, s:f, s:I, s:I, s:n}", "id", id,
-        "name", n->config->name, "address", n->config->advertise, "http", http, "api", api, "state",
-        "alive", "role", "voter", "leader", (int)r.leader, "instances", (int)count_live(n),
-        "version", SKERRY_VERSION, "cpus", (int)n->machine.cpus, "cpus_used", n->machine.cpus_used,
-        "memory_bytes", (json_int_t)n->machine.memory_bytes, "memory_used_bytes",
-        (json_int_t)n->machine.memory_used_bytes, "lease_seconds");
-    json_t *out =
-        json_pack("{s:s, s:s, s:b, s:o, s:I, s:I, s:i, s:o, s:[o]}", "cluster", n->config->cluster,
-                  "cluster_id", registry_root_cluster_id(root), "healthy", (int)healthy, "leader",
-                  r.leader ? json_string(n->config->name) : json_null(), "term", (json_int_t)r.term,
-                  "commit_index", (json_int_t)r.commit_index, "voters", (int)r.voters, "warnings",
-                  warnings_of(n, &r), "nodes", self);
-    registry_root_release(root);
+    struct gathering *g = malloc(sizeof *g);
+    if (g == NULL)
+        return NULL;
+    json_t *out = NULL;
+    if (gather(n, g)) {
+        struct status_verdict v = status_judge(&g->facts);
+        json_t *nodes = json_array(), *warnings = json_array();
+        const char *leader = NULL;
+        for (size_t i = 0; i < g->facts.count; i++) {
+            const struct status_fact *f = &g->facts.nodes[i];
+            leader = f->leader ? f->name : leader;
+            (void)json_array_append_new(nodes, status_node_json(f));
+        }
+        status_warnings(warnings, &g->facts);
+        warn_self(n, warnings);
+        bool healthy = v.well && sandbox_connected(n->sandbox) && n->reconciled;
+        out = json_pack("{s:s, s:s, s:b, s:s?, s:I, s:I, s:i, s:i, s:o, s:o}", "cluster",
+                        n->config->cluster, "cluster_id", registry_root_cluster_id(g->root),
+                        "healthy", (int)healthy, "leader", leader, "term",
+                        (json_int_t)g->registry.term, "commit_index",
+                        (json_int_t)g->registry.commit_index, "voters", (int)v.voters, "can_lose",
+                        (int)v.can_lose, "warnings", warnings, "nodes", nodes);
+    }
+    registry_root_release(g->root);
+    free(g->facts.nodes);
+    free(g);
     return out;
 }
