@@ -27,18 +27,22 @@ json_t *api_instance_json(struct api *api, const struct registry_root *root,
     uint32_t joiners = 0;
     uint32_t joiners_max = 0;
     bool ended = i->state == INSTANCE_STATE_ENDED;
-    if (ended || !calls->instance_load(calls->user, &i->id, &joiners, &joiners_max)) {
+    bool known = !ended && calls->instance_load(calls->user, &i->id, &joiners, &joiners_max);
+    if (!known) {
         const struct registry_workload *w =
             registry_root_workload_version(root, i->workload, i->version);
         joiners_max = w == NULL ? 0 : (uint32_t)w->spec.join.max_joiners;
     }
-    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:I, s:I, s:I, s:o, s:n, s:o, s:o, s:o, s:o}", "id",
+    /* How many joiners an instance of another node has is not known here. */
+    bool elsewhere =
+        !ended && !known && i->owner != api->options.peers.self && api->options.peers.self != 0;
+    return json_pack("{s:s, s:s, s:I, s:s, s:s, s:o, s:I, s:I, s:o, s:n, s:o, s:o, s:o, s:o}", "id",
                      i->id.text, "workload", i->workload, "version", (json_int_t)i->version, "node",
                      node == NULL ? "" : node->name, "state", instance_state_name(i->state),
-                     "joiners", (json_int_t)joiners, "max_joiners", (json_int_t)joiners_max,
-                     "epoch", (json_int_t)i->epoch, "key", api_text_or_null(i->key), "tenant",
-                     "started_at", api_time(i->started_wall_ms), "ended_at",
-                     api_time(i->ended_wall_ms), "reason",
+                     "joiners", elsewhere ? json_null() : json_integer(joiners), "max_joiners",
+                     (json_int_t)joiners_max, "epoch", (json_int_t)i->epoch, "key",
+                     api_text_or_null(i->key), "tenant", "started_at", api_time(i->started_wall_ms),
+                     "ended_at", api_time(i->ended_wall_ms), "reason",
                      ended ? json_string(end_reason_name(i->reason)) : json_null(), "exit_code",
                      ended && i->exit_code >= 0 ? json_integer(i->exit_code) : json_null());
 }

@@ -36,7 +36,14 @@ static const struct cli_command *const commands[] = {
     &cli_token_create_command,
     &cli_token_list_command,
     &cli_token_revoke_command,
+    &cli_node_list_command,
+    &cli_node_show_command,
+    &cli_node_drain_command,
+    &cli_node_undrain_command,
     &cli_events_command,
+    &cli_raft_peers_command,
+    &cli_raft_transfer_command,
+    &cli_raft_remove_command,
     &cli_doctor_command,
     &cli_version_command,
 };
@@ -202,19 +209,20 @@ static int help_all(FILE *out)
 
 /* --- dispatch --------------------------------------------------------------------------------- */
 
-/* Finds the command that the words name; *used is how many they are. */
+/* Finds the command that the words name, at most three; *used is how many they are. */
 static const struct cli_command *find_command(int argc, char **argv, int *used)
 {
-    char two[128] = "";
-    if (argc > 1)
-        (void)text_format(two, sizeof two, "%s %s", argv[0], argv[1]);
-    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-        *used = 2;
-        if (strcmp(commands[i]->name, two) == 0)
-            return commands[i];
-        *used = 1;
-        if (strcmp(commands[i]->name, argv[0]) == 0)
-            return commands[i];
+    for (int words = argc < 3 ? argc : 3; words > 0; words--) {
+        char name[128] = "";
+        for (int i = 0; i < words; i++) {
+            size_t length = strlen(name);
+            (void)text_format(name + length, sizeof name - length, "%s%s", i == 0 ? "" : " ",
+                              argv[i]);
+        }
+        *used = words;
+        for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
+            if (strcmp(commands[i]->name, name) == 0)
+                return commands[i];
     }
     return NULL;
 }

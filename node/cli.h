@@ -160,6 +160,8 @@ extern const struct cli_command cli_serve_command, cli_runner_command, cli_up_co
     cli_extend_command, cli_logs_command, cli_exec_command, cli_cp_command,
     cli_image_import_command, cli_image_list_command, cli_image_rm_command, cli_image_gc_command,
     cli_token_create_command, cli_token_list_command, cli_token_revoke_command, cli_events_command,
-    cli_doctor_command, cli_version_command;
+    cli_doctor_command, cli_version_command, cli_node_list_command, cli_node_show_command,
+    cli_node_drain_command, cli_node_undrain_command, cli_raft_peers_command,
+    cli_raft_transfer_command, cli_raft_remove_command;
 
 #endif

@@ -99,8 +99,8 @@ static void print_instances(const struct cli *c, const json_t *instances)
         (void)text_format(version, sizeof version, "%" PRId64, cli_integer(i, "version"));
         int64_t bound = cli_integer(i, "max_joiners");
         bool live = strcmp(cli_text(i, "state"), "ended") != 0;
-        if (!live)
-            (void)text_copy(joiners, sizeof joiners, "-");
+        if (!live || !json_is_integer(json_object_get(i, "joiners")))
+            (void)text_copy(joiners, sizeof joiners, "-"); /* only its node knows them */
         else if (bound == 0)
             (void)text_format(joiners, sizeof joiners, "%" PRId64, cli_integer(i, "joiners"));
         else

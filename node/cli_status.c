@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 #include "node/cli.h"
+#include "node/cli_nodes.h"
 
 enum { WATCH_MS = 1000 };
 
@@ -37,43 +38,6 @@ static void print_head(const struct cli *c, const json_t *status)
            cli_integer(status, "term"));
 }
 
-static void print_nodes(const json_t *status)
-{
-    static const char *const heads[] = {"NODE", "STATE",  "ROLE",  "PEER",    "JOINS AT", ">INST",
-                                        "CPU",  "MEMORY", "LEASE", "VERSION", NULL};
-    struct cli_table *t = cli_table_new(heads);
-    json_t *node;
-    size_t i;
-    json_array_foreach(json_object_get(status, "nodes"), i, node)
-    {
-        char role[24], instances[24], cpu[32], memory[2 * CLI_UNIT_SIZE + 2], lease[24];
-        char used[CLI_UNIT_SIZE], total[CLI_UNIT_SIZE];
-        (void)text_format(role, sizeof role, "%s%s", cli_text(node, "role"),
-                          cli_truth(node, "leader") ? "*" : "");
-        (void)text_format(instances, sizeof instances, "%" PRId64, cli_integer(node, "instances"));
-        (void)text_format(cpu, sizeof cpu, "%.1f/%g", cli_number(node, "cpus_used"),
-                          cli_number(node, "cpus"));
-        cli_bytes((uint64_t)cli_integer(node, "memory_used_bytes"), used);
-        cli_bytes((uint64_t)cli_integer(node, "memory_bytes"), total);
-        (void)text_format(memory, sizeof memory, "%s/%s", used, total);
-        (void)text_copy(lease, sizeof lease, "-");
-        if (json_is_number(json_object_get(node, "lease_seconds")))
-            (void)text_format(lease, sizeof lease, "%.1fs", cli_number(node, "lease_seconds"));
-        const char *cells[] = {cli_text(node, "name"),
-                               cli_text(node, "state"),
-                               role,
-                               cli_text(node, "address"),
-                               cli_text(node, "http"),
-                               instances,
-                               cpu,
-                               memory,
-                               lease,
-                               cli_text(node, "version")};
-        cli_table_row(t, cells);
-    }
-    cli_table_print(t, stdout);
-}
-
 static int status_once(struct cli *c)
 {
     json_t *status = NULL;
@@ -84,7 +48,7 @@ static int status_once(struct cli *c)
         cli_print_json(status);
     } else {
         print_head(c, status);
-        print_nodes(status);
+        cli_nodes_print(json_object_get(status, "nodes"));
         json_t *warnings = json_object_get(status, "warnings");
         if (json_array_size(warnings) > 0)
             putchar('\n');
@@ -124,7 +88,7 @@ const struct cli_command cli_status_command = {
     .name = "status",
     .arguments = "",
     .summary = "is the cluster well: leader, nodes, load, warnings",
-    .text = "Exits with 1 when it is not.\n\n"
+    .text = "As the node that is asked sees it: its own view, also without a quorum.\n\n"
             "  skerry status --watch\n"
             "  skerry status --json | jq .healthy",
     .options = status_options,

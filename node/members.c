@@ -212,6 +212,7 @@ static void changed_cb(void *user)
     struct node *n = user;
     n->elsewhere_dirty = true;
     routes_dirty(n);
+    events_nodes(n);
 }
 
 static void impostor_cb(void *user)

@@ -58,6 +58,7 @@ struct fake {
     bool no_quorum;
     unsigned resized_rows, resized_columns;
     uint64_t extended_ms;
+    node_id transferred;
     uint64_t imported_bytes;
     bool import_slow;
     struct node_event events[16];
@@ -477,6 +478,10 @@ static void fake_ask_locked(struct fake *f, struct node_ask *ask)
             break;
         }
         ask->json = json_pack("{s:s, s:s}", "subject", ask->instance, "kind", "workload");
+        fake_answer(ask);
+        break;
+    case NODE_ASK_TRANSFER:
+        f->transferred = ask->node;
         fake_answer(ask);
         break;
     case NODE_ASK_IMAGE_GC:

@@ -89,6 +89,10 @@ static int setup(void **state)
     node_add(&entry, "node2");
     node_add(&owner, "node2");
     fake_set(&owner, owner, 2);
+    struct registry_node leased = {.id = 2};
+    fake_propose(&owner, &(struct registry_command){.kind = REGISTRY_LEASE_GRANT,
+                                                    .wall_ms = clock_wall_ms(),
+                                                    .node = &leased});
     (void)pthread_mutex_lock(&owner.lock);
     assert_int_equal(fake_instance(&owner, "", NULL, &instance), PROBLEM_NONE);
     (void)pthread_mutex_unlock(&owner.lock);
