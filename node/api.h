@@ -49,6 +49,9 @@ struct api_peers {
     struct secure_context *secure; /* used on the API's thread */
     /* Where a node takes streams now; false: nobody knows. */
     bool (*address)(void *user, node_id id, struct sockaddr_storage *out);
+    /* Makes a join token of this node (node/enroll.h); NULL: there are none. Any thread. */
+    int (*join_token)(void *user, struct registry_token *out, char *text, size_t size,
+                      struct err *e);
 };
 
 struct api_options {

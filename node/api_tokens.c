@@ -2,6 +2,10 @@
 
 #include "base/clock.h"
 #include "node/api_internal.h"
+#include "node/enroll.h"
+
+/* Of one whose ttl was not said: it is for a machine that is being set up now. */
+#define JOIN_TOKEN_TTL_MS (3600u * 1000u)
 
 static const char *const role_names[] = {[TOKEN_ROLE_ADMIN] = "admin",
                                          [TOKEN_ROLE_DEPLOY] = "deploy",
@@ -32,10 +36,9 @@ void api_tokens_list(struct api_request *r)
     api_answer_json(r, MHD_HTTP_OK, list);
 }
 
-/* Of those that a request can ask for: a node's token has another text and is made elsewhere. */
 static bool role_parse(const char *text, enum token_role *out)
 {
-    for (size_t i = 0; text != NULL && i <= TOKEN_ROLE_INVOKE; i++)
+    for (size_t i = 0; text != NULL && i < ARRAY_SIZE(role_names); i++)
         if (strcmp(text, role_names[i]) == 0) {
             *out = (enum token_role)i;
             return true;
@@ -59,7 +62,7 @@ static bool token_fill(struct api_request *r, const json_t *body, struct registr
     uint64_t ttl_ms = 0;
     struct instance_id id;
     if (!role_parse(role, &t->role))
-        api_problem(r, PROBLEM_BAD_REQUEST, "role: admin, deploy or invoke");
+        api_problem(r, PROBLEM_BAD_REQUEST, "role: admin, deploy, invoke or node");
     else if (name != NULL && !text_copy(t->name, sizeof(t->name), name))
         api_problem(r, PROBLEM_BAD_REQUEST, "name: longer than %zu bytes", sizeof(t->name) - 1);
     else if (workload != NULL && !workload_name_valid(workload, strlen(workload)))
@@ -70,6 +73,8 @@ static bool token_fill(struct api_request *r, const json_t *body, struct registr
         api_problem(r, PROBLEM_BAD_REQUEST, "an admin has no scope; role deploy or invoke can");
     else if (t->role == TOKEN_ROLE_DEPLOY && instance != NULL)
         api_problem(r, PROBLEM_BAD_REQUEST, "instance: only the scope of role invoke");
+    else if (t->role == TOKEN_ROLE_NODE && (workload != NULL || instance != NULL))
+        api_problem(r, PROBLEM_BAD_REQUEST, "a node has no scope; role deploy or invoke can");
     else if (ttl != NULL && duration_parse(&ttl_ms, ttl, false, &e) < 0)
         api_problem(r, PROBLEM_BAD_REQUEST, "ttl: %s", e.msg);
     if (r->response != NULL)
@@ -77,6 +82,8 @@ static bool token_fill(struct api_request *r, const json_t *body, struct registr
     (void)text_copy(t->workload, sizeof(t->workload), workload == NULL ? "" : workload);
     (void)text_copy(t->instance, sizeof(t->instance), instance == NULL ? "" : instance);
     t->created_wall_ms = clock_wall_ms();
+    if (ttl_ms == 0 && t->role == TOKEN_ROLE_NODE)
+        ttl_ms = JOIN_TOKEN_TTL_MS;
     t->expires_wall_ms = ttl_ms == 0 ? 0 : t->created_wall_ms + ttl_ms;
     return true;
 }
@@ -104,8 +111,17 @@ void api_token_create(struct api_request *r)
     }
     json_decref(body);
     struct err e = {0};
-    char text[NODE_TOKEN_TEXT_SIZE];
-    bool failed = node_token_make(&a->token, text, &e) < 0;
+    const struct api_peers *peers = &r->api->options.peers;
+    char text[ENROLL_TOKEN_TEXT_SIZE];
+    bool failed;
+    if (a->token.role == TOKEN_ROLE_NODE && peers->join_token == NULL) {
+        api_problem(r, PROBLEM_NOT_IMPLEMENTED, "this node takes no others");
+        return;
+    }
+    if (a->token.role == TOKEN_ROLE_NODE)
+        failed = peers->join_token(peers->user, &a->token, text, sizeof(text), &e) < 0;
+    else
+        failed = node_token_make(&a->token, text, &e) < 0;
     /* Kept for the answer only: the last text of the ask. */
     (void)api_ask_text(a, text, &failed);
     explicit_bzero(text, sizeof(text));

@@ -18,9 +18,12 @@ static int create(struct cli *c)
     const char *role = cli_value(c, "role"), *ttl = cli_value(c, "ttl");
     struct err e = {0};
     uint64_t ms;
+    if (cli_has(c, "node") && role != NULL)
+        return cli_usage(c, "--node is a role of its own; leave --role out");
     if (role == NULL)
-        role = "invoke";
-    if (strcmp(role, "admin") != 0 && strcmp(role, "deploy") != 0 && strcmp(role, "invoke") != 0)
+        role = cli_has(c, "node") ? "node" : "invoke";
+    if (strcmp(role, "node") != 0 && strcmp(role, "admin") != 0 && strcmp(role, "deploy") != 0 &&
+        strcmp(role, "invoke") != 0)
         return cli_usage(c, "--role: admin, deploy or invoke");
     if (ttl != NULL && duration_parse(&ms, ttl, false, &e) != 0)
         return cli_usage(c, "--ttl: %s", e.msg);
@@ -51,6 +54,7 @@ static int create(struct cli *c)
 
 static const struct cli_option create_options[] = {
     {0, "role", "ROLE", "admin, deploy or invoke (default)"},
+    {0, "node", NULL, "a join token: one machine becomes a node with it, once, within 1h or --ttl"},
     {0, "name", "TEXT", "for people"},
     {0, "workload", "NAME", "for this workload only"},
     {0, "instance", "ID", "for this instance only"},
@@ -60,11 +64,15 @@ static const struct cli_option create_options[] = {
 
 const struct cli_command cli_token_create_command = {
     .name = "token create",
-    .arguments = "[--role ROLE]",
+    .arguments = "[--role ROLE | --node]",
     .summary = "a token, shown this once",
-    .text = "Clients send it as `Skerry-Token` or `Authorization: Bearer`; it never reaches the "
-            "code.\n\n"
-            "  export SKERRY_TOKEN=$(skerry token create --role invoke --workload chat --ttl 30d)",
+    .text =
+        "Clients send it as `Skerry-Token` or `Authorization: Bearer`; it never reaches the "
+        "code.\n\n"
+        "  export SKERRY_TOKEN=$(skerry token create --role invoke --workload chat --ttl 30d)\n\n"
+        "A machine joins the cluster with a join token of the node that it asks:\n\n"
+        "  (umask 077; skerry token create --node > join.token)     # here; carry the file there\n"
+        "  skerry serve --peers 10.0.0.1 --token-file join.token    # there",
     .options = create_options,
     .flags = CLI_API | CLI_JSON,
     .run = create,

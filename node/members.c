@@ -94,10 +94,24 @@ void members_registry_options(struct node *n, struct registry_options *out)
                                          .ask = registry_ask};
 }
 
+/* On the API's thread: key and membership do not change. */
+static int join_token(void *user, struct registry_token *out, char *text, size_t size,
+                      struct err *e)
+{
+    const struct node *n = user;
+    struct identity_fingerprint print;
+    assert_always(size >= ENROLL_TOKEN_TEXT_SIZE);
+    identity_fingerprint(identity_public(cluster_identity(n->cluster)), &print);
+    return enroll_token_make(out, text, n->members->membership.cluster_id, &print, e);
+}
+
 void members_api_peers(struct node *n, struct api_peers *out)
 {
-    *out = (struct api_peers){
-        .user = n, .self = n->id, .secure = cluster_secure(n->cluster), .address = stream_address};
+    *out = (struct api_peers){.user = n,
+                              .self = n->id,
+                              .secure = cluster_secure(n->cluster),
+                              .address = stream_address,
+                              .join_token = join_token};
 }
 
 size_t members_layers_peers(void *node, struct layers_peer *out, size_t out_max)
