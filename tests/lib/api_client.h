@@ -138,7 +138,7 @@ static void client_refused(struct fake *f, const struct request *q, enum problem
 
 /* --- a client of bytes -------------------------------------------------------------------------- */
 
-static int raw_connect(struct fake *f, bool tcp)
+static inline int raw_connect(struct fake *f, bool tcp)
 {
     int fd;
     if (tcp) {
@@ -159,7 +159,7 @@ static int raw_connect(struct fake *f, bool tcp)
     return fd;
 }
 
-static void raw_send(int fd, const void *data, size_t size)
+static inline void raw_send(int fd, const void *data, size_t size)
 {
     const char *at = data;
     while (size > 0) {
@@ -173,7 +173,7 @@ static void raw_send(int fd, const void *data, size_t size)
     }
 }
 
-static bool raw_read(int fd, void *out, size_t size)
+static inline bool raw_read(int fd, void *out, size_t size)
 {
     char *at = out;
     while (size > 0) {
