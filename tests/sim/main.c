@@ -58,9 +58,9 @@ static bool run_raft(const struct options *o, uint64_t seed, bool trace, struct 
     struct raft_chaos_counts counts = {0};
     bool good = raft_chaos(&raft, &counts, f->text, sizeof f->text);
     if (trace)
-        printf("%" PRIu64 " writes asked, %" PRIu64 " acknowledged, log to %" PRIu64
-               "; converged %.1f s after healing\n",
-               counts.asked, counts.acknowledged, counts.committed,
+        printf("%" PRIu64 " writes asked, %" PRIu64 " acknowledged, log to %" PRIu64 "; %" PRIu64
+               " exclusive instances, %" PRIu64 " leases ended; converged %.1f s after healing\n",
+               counts.asked, counts.acknowledged, counts.committed, counts.started, counts.expired,
                (double)counts.converged_us / 1e6);
     return good;
 }

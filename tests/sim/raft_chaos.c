@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "tests/sim/raft_clients.h"
+#include "tests/sim/raft_leases.h"
 #include "tests/sim/raft_world.h"
 
 #define SECOND 1000000ull
@@ -12,11 +13,12 @@
 
 enum {
     FAULT_SECONDS = 20,
+    CALM_FAULT_SECONDS = 40,
     /* After healing: a process that had ended starts again (2 s), elections (0.4 s each, some are split),
      * a follower that is far behind is found out (0.2 s for each step back of libraft's probing) and gets
      * a snapshot, again after 3 s if the first went astray. */
     CONVERGE_SECONDS = 20,
-    DRIFT_PPM_MAX = 50000,
+    DRIFT_PPM_MAX = LEASES_DRIFT_PPM_MAX,
 };
 
 struct chaos {
@@ -26,6 +28,7 @@ struct chaos {
     uint32_t n;
     bool over;
     bool changes; /* of who is a member, and what */
+    bool calm;    /* faults are rare and long: leases end, and leaders last */
 };
 
 /* --- faults ------------------------------------------------------------------------------------------- */
@@ -135,7 +138,7 @@ static void network_fault(struct chaos *c)
 
 static void pause_one(struct chaos *c, uint32_t i)
 {
-    uint64_t us = sim_below(c->sim, 3 * SECOND);
+    uint64_t us = sim_below(c->sim, c->calm ? 12 * SECOND : 3 * SECOND);
     world_say(c->world, "fault: member %u is stopped for %" PRIu64 " us", i + 1, us);
     sim_node_pause(c->sim, i, sim_now_us(c->sim) + us);
 }
@@ -208,7 +211,8 @@ static void fault_run(void *user, uint32_t none, uint64_t number)
         network_fault(c);
     else if (leader >= 0)
         member_transfer(c->world, (uint32_t)leader);
-    sim_at(c->sim, sim_now_us(c->sim) + sim_between(c->sim, 20 * MS, 600 * MS), fault_run, c, 0);
+    uint64_t pause_us = sim_between(c->sim, 20 * MS, c->calm ? 6 * SECOND : 600 * MS);
+    sim_at(c->sim, sim_now_us(c->sim) + pause_us, fault_run, c, 0);
 }
 
 /* --- peace -------------------------------------------------------------------------------------------- */
@@ -332,16 +336,19 @@ bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_coun
     struct chaos c = {.sim = s, .n = wo.members};
     c.world = world_new(s, &wo);
     c.clients = clients_new(c.world, sim_between(s, 60 * MS, 400 * MS));
+    struct leases *leases = leases_new(c.world);
     world_say(c.world, "%u members, a snapshot each %u entries, %u kept", wo.members,
               wo.snapshot_threshold, wo.snapshot_trailing);
     for (uint32_t i = 0; i < c.n; i++)
         member_start(c.world, i);
     sim_at(s, 2 * SECOND, fault_run, &c, 0);
+    c.calm = sim_chance(s, 300);
     c.changes = c.n > 1 && sim_chance(s, 600);
     if (c.changes)
         sim_at(s, 2 * SECOND, change_run, &c, 0);
     struct checks *checks = world_checks(c.world);
-    for (unsigned i = 0; i < FAULT_SECONDS * 10 && checks_violation(checks) == NULL; i++)
+    unsigned tenths = (c.calm ? CALM_FAULT_SECONDS : FAULT_SECONDS) * 10;
+    for (unsigned i = 0; i < tenths && checks_violation(checks) == NULL; i++)
         sim_until(s, (i + 1) * SECOND / 10);
     bool good = checks_violation(checks) == NULL;
     if (good) {
@@ -357,7 +364,10 @@ bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_coun
     counts->asked = clients_asked(c.clients);
     counts->acknowledged = checks_acknowledged_count(checks);
     counts->committed = checks_committed_last(checks);
+    counts->started = leases_counts(leases).started;
+    counts->expired = leases_counts(leases).expired;
     world_free(c.world);
+    leases_free(leases);
     clients_free(c.clients);
     sim_free(s);
     return good;

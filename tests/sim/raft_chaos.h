@@ -15,7 +15,8 @@ struct raft_chaos_options {
 
 struct raft_chaos_counts {
     uint64_t asked, acknowledged, committed;
-    uint64_t converged_us; /* after healing */
+    uint64_t started, expired; /* exclusive instances, leases */
+    uint64_t converged_us;     /* after healing */
 };
 
 /* False: `why` says what did not hold. */

@@ -200,6 +200,12 @@ static void found_run(void *user, uint32_t none, uint64_t number)
         (void)propose(c, (uint32_t)leader, &put, (struct write){0});
         (void)propose(c, (uint32_t)leader, &grant, (struct write){0});
     }
+    char *json = help_workload_json("excl", "");
+    const struct registry_command excl = {.kind = REGISTRY_WORKLOAD_PUT,
+                                          .wall_ms = member_wall_ms(c->world, (uint32_t)leader),
+                                          .workload_json = json};
+    (void)propose(c, (uint32_t)leader, &excl, (struct write){0});
+    free(json);
 }
 
 static void sweep(struct clients *c, uint32_t at)

@@ -520,6 +520,24 @@ bool process_propose(struct process *p, const struct registry_command *command,
     return true;
 }
 
+bool process_propose_foreign(struct process *p, const struct command_session *session,
+                             const struct registry_command *command, registry_result_cb cb,
+                             void *user)
+{
+    uint8_t *bytes;
+    size_t length;
+    struct err e;
+    assert_always(command_encode(&bytes, &length, session, command, &e) == 0);
+    return proposer_propose_foreign(p->proposer, session, bytes, length, now_ms(p) + 2000, cb, user,
+                                    &e) == 0;
+}
+
+bool process_barrier(struct process *p, proposer_barrier_cb cb, void *user)
+{
+    struct err e;
+    return proposer_barrier(p->proposer, now_ms(p), cb, user, &e) == 0;
+}
+
 static void closed(struct raft *r)
 {
     (void)r;

@@ -36,5 +36,9 @@ void process_transfer(struct process *p);
 void process_change(struct process *p, enum world_change change, raft_id id);
 bool process_propose(struct process *p, const struct registry_command *command,
                      registry_result_cb cb, void *user, struct command_session *session);
+bool process_propose_foreign(struct process *p, const struct command_session *session,
+                             const struct registry_command *command, registry_result_cb cb,
+                             void *user);
+bool process_barrier(struct process *p, proposer_barrier_cb cb, void *user);
 
 #endif

@@ -234,6 +234,24 @@ bool member_propose(struct world *w, uint32_t i, const struct registry_command *
            process_propose(w->members[i].process, command, cb, user, session);
 }
 
+bool member_propose_foreign(struct world *w, uint32_t i, const struct command_session *session,
+                            const struct registry_command *command, registry_result_cb cb,
+                            void *user)
+{
+    return w->members[i].process != NULL &&
+           process_propose_foreign(w->members[i].process, session, command, cb, user);
+}
+
+bool member_barrier(struct world *w, uint32_t i, proposer_barrier_cb cb, void *user)
+{
+    return w->members[i].process != NULL && process_barrier(w->members[i].process, cb, user);
+}
+
+uint64_t member_life(const struct world *w, uint32_t i)
+{
+    return w->members[i].starts;
+}
+
 static void arrived(void *user, uint32_t to, uint32_t from, const uint8_t *data, size_t size)
 {
     struct world *w = user;

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "raft/command.h"
+#include "raft/proposer.h"
 #include "raft/state.h"
 #include "tests/sim/raft_checks.h"
 #include "tests/sim/raft_disk.h"
@@ -52,6 +53,8 @@ void world_say(struct world *w, const char *format, ...) __attribute__((format(p
 void member_start(struct world *w, uint32_t i);
 void member_kill(struct world *w, uint32_t i);
 bool member_is_up(const struct world *w, uint32_t i);
+/* The number of its last process. */
+uint64_t member_life(const struct world *w, uint32_t i);
 struct disk_faults *member_disk(struct world *w, uint32_t i);
 /* NULL while it is down. */
 struct raft *member_raft(struct world *w, uint32_t i);
@@ -84,5 +87,10 @@ void world_send(struct world *w, uint32_t from, uint32_t to, const uint8_t *byte
  * once, also when the process ends. */
 bool member_propose(struct world *w, uint32_t i, const struct registry_command *command,
                     registry_result_cb cb, void *user, struct command_session *session);
+/* Of a session of the caller's, as another node would ask. */
+bool member_propose_foreign(struct world *w, uint32_t i, const struct command_session *session,
+                            const struct registry_command *command, registry_result_cb cb,
+                            void *user);
+bool member_barrier(struct world *w, uint32_t i, proposer_barrier_cb cb, void *user);
 
 #endif
