@@ -303,13 +303,16 @@ static void readable(struct connection *c)
     }
     if (!a->answering && c->x.suspected_ms != 0)
         upstream_suspicion_ends(c);
+    /* Where an answer ends is not known here, so this is learned instead of asked each time. */
+    if (a->answering)
+        u->pool->answers_in_parts = true;
     a->answering = true;
     c->x.progress_ms = thread_now_ms(t);
     if (a->in_sent > 0)
         consume_sent(a);
     if (!write_out(a, NULL, 0, t->scratch, (size_t)n, false))
         return;
-    if (n < SMALL_READ_BYTES && !a->half)
+    if (n < SMALL_READ_BYTES && u->pool->answers_in_parts)
         upstream_acknowledge(u);
     if (u->mask == 0) /* polling stopped after an error; read on to its end */
         upstream_set_mask(u, UV_READABLE);
@@ -408,6 +411,8 @@ static void exchange_begin(struct arrival *a)
 {
     struct exchange *x = &a->c.x;
     x->up.done = true; /* how a body is framed is not known here */
+    /* Then a connection that idled need not be looked at first: code_closed tries another. */
+    x->method = a->ask.idempotent ? HTTP_METHOD_GET : HTTP_METHOD_OTHER;
     x->started_us = clock_monotonic_us();
     x->request_until_ms = UINT64_MAX;
     x->id = a->ask.instance;

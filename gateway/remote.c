@@ -12,11 +12,22 @@ _Static_assert(STREAM_WRITE_BYTES_MAX + STREAM_PENDING_BYTES_MAX + 16 * 1024 <
 
 /* --- what is put off to the end of the turn ------------------------------------------------------- */
 
+/* Those that were put off in this turn and those of the turn before, which go now. While there are
+ * any, the loop does not block: a join that comes in between takes the END along, and else it leaves a
+ * moment later. */
 static void prepare_cb(uv_prepare_t *prepare)
 {
     struct gateway_thread *t = container_of(prepare, struct gateway_thread, prepare);
-    uv_prepare_stop(prepare);
     remote_prepare(t);
+    if (t->remotes_due != NULL || t->remotes_overdue != NULL)
+        return;
+    uv_prepare_stop(prepare);
+    uv_idle_stop(&t->turn);
+}
+
+static void turn_cb(uv_idle_t *idle)
+{
+    (void)idle; /* that it is active lets the loop turn */
 }
 
 static void due_add(struct remote *r)
@@ -28,6 +39,24 @@ static void due_add(struct remote *r)
     r->due_next = t->remotes_due;
     t->remotes_due = r;
     uv_prepare_start(&t->prepare, prepare_cb);
+    uv_idle_start(&t->turn, turn_cb);
+}
+
+static bool due_remove_from(struct remote **link, struct remote *r)
+{
+    while (*link != NULL && *link != r)
+        link = &(*link)->due_next;
+    if (*link == NULL)
+        return false;
+    *link = r->due_next;
+    return true;
+}
+
+static void due_remove(struct gateway_thread *t, struct remote *r)
+{
+    if (r->due && !due_remove_from(&t->remotes_due, r))
+        (void)due_remove_from(&t->remotes_overdue, r);
+    r->due = false;
 }
 
 /* --- peers ------------------------------------------------------------------------------------------ */
@@ -127,13 +156,7 @@ static void let_go(struct remote *r, bool abort)
     r->closing = true;
     if (r->idle)
         idle_remove(r);
-    if (r->due) {
-        struct remote **link = &t->remotes_due;
-        while (*link != r)
-            link = &(*link)->due_next;
-        *link = r->due_next;
-        r->due = false;
-    }
+    due_remove(t, r);
     if (r->previous != NULL)
         r->previous->next = r->next;
     else
@@ -285,7 +308,8 @@ static size_t write_ask(struct connection *c, uint8_t block[TRAVEL_BLOCK_BYTES_M
     struct exchange *x = &c->x;
     struct travel_ask ask = {
         .mode = x->travel.mode,
-        .idempotent = http_method_idempotent(x->method),
+        /* All of it leaves with this question, so the owner can keep it. */
+        .idempotent = http_method_idempotent(x->method) && x->up.done,
         .hops = 1,
         .version = x->workload.version,
     };
@@ -654,22 +678,17 @@ bool remote_acquire(struct connection *c, node_id node, bool fresh)
 
 void remote_prepare(struct gateway_thread *t)
 {
-    struct remote *r = t->remotes_due;
-    while (t->remotes_due != NULL) {
+    while (t->remotes_overdue != NULL) {
         struct iovec parts[1];
-        r = t->remotes_due;
-        t->remotes_due = r->due_next;
-        r->due = false;
+        struct remote *r = t->remotes_overdue;
+        due_remove(t, r);
         if (!r->lost && r->end_due != 0)
             (void)write_parts(r, parts, 1);
-        if (r->lost) {
-            if (r->due) { /* write_parts has put it back */
-                t->remotes_due = r->due_next;
-                r->due = false;
-            }
+        if (r->lost)
             remote_lost(r, false);
-        }
     }
+    t->remotes_overdue = t->remotes_due;
+    t->remotes_due = NULL;
     if (!t->peers_due)
         return;
     t->peers_due = false;

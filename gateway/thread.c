@@ -202,6 +202,7 @@ void thread_check_closed(struct gateway_thread *t)
     t->inbox_closing = true;
     uv_close((uv_handle_t *)&t->sweep, handle_closed_cb);
     uv_close((uv_handle_t *)&t->prepare, handle_closed_cb);
+    uv_close((uv_handle_t *)&t->turn, handle_closed_cb);
     inbox_close(t->inbox, NULL);
 }
 
@@ -244,6 +245,7 @@ int thread_open(struct gateway_thread **out, struct gateway *g, unsigned index, 
         return rc;
     }
     uv_prepare_init(&t->loop, &t->prepare);
+    uv_idle_init(&t->loop, &t->turn);
     uv_timer_init(&t->loop, &t->sweep);
     uv_timer_start(&t->sweep, sweep_cb, SWEEP_MS, SWEEP_MS);
     *out = t;

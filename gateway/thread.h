@@ -55,6 +55,9 @@ enum {
     SUSPECT_IDLE_MS = 50,
     SUSPECT_HELPED_MS = 20,
     SUSPECT_AGAIN_MS = 10000,
+    /* So often code was seen to hold several connections before it is believed: one of them may have
+     * been closed a moment before, unread. */
+    PARALLEL_SEEN_MIN = 8,
     /* Below the 5 s after which node.js closes an idle connection. */
     UPSTREAM_IDLE_MS = 4000,
     SPARE_SOCKETS_IDLE_MS = 30000,
@@ -123,7 +126,9 @@ struct pool {
     struct gateway_sockets want;
     bool want_out;
     unsigned batch;
-    bool one_at_a_time; /* the code serves one connection at a time: none is kept idle */
+    bool one_at_a_time;     /* the code serves one connection at a time: none is kept idle */
+    bool answers_in_parts;  /* it may wait for an acknowledgement between head and body */
+    unsigned parallel_seen; /* an answer was whole while another connection idled */
     uint64_t suspect_after_ms;
     struct connection *waiting_first, *waiting_last;
 };
@@ -301,10 +306,12 @@ struct gateway_thread {
     struct connection *waiting_for_routes;
     unsigned waiting_for_routes_count;
     struct peer *peers; /* by node id */
-    struct remote *remotes, *remotes_due;
-    unsigned stream_count; /* remotes and arrivals that are not closed yet */
+    struct remote *remotes;
+    struct remote *remotes_due, *remotes_overdue; /* put off in this turn of the loop; before it */
+    unsigned stream_count;                        /* remotes and arrivals that are not closed yet */
     bool peers_due;
     uv_prepare_t prepare; /* before the loop waits: what was put off is sent */
+    uv_idle_t turn;       /* it does not wait while there is any */
     struct arrival *arrivals;
     unsigned asks_out, sockets_out;
     uint64_t ask_number;

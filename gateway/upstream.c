@@ -95,6 +95,8 @@ void upstream_release(struct upstream *u, enum upstream_end end)
     }
     queue_clear(&t->blocks, &u->in);
     u->idle_until_ms = thread_now_ms(t) + u->idle_max_ms;
+    if (pool->idle_first != NULL && pool->parallel_seen < PARALLEL_SEEN_MIN)
+        pool->parallel_seen++;
     u->newer = NULL;
     u->older = pool->idle_first;
     if (u->older != NULL)
@@ -155,6 +157,8 @@ static struct pool *pool_find(struct gateway_thread *t, struct slot_ref ref)
         pool->batch = BATCH_FIRST;
         pool->one_at_a_time = false;
         pool->suspect_after_ms = 0;
+        pool->parallel_seen = 0;
+        pool->answers_in_parts = false;
     }
     return pool;
 }
@@ -507,8 +511,10 @@ static void suspect_everywhere(struct gateway_thread *t, struct slot_ref slot, b
 
 bool upstream_may_suspect(const struct connection *c)
 {
-    return c->x.suspected_ms == 0 && c->x.upstream->remote == NULL && c->x.up.done &&
-           !c->thread->closing && thread_now_ms(c->thread) >= c->x.upstream->pool->suspect_after_ms;
+    const struct upstream *u = c->x.upstream;
+    return c->x.suspected_ms == 0 && u->remote == NULL && c->x.up.done && !c->thread->closing &&
+           u->pool->parallel_seen < PARALLEL_SEEN_MIN &&
+           thread_now_ms(c->thread) >= u->pool->suspect_after_ms;
 }
 
 void upstream_suspect_idle(struct connection *c)

@@ -303,6 +303,7 @@ static void informational_answers_and_continue_pass(void **state)
     assert_int_equal(a.status, 200);
     assert_non_null(strstr(a.body, "\r\n\r\nabc"));
     test_answer_free(&a);
+    test_answer_free(&a);
     test_client_close(&c);
     wait_until(slot_joiners(owner(n)->slot) == 0);
 }
