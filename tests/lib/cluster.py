@@ -23,6 +23,7 @@ BUILD = os.path.abspath(os.environ.get("B", "build"))
 SKERRY = os.path.join(BUILD, "skerry")
 NODE_UID = 1879000000  # unprivileged, below the ranges of instances
 PYTHON = "/usr/bin/python3"
+UID_BASE = 1879048192  # as is the default of runner.yaml
 
 
 # Deadlines are for a machine of one's own; one that others keep busy needs more.
@@ -121,8 +122,10 @@ class Answer:
 class Node:
     """One `skerry runner` and one `skerry serve`."""
 
-    def __init__(self, config="", runner_config="", name="node1"):
+    def __init__(self, config="", runner_config="", name="node1", join=None):
+        """`join` is a node of a cluster that this one shall be in; without it makes its own."""
         self.name = name
+        self.join = join
         self.directory = tempfile.mkdtemp(prefix="skerry-test-", dir="/tmp")
         os.chmod(self.directory, 0o755)
         self.http_port = free_port()
@@ -140,9 +143,12 @@ class Node:
         with open(self.path("skerry.yaml"), "w") as f:
             f.write(
                 "name: %s\ndata: %s\nbind: 127.0.0.1:%d\nhttp: 127.0.0.1:%d\napi: 127.0.0.1:%d\n"
-                "api_socket: %s\nrunner_socket: %s\nbootstrap: true\n%s"
+                "api_socket: %s\nrunner_socket: %s\n%s%s"
                 % (name, self.data, self.peer_port, self.http_port, self.api_port,
-                   self.api_socket, self.path("runner.sock"), config))
+                   self.api_socket, self.path("runner.sock"),
+                   "bootstrap: true\n" if join is None else
+                   "peers: [\"127.0.0.1:%d\"]\ntoken_file: %s\n" % (join.peer_port,
+                                                                    self.path("token")), config))
         with open(self.path("runner.yaml"), "w") as f:
             f.write("directory: %s\nsocket: %s\n%s"
                     % (self.path("runner"), self.path("runner.sock"), runner_config))
@@ -184,6 +190,11 @@ class Node:
         wait_until(ready, seconds, "/readyz of %s" % self.name)
 
     def start(self):
+        if self.join is not None and not os.path.exists(self.path("token")):
+            token = self.join.cli("token", "create", "--node").stdout
+            with open(os.open(self.path("token"), os.O_WRONLY | os.O_CREAT, 0o600), "wb") as f:
+                f.write(token)
+            os.chown(self.path("token"), NODE_UID, NODE_UID)
         self.start_runner()
         self.start_serve()
         return self
@@ -304,6 +315,72 @@ class Node:
                 if not piece:
                     return out
                 out += piece
+
+
+class Nodes:
+    """Several nodes in one cluster. `configs` has a text for each, added to its skerry.yaml."""
+
+    def __init__(self, count=3, configs=None):
+        self.nodes = []
+        self.count = count
+        self.configs = configs or [""] * count
+
+    def __enter__(self):
+        try:
+            for k in range(self.count):
+                # Each runner has user ids of its own.
+                node = Node(self.configs[k], "uid_base: %d\ncgroup: skerry-%d\nmax: {instances: 100}\n"
+                            % (UID_BASE + k * 100 * 65536, k + 1), "node%d" % (k + 1),
+                            join=self.nodes[0] if k > 0 else None)
+                self.nodes.append(node)
+                node.start()
+            self.wait_settled()
+        except BaseException:
+            self.__exit__(True, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind, value, trace):
+        for node in self.nodes:
+            if kind is not None:
+                node.dump()
+        for node in reversed(self.nodes):
+            for process in (node.serve_process, node.runner_process):
+                if process is not None and process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+        for node in reversed(self.nodes):
+            node.close()
+
+    def __getitem__(self, k):
+        return self.nodes[k]
+
+    def __len__(self):
+        return len(self.nodes)
+
+    def wait_settled(self, seconds=20):
+        """Until all vote that may, and all are alive to each other."""
+        voters = min(3, self.count - 1 + self.count % 2)
+        wait_until(lambda: self.settled(voters), seconds, "%d voters among %d nodes"
+                   % (voters, self.count))
+
+    def settled(self, voters):
+        for node in self.nodes:
+            with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                listed = node.status()["nodes"]
+                if (sum(n["role"] == "voter" for n in listed) == voters
+                        and sum(n["state"] == "alive" for n in listed) == self.count):
+                    continue
+            return False
+        return True
+
+    def leader(self):
+        """The node that leads, as the others say."""
+        for node in self.nodes:
+            if node.serve_process.poll() is None:
+                with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+                    name = node.status()["leader"]
+                    return next((n for n in self.nodes if n.name == name), None)
+        return None
 
 
 # A server in the standard library alone, one thread a request, HTTP/1.1. `handle(self)` is added.

@@ -1,0 +1,411 @@
+"""A network of a test's own between nodes: delay, and cuts that go both ways or one.
+
+Each host is a network namespace with one TUN device, 10.77.0.K. A process (this file run by itself)
+holds the other ends and carries each IP packet, after a delay, or drops it: no nft, no bridge and no
+kernel module are needed, and nothing of the machine's own network is touched. A cut drops without a
+word, as a cable does.
+
+    with Cluster(3) as nodes:
+        nodes.network.cut([1], [2, 3])
+        nodes.network.heal()
+        nodes.network.delay(2)
+"""
+import contextlib
+import ctypes
+import fcntl
+import heapq
+import http.client
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+from cluster import PYTHON, SKERRY, UID_BASE, Answer, Node, Nodes, processes_of, wait_until
+
+CLONE_NEWNET = 0x40000000
+TUNSETIFF = 0x400454CA
+IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
+MTU = 9000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(rc, what):
+    if rc != 0:
+        raise OSError(ctypes.get_errno(), "%s: %s" % (what, os.strerror(ctypes.get_errno())))
+
+
+def address(k):
+    return "10.77.0.%d" % k
+
+
+class Host:
+    """A network namespace with a TUN device that the network's process holds."""
+
+    def __init__(self, k):
+        self.address = address(k)
+        made = []
+        thread = threading.Thread(target=self._make, args=(made,))
+        thread.start()
+        thread.join()
+        if not made or isinstance(made[0], Exception):
+            raise made[0] if made else AssertionError("no namespace was made")
+        self.namespace, self.tun = made
+
+    def _make(self, made):
+        # In a thread that ends with it: the namespace stays as long as its descriptor.
+        try:
+            _check(_libc.unshare(CLONE_NEWNET), "unshare")
+            tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"net0", IFF_TUN | IFF_NO_PI))
+            for command in ("link set lo up", "addr add %s/24 dev net0" % self.address,
+                            "link set net0 mtu %d up" % MTU):
+                subprocess.run(["ip", *command.split()], check=True)
+            # A thread of many: /proc/self would be the first one's.
+            namespace = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            made += [namespace, tun]
+        except Exception as error:  # the thread that waits raises it
+            made[:] = [error]
+
+    @contextlib.contextmanager
+    def inside(self):
+        """This thread's sockets and children are in the host's namespace meanwhile."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc.setns(self.namespace, CLONE_NEWNET), "setns")
+            try:
+                yield
+            finally:
+                _check(_libc.setns(home, CLONE_NEWNET), "setns home")
+        finally:
+            os.close(home)
+
+    def close(self):
+        os.close(self.namespace)
+        os.close(self.tun)
+
+
+class Network:
+    """Hosts 1 to `count`, each reached by each other."""
+
+    def __init__(self, count):
+        self.hosts = {}
+        for k in range(1, count + 1):
+            self.hosts[k] = Host(k)
+        ours, theirs = socket.socketpair()
+        tuns = [host.tun for host in self.hosts.values()]
+        with theirs:
+            self.process = subprocess.Popen(
+                [PYTHON, os.path.abspath(__file__), str(theirs.fileno()), *map(str, tuns)],
+                pass_fds=[theirs.fileno(), *tuns], stdin=subprocess.DEVNULL)
+        self.control = ours
+        self.answers = ours.makefile("rb")
+        self.rules = {}
+
+    def _say(self):
+        self.control.sendall(json.dumps(
+            [[a, b, *rule] for (a, b), rule in self.rules.items()]).encode() + b"\n")
+        if not self.answers.readline():
+            raise AssertionError("the network's process ended")
+
+    def _pairs(self):
+        return [(a, b) for a in self.hosts for b in self.hosts if a != b]
+
+    def cut(self, these, those, both=True):
+        """Nothing goes from these hosts to those any more; nor back, if both."""
+        for a in these:
+            for b in those:
+                self.rules[a, b] = (True, 0)
+                if both:
+                    self.rules[b, a] = (True, 0)
+        self._say()
+
+    def delay(self, milliseconds):
+        """Each packet takes this long, one way."""
+        for pair in self._pairs():
+            self.rules[pair] = (False, milliseconds)
+        self._say()
+
+    def heal(self):
+        self.rules.clear()
+        self._say()
+
+    def close(self):
+        self.control.close()
+        self.answers.close()
+        self.process.terminate()
+        self.process.wait(10)
+        for host in self.hosts.values():
+            host.close()
+
+
+class Member(Node):
+    """A node on a host of the network. Its gateway answers on the host's own loopback, which no cut
+    reaches; the API by its unix socket."""
+
+    def __init__(self, k, host, join, ids, config=""):
+        self.host = host
+        self.http = []
+        group = "skerry-test-%d-%d" % (os.getpid(), k)
+        super().__init__("", "uid_base: %d\ncgroup: %s\nmax: {instances: %d}\n" % (ids[0], group, ids[1]),
+                         "node%d" % k, join)
+        self.http_port, self.peer_port = 8080, 7600
+        self.group = group
+        self.peers = [] if join is None else [join.host.address]
+        self.config = config
+        self.configure()
+
+    def configure(self):
+        with open(self.path("skerry.yaml"), "w") as f:
+            f.write("name: %s\ndata: %s\nbind: %s:7600\nhttp: 127.0.0.1:8080\napi: none\n"
+                    "api_socket: %s\nrunner_socket: %s\n%s"
+                    % (self.name, self.data, self.host.address, self.api_socket,
+                       self.path("runner.sock"), self.config))
+            if self.peers:
+                f.write("peers: %s\ntoken_file: %s\n" % (json.dumps(self.peers), self.path("token")))
+            else:
+                f.write("bootstrap: true\n")
+
+    def start_serve(self, ready=True, wrapper=()):
+        with self.host.inside():
+            super().start_serve(ready=False)
+        if ready:
+            self.wait_ready()
+
+    def request(self, method, path, body=None, headers=None, timeout=60, port=None):
+        connection = http.client.HTTPConnection("127.0.0.1", port or self.http_port, timeout=timeout)
+        return self._ask(connection, method, path, body, headers)
+
+    def api(self, method, path, body=None, timeout=30):
+        """A request to the API by its unix socket; a dict goes as JSON."""
+        if isinstance(body, dict):
+            body = json.dumps(body)
+        return self._ask(_Unix(self.api_socket, timeout), method, path, body,
+                         {"Content-Type": "application/json"} if body else {})
+
+    def _ask(self, connection, method, path, body, headers):
+        try:
+            with self.host.inside():
+                connection.connect()
+            connection.request(method, path, body=body, headers=headers or {})
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.getheaders(), answer.read())
+        finally:
+            connection.close()
+
+    def status(self, timeout=10):
+        answer = self.api("GET", "/v1/status", timeout=timeout)
+        if answer.status != 200:
+            raise AssertionError(answer)
+        return answer.json()
+
+    def alive(self):
+        return self.serve_process is not None and self.serve_process.poll() is None
+
+    def kill(self):
+        for kill, process in ((self.kill_serve, self.serve_process),
+                              (self.kill_runner, self.runner_process)):
+            if process is not None and process.poll() is None:
+                kill()
+
+    def close(self):
+        self.kill()
+        # The agents' grace is longer than a test has time: what is left ends by its pid.
+        trees = [os.path.join("/sys/fs/cgroup", tree) for tree in os.listdir("/sys/fs/cgroup")]
+        groups = []
+        for tree in trees:
+            with contextlib.suppress(OSError):
+                groups += [os.path.join(tree, name) for name in os.listdir(tree)
+                           if name == self.group or name.startswith(self.group + "-")]
+        for group in groups:
+            wait_until(lambda g=group: _empty(g), 10, "%s is empty" % group)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class _Unix(http.client.HTTPConnection):
+    def __init__(self, path, timeout):
+        super().__init__("localhost", timeout=timeout)
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self.path)
+
+
+def _empty(group):
+    """Ends what is in a control group and removes it; true when it is gone."""
+    for folder, _, _ in os.walk(group, topdown=False):
+        with contextlib.suppress(OSError):
+            with open(os.path.join(folder, "cgroup.procs")) as f:
+                for pid in f.read().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+    return not os.path.exists(group)
+
+
+def _free_ids(count):
+    """The first of user ids of so many instances that no runner that lives has."""
+    ranges = list(range(1000, 4080 - count + 1, count))
+    random.shuffle(ranges)
+    with open("/run/skerry-uids.lock", "ab+") as f:
+        for first in ranges:
+            base = UID_BASE + first * 65536
+            with contextlib.suppress(BlockingIOError):
+                fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, count * 65536, base)
+                fcntl.lockf(f, fcntl.LOCK_UN, count * 65536, base)
+                return base
+    raise AssertionError("all user ids are taken by runners of other clusters on this machine")
+
+
+class Cluster(Nodes):
+    """Nodes of one cluster, each on a host of a network of their own. Indexed from 0, named from 1."""
+
+    # As many as four nodes share of one of `skerry up`'s ranges; see node/up_config.c.
+    IDS = 220
+
+    def __init__(self, count=3, configs=None):
+        super().__init__(count, configs)
+        self.network = None
+        base = _free_ids(self.IDS)
+        self.ids = [(base + k * 55 * 65536, 55) for k in range(4)]
+
+    def add(self):
+        k = len(self.nodes) + 1
+        node = Member(k, self.network.hosts[k], self.nodes[0] if self.nodes else None,
+                      self.ids[k - 1], self.configs[k - 1])
+        self.nodes.append(node)
+        return node
+
+    def __enter__(self):
+        try:
+            self.network = Network(self.count)
+            for _ in range(self.count):
+                self.add().start()
+            self.wait_settled()
+        except BaseException:
+            self.__exit__(True, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind, value, trace):
+        for node in self.nodes:
+            if kind is not None:
+                node.dump()
+        for node in self.nodes:
+            for process in (node.serve_process, node.runner_process):
+                if process is not None and process.poll() is None:
+                    process.send_signal(signal.SIGCONT)
+            node.close()
+        if self.network is not None:
+            self.network.close()
+
+    def settled(self, voters):
+        for node in self.nodes:
+            with contextlib.suppress(AssertionError, OSError, http.client.HTTPException):
+                listed = node.status()["nodes"]
+                if (sum(n["role"] == "voter" for n in listed) == voters
+                        and sum(n["state"] == "alive" for n in listed) == self.count):
+                    continue
+            return False
+        return True
+
+    def leader(self, among=None):
+        """The node that leads as those that live say; None: they know of none, or do not agree."""
+        names = set()
+        for node in among or self.nodes:
+            if node.alive():
+                with contextlib.suppress(AssertionError, OSError, http.client.HTTPException):
+                    names.add(node.status(2)["leader"])
+        if len(names) != 1 or None in names:
+            return None
+        return next(n for n in self.nodes if n.name in names)
+
+    def wait_leader(self, among=None, seconds=10, but=None):
+        def found():
+            leader = self.leader(among)
+            return leader if leader is not but else None
+        return wait_until(found, seconds, "a leader")
+
+    def others(self, *but):
+        return [n for n in self.nodes if n not in but]
+
+
+# --- the process that carries packets ----------------------------------------------------------------
+
+
+class Carrier:
+    def __init__(self, control, tuns):
+        self.control, self.tuns = control, tuns
+        self.rules = {}
+        self.waiting = []  # (when, number, from, to, packet)
+        self.number = 0
+        self.text = b""
+
+    def take(self, k):
+        while True:
+            try:
+                packet = os.read(self.tuns[k], 65536)
+            except BlockingIOError:
+                return
+            # IPv4 within 10.77.0.0/24; what a kernel says unasked (IPv6) goes nowhere.
+            if len(packet) < 20 or packet[0] >> 4 != 4 or packet[19] not in self.tuns:
+                continue
+            to = packet[19]
+            dropped, delay = self.rules.get((k, to), (False, 0))
+            if dropped:
+                continue
+            if delay == 0:
+                self.give(to, packet)
+            else:
+                self.number += 1
+                heapq.heappush(self.waiting, (time.monotonic() + delay / 1000, self.number, k, to,
+                                              packet))
+
+    def give(self, to, packet):
+        with contextlib.suppress(OSError):  # its queue is full: lost
+            os.write(self.tuns[to], packet)
+
+    def listen(self):
+        """False: whoever started us has gone."""
+        data = os.read(self.control, 65536)
+        self.text += data
+        while b"\n" in self.text:
+            line, self.text = self.text.split(b"\n", 1)
+            self.rules = {(a, b): (dropped, delay) for a, b, dropped, delay in json.loads(line)}
+            os.write(self.control, b"\n")
+        return bool(data)
+
+    def run(self):
+        poll = select.epoll()
+        poll.register(self.control, select.EPOLLIN)
+        for tun in self.tuns.values():
+            poll.register(tun, select.EPOLLIN)
+        by_fd = {tun: k for k, tun in self.tuns.items()}
+        while True:
+            left = max(0, self.waiting[0][0] - time.monotonic()) if self.waiting else None
+            for fd, _ in poll.poll(left):
+                if fd != self.control:
+                    self.take(by_fd[fd])
+                elif not self.listen():
+                    return
+            now = time.monotonic()
+            while self.waiting and self.waiting[0][0] <= now:
+                _, _, a, b, packet = heapq.heappop(self.waiting)
+                if not self.rules.get((a, b), (False, 0))[0]:
+                    self.give(b, packet)
+
+
+if __name__ == "__main__":
+    numbers = [int(text) for text in sys.argv[1:]]
+    Carrier(numbers[0], dict(enumerate(numbers[1:], 1))).run()
