@@ -534,6 +534,14 @@ static raft_index index_to_answer(struct guard *g, raft_index last)
     return last < g->asked_index ? last : g->asked_index;
 }
 
+/* libraft says no to a pre-vote of an older term with the term that it was asked with. */
+static void term_tell(struct guard *g, struct raft_request_vote_result *result)
+{
+    raft_term term = raft_of(g)->current_term;
+    if (!result->vote_granted && result->term < term)
+        result->term = term;
+}
+
 /* Up to the first change of members that is not stored here. libraft sends the rest again. */
 static unsigned entries_to_send(struct guard *g, const struct raft_append_entries *a)
 {
@@ -567,6 +575,8 @@ static int io_send(struct raft_io *io, struct raft_io_send *req, const struct ra
         m.append_entries_result.rejected == 0 && g->asked_index != NOT_ASKED)
         m.append_entries_result.last_log_index =
             index_to_answer(g, m.append_entries_result.last_log_index);
+    if (!g->options.off && m.type == RAFT_IO_REQUEST_VOTE_RESULT)
+        term_tell(g, &m.request_vote_result);
     if (!g->options.off && m.type == RAFT_IO_APPEND_ENTRIES)
         m.append_entries.n_entries = entries_to_send(g, &m.append_entries);
     if (m.type == RAFT_IO_APPEND_ENTRIES)

@@ -25,6 +25,8 @@
  *   snapshot is taken while one is under way: libraft would write down members that may never be. It
  *   leaves this server when it is stored here: a voter that learns that it is none does not campaign any
  *   more, and the others, without the change, might need its vote for ever.
+ * * - Who refuses a pre-vote because it knows of a later term says so. libraft does not: if the votes of two
+ *   are needed and the one with the shorter log has the later term, nobody would ever lead again.
  *
  * Work that libraft wants done off the loop (snapshots) runs on a thread of its own, not in libuv's
  * pool, which belongs to the disk.

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "tests/sim/raft_clients.h"
 #include "tests/sim/raft_leases.h"
+#include "tests/sim/raft_roles.h"
 #include "tests/sim/raft_world.h"
 
 #define SECOND 1000000ull
@@ -18,6 +19,9 @@ enum {
      * a follower that is far behind is found out (0.2 s for each step back of libraft's probing) and gets
      * a snapshot, again after 3 s if the first went astray. */
     CONVERGE_SECONDS = 20,
+    /* Beside that, one change after the other, each after somebody was seen alive for a second or dead for
+     * three, and up to 5 s for one whom libraft gives up to bring up to date. */
+    ROLES_SECONDS = 60,
     DRIFT_PPM_MAX = LEASES_DRIFT_PPM_MAX,
 };
 
@@ -25,6 +29,7 @@ struct chaos {
     struct sim *sim;
     struct world *world;
     struct clients *clients;
+    struct roles *roles; /* NULL: members and roles as they are, or changed at random */
     uint32_t n;
     bool over;
     bool changes; /* of who is a member, and what */
@@ -210,7 +215,7 @@ static void fault_run(void *user, uint32_t none, uint64_t number)
     else if (which < 94)
         network_fault(c);
     else if (leader >= 0)
-        member_transfer(c->world, (uint32_t)leader);
+        member_transfer(c->world, (uint32_t)leader, 0);
     uint64_t pause_us = sim_between(c->sim, 20 * MS, c->calm ? 6 * SECOND : 600 * MS);
     sim_at(c->sim, sim_now_us(c->sim) + pause_us, fault_run, c, 0);
 }
@@ -276,14 +281,16 @@ static bool whole(struct chaos *c, char *why, size_t size)
                       clients_probe_acknowledged(c->clients) ? "" : "not ",
                       clients_answered(c->clients), clients_asked(c->clients));
     return clients_probe_acknowledged(c->clients) &&
-           clients_answered(c->clients) == clients_asked(c->clients);
+           clients_answered(c->clients) == clients_asked(c->clients) &&
+           (c->roles == NULL || roles_settled(c->roles, why, size));
 }
 
 static bool converge(struct chaos *c, struct raft_chaos_counts *counts, char *why, size_t size)
 {
     uint64_t healed_us = sim_now_us(c->sim);
     bool good = false;
-    while (!good && sim_now_us(c->sim) < healed_us + CONVERGE_SECONDS * SECOND &&
+    uint64_t seconds = c->roles == NULL ? CONVERGE_SECONDS : ROLES_SECONDS;
+    while (!good && sim_now_us(c->sim) < healed_us + seconds * SECOND &&
            checks_violation(world_checks(c->world)) == NULL) {
         sim_until(c->sim, sim_now_us(c->sim) + 100 * MS);
         if (sim_now_us(c->sim) > healed_us + SECOND)
@@ -305,7 +312,8 @@ static void final_checks(struct chaos *c)
 
 /* --- a run -------------------------------------------------------------------------------------------- */
 
-static void options_choose(struct sim *s, const struct raft_chaos_options *options,
+/* With `roles` it begins as a cluster does: with one member, whom the others join. */
+static void options_choose(struct sim *s, const struct raft_chaos_options *options, bool roles,
                            struct world_options *out)
 {
     uint32_t n = (uint32_t)sim_between(s, 1, WORLD_MEMBERS_MAX);
@@ -319,7 +327,9 @@ static void options_choose(struct sim *s, const struct raft_chaos_options *optio
                                   .snapshot_threshold = (unsigned)sim_between(s, 20, 200),
                                   .propose_timeout_ms = (unsigned)sim_between(s, 500, 4000)};
     out->snapshot_trailing = (unsigned)sim_between(s, 5, out->snapshot_threshold);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n && roles; i++)
+        out->role[i] = i == 0 ? RAFT_VOTER : WORLD_OUTSIDE;
+    for (uint32_t i = 0; i < n && !roles; i++) {
         out->role[i] = i < voters            ? RAFT_VOTER
                        : !sim_chance(s, 600) ? RAFT_SPARE
                        : sim_chance(s, 200)  ? WORLD_OUTSIDE
@@ -332,18 +342,21 @@ bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_coun
 {
     struct sim *s = sim_new(options->seed ^ 0x5a5a5a5a, WORLD_MEMBERS_MAX);
     struct world_options wo;
-    options_choose(s, options, &wo);
+    bool roles = sim_chance(s, 400);
+    options_choose(s, options, roles, &wo);
     struct chaos c = {.sim = s, .n = wo.members};
     c.world = world_new(s, &wo);
     c.clients = clients_new(c.world, sim_between(s, 60 * MS, 400 * MS));
     struct leases *leases = leases_new(c.world);
+    if (roles)
+        c.roles = roles_new(c.world, sim_chance(s, 500) ? 3 : 5, (unsigned)sim_below(s, 4));
     world_say(c.world, "%u members, a snapshot each %u entries, %u kept", wo.members,
               wo.snapshot_threshold, wo.snapshot_trailing);
     for (uint32_t i = 0; i < c.n; i++)
         member_start(c.world, i);
     sim_at(s, 2 * SECOND, fault_run, &c, 0);
     c.calm = sim_chance(s, 300);
-    c.changes = c.n > 1 && sim_chance(s, 600);
+    c.changes = c.roles == NULL && c.n > 1 && sim_chance(s, 600);
     if (c.changes)
         sim_at(s, 2 * SECOND, change_run, &c, 0);
     struct checks *checks = world_checks(c.world);
@@ -368,6 +381,7 @@ bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_coun
     counts->expired = leases_counts(leases).expired;
     world_free(c.world);
     leases_free(leases);
+    roles_free(c.roles);
     clients_free(c.clients);
     sim_free(s);
     return good;

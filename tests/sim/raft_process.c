@@ -446,12 +446,12 @@ static void transferred(struct raft_transfer *transfer)
     p->transferring = false;
 }
 
-void process_transfer(struct process *p)
+void process_transfer(struct process *p, raft_id to)
 {
     if (p->transferring)
         return;
     p->transfer.data = p;
-    p->transferring = raft_transfer(&p->raft, &p->transfer, 0, transferred) == 0;
+    p->transferring = raft_transfer(&p->raft, &p->transfer, to, transferred) == 0;
     settle(p);
 }
 
@@ -461,6 +461,11 @@ static void changed(struct raft_change *change, int status)
     p->changing = false;
     if (!p->closing)
         world_changed(p->options.world, p->change_kind, p->change_id, status == 0);
+}
+
+bool process_changes(const struct process *p)
+{
+    return p->changing;
 }
 
 void process_change(struct process *p, enum world_change change, raft_id id)
@@ -489,9 +494,12 @@ void process_change(struct process *p, enum world_change change, raft_id id)
                          changed);
         break;
     }
-    /* When it refuses, it does not call back. */
-    if (rv != 0)
+    /* When it refuses, it does not call back, but may keep the request. */
+    if (rv != 0) {
         p->changing = false;
+        if (p->raft.state == RAFT_LEADER && p->raft.leader_state.change == &p->change)
+            p->raft.leader_state.change = NULL;
+    }
     settle(p);
 }
 

@@ -32,7 +32,8 @@ struct raft *process_raft(struct process *p);
 struct state *process_state(struct process *p);
 bool process_leads(struct process *p);
 void process_receive(struct process *p, uint32_t from, const uint8_t *data, size_t size);
-void process_transfer(struct process *p);
+void process_transfer(struct process *p, raft_id to);
+bool process_changes(const struct process *p); /* a change is under way */
 void process_change(struct process *p, enum world_change change, raft_id id);
 bool process_propose(struct process *p, const struct registry_command *command,
                      registry_result_cb cb, void *user, struct command_session *session);

@@ -186,10 +186,10 @@ int world_leader(struct world *w)
     return found;
 }
 
-void member_transfer(struct world *w, uint32_t i)
+void member_transfer(struct world *w, uint32_t i, raft_id to)
 {
     if (w->members[i].process != NULL)
-        process_transfer(w->members[i].process);
+        process_transfer(w->members[i].process, to);
 }
 
 static void gone_run(void *user, uint32_t node, uint64_t i)
@@ -217,6 +217,8 @@ void world_changed(struct world *w, enum world_change change, raft_id id, bool d
 void member_change(struct world *w, uint32_t i, enum world_change change, raft_id id)
 {
     if (w->members[i].process == NULL)
+        return;
+    if (process_changes(w->members[i].process))
         return;
     world_say(w, "member %llu is to be %s", id, change_names[change]);
     process_change(w->members[i].process, change, id);

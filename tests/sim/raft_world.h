@@ -63,8 +63,8 @@ struct state *member_state(struct world *w, uint32_t i);
 bool member_leads(struct world *w, uint32_t i);
 /* Who leads the highest term, or -1. */
 int world_leader(struct world *w);
-/* Leadership goes to whom libraft chooses. */
-void member_transfer(struct world *w, uint32_t i);
+/* Leadership goes to member `to`; 0: whom libraft chooses. */
+void member_transfer(struct world *w, uint32_t i, raft_id to);
 
 /* Asks who leads to change what member `id` is. Who is removed ends for good, some time later. */
 void member_change(struct world *w, uint32_t i, enum world_change change, raft_id id);

@@ -463,6 +463,37 @@ static void a_change_of_members_leaves_once_it_is_stored(void **state)
     }
 }
 
+/* 1 is gone. 2 has the later term, from when it campaigned and nobody heard, and the shorter log. */
+static void a_later_term_is_told_to_who_asks_for_a_pre_vote(void **state)
+{
+    (void)state;
+    for (int off = 0; off < 2; off++) {
+        struct cluster *c = open_cluster(3, off == 1);
+        for (unsigned i = 0; i < 3; i++)
+            raft_set_pre_vote(raft_cluster_raft(c, i), true);
+        raft_cluster_elect(c, 0);
+        raft_cluster_run(c, 300);
+        raft_cluster_isolate(c, 2);
+        assert_int_equal(raft_cluster_put(c, 0, 111), 0);
+        raft_cluster_run(c, 300);
+        raft_cluster_isolate(c, 1);
+        raft_cluster_depose(c, 0);
+        for (unsigned i = 0; i < 3; i++) {
+            raft_fixture_set_randomized_election_timeout(&c->fixture, i, 1000 + 300 * i);
+            struct raft *r = raft_cluster_raft(c, i);
+            if (r->state == RAFT_FOLLOWER)
+                r->follower_state.randomized_election_timeout = 1000 + 300 * i;
+            else
+                r->candidate_state.randomized_election_timeout = 1000 + 300 * i;
+        }
+        raft_cluster_raft(c, 2)->current_term += 10;
+        raft_cluster_join(c, 0, 2);
+        raft_cluster_run(c, 20000);
+        assert_int_equal(raft_cluster_raft(c, 0)->state == RAFT_LEADER, off == 0);
+        close_cluster(c);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -481,6 +512,7 @@ int main(void)
         cmocka_unit_test(a_leader_leads_once_its_barrier_is_committed),
         cmocka_unit_test(old_entries_are_not_counted_before_the_barrier_is_stored),
         cmocka_unit_test(a_lone_voter_leads_a_term_of_its_own),
+        cmocka_unit_test(a_later_term_is_told_to_who_asks_for_a_pre_vote),
         cmocka_unit_test(a_change_of_members_leaves_once_it_is_stored),
     };
     return cmocka_run_group_tests_name("guard", tests, NULL, NULL);
