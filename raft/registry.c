@@ -295,6 +295,7 @@ static int proposer_open(struct registry *r, struct err *e)
     if (rc < 0)
         return rc;
     const struct remote_options remote = {.id = r->options.id,
+                                          .state = r->state,
                                           .raft = replica_raft(r->replica),
                                           .proposer = r->proposer,
                                           .peers = &r->options.peers,

@@ -250,8 +250,10 @@ struct registry_result {
     node_id replaced;            /* NODE_JOIN: who had the name; 0: nobody */
 };
 
-/* `error` NULL: `result` holds the committed result. Else ERR_UNAVAILABLE: it was not proposed; or
- * ERR_TIMEOUT, ERR_CANCELED: it is not known whether it will be done. */
+/* `error` NULL: `result` holds the committed result, and the local root the change, or the root is more
+ * than a second behind. Else ERR_UNAVAILABLE: it was not proposed; ERR_DENIED: nor will it be, since the
+ * leader refuses it from this node; or ERR_TIMEOUT, ERR_CANCELED: it is not known whether it will be
+ * done. */
 typedef void (*registry_result_cb)(void *user, const struct err *error,
                                    const struct registry_result *result);
 
@@ -308,7 +310,9 @@ int registry_open(struct registry **out, uv_loop_t *loop, const struct registry_
  * included. Roots may be given back later. */
 void registry_close(struct registry *r, void (*cb)(void *user), void *user);
 
-/* Session, sequence number, batching (one batch in flight) and encoding are done here. */
+/* Session, sequence number, batching (one batch in flight), encoding and the way to the leader are done
+ * here, on any node; with a new leader the same number is asked again, until the deadline. The commands of
+ * instances and REGISTRY_NODE_PUT are taken from the owner, or the node, alone. */
 int registry_propose(struct registry *r, const struct registry_command *command,
                      registry_result_cb cb, void *user, struct err *e) ERR_CHECKED;
 
@@ -366,11 +370,15 @@ int registry_transfer(struct registry *r, node_id to, registry_read_cb cb, void 
 /* Offline, on the folder of a stopped node: */
 
 /* Makes this node's log and snapshot those of a cluster of which it is the only voter, raises the
- * generation of epochs, and says in `out` what may be lost (for people). */
+ * generation of epochs, and says in `out` what may be lost (for people). The old folder stays beside it,
+ * as `directory`.lost-TIME. Blocks. */
 int registry_recover(const char *directory, node_id id, char *out, size_t size,
                      struct err *e) ERR_CHECKED;
-/* The registry's state as a file, and a fresh folder (with `id` as the only voter) out of such a file. */
-int registry_snapshot_save(struct registry *r, int fd, struct err *e) ERR_CHECKED; /* online */
+/* A root as a file (any thread that holds the root), or the newest. Both block until it is written. */
+int registry_root_save(const struct registry_root *root, int fd, struct err *e) ERR_CHECKED;
+int registry_snapshot_save(struct registry *r, int fd, struct err *e) ERR_CHECKED;
+/* A fresh folder, with `id` as the only voter and the generation raised, out of such a file. Refused with
+ * ERR_EXISTS unless `directory` is missing or empty. Blocks. */
 int registry_snapshot_load(const char *directory, node_id id, int fd, struct err *e) ERR_CHECKED;
 
 /* The newest root, a counted reference; without memory for it, the one before. */

@@ -20,6 +20,7 @@
 
 #include "raft/proposer.h"
 #include "raft/registry.h"
+#include "raft/state.h"
 
 #define REMOTE_CALLS_MAX 2u /* under way, with proposals; one more with reads */
 #define REMOTE_ASK_TIMEOUT_MS 1000u
@@ -33,6 +34,7 @@ struct remote;
 
 struct remote_options {
     node_id id;
+    const struct state *state;
     struct raft *raft;
     struct proposer *proposer;
     const struct registry_peers *peers; /* `ask` NULL: nobody is asked */
@@ -62,9 +64,9 @@ void remote_candidates(struct remote *r, const struct registry_peer *peers, size
 void remote_question(struct remote *r, uint64_t now_ms, node_id from, const uint8_t *payload,
                      size_t size, registry_answer_fn answer, void *question);
 
-/* Null unless node `from` may propose these bytes; else what speaks against it. For tests as well. */
-int remote_command_check(node_id from, const uint8_t *bytes, size_t length,
-                         struct command_session *out, struct err *e) ERR_CHECKED;
+/* Fails unless node `from` may propose these bytes, and this state admits them. */
+int remote_command_check(const struct state *state, node_id from, const uint8_t *bytes,
+                         size_t length, struct command_session *out, struct err *e) ERR_CHECKED;
 
 struct remote_counts {
     uint64_t calls, questions;

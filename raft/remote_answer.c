@@ -62,8 +62,8 @@ static const char *kind_fault(node_id from, const struct registry_command *c)
     return "this build does not know its kind";
 }
 
-int remote_command_check(node_id from, const uint8_t *bytes, size_t length,
-                         struct command_session *out, struct err *e)
+int remote_command_check(const struct state *state, node_id from, const uint8_t *bytes,
+                         size_t length, struct command_session *out, struct err *e)
 {
     struct command command;
     int rc = command_decode(&command, bytes, length, e);
@@ -75,11 +75,13 @@ int remote_command_check(node_id from, const uint8_t *bytes, size_t length,
     else if (command.session.sequence == 0)
         fault = "its number is 0";
     *out = command.session;
-    int kind = (int)command.body.kind;
+    if (fault != NULL)
+        rc = err_set(e, ERR_DENIED, "registry command %d of node %llu: %s", (int)command.body.kind,
+                     (unsigned long long)from, fault);
+    else
+        rc = state_admits(state, &command.body, e);
     command_free(&command);
-    return fault == NULL ? 0
-                         : err_set(e, ERR_DENIED, "registry command %d of node %llu: %s", kind,
-                                   (unsigned long long)from, fault);
+    return rc;
 }
 
 /* --- answering ------------------------------------------------------------------------------------------ */
@@ -166,7 +168,8 @@ static void item_propose(struct asked *q, size_t i, const struct remote_bytes *c
     struct command_session session;
     struct err e;
     *item = (struct asked_item){.asked = q, .outcome = &q->outcomes[i]};
-    if (remote_command_check(q->from, command->bytes, command->length, &session, &e) < 0) {
+    if (remote_command_check(r->options.state, q->from, command->bytes, command->length, &session,
+                             &e) < 0) {
         log_warn("registry", "refused: %s", e.msg);
         item->outcome->fate = REMOTE_DENIED;
         (void)text_copy(item->outcome->text, sizeof item->outcome->text, e.msg);

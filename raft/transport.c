@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/secure_relay.h"
@@ -17,6 +18,7 @@
 /* The hello: "SKRF", the version of what follows, and the generation; numbers big-endian. */
 #define HELLO_BYTES 16u
 #define HELLO_VERSION 1u
+#define SAY_EVERY_MS 10000u
 static const uint8_t hello_magic[4] = {'S', 'K', 'R', 'F'};
 
 enum link_state { LINK_OPENING, LINK_HELLO, LINK_RELAYING, LINK_CLOSING };
@@ -42,6 +44,7 @@ struct transport {
     raft_uv_accept_cb accept; /* NULL: raft_uv does not listen */
     struct link *links;
     size_t count;
+    uint64_t said_ms; /* when a refusal was last logged */
     bool closing;
     raft_uv_transport_close_cb closed;
 };
@@ -233,25 +236,36 @@ static struct link *incoming_of(struct transport *t, node_id peer, enum link_sta
     return NULL;
 }
 
+/* Whoever was left behind asks again and again. */
+static bool to_be_said(struct transport *t)
+{
+    uint64_t now_ms = clock_monotonic_ms();
+    if (t->said_ms != 0 && now_ms - t->said_ms < SAY_EVERY_MS)
+        return false;
+    t->said_ms = now_ms;
+    return true;
+}
+
 static bool hello_believed(struct link *l)
 {
     struct transport *t = l->transport;
     if (memcmp(l->hello, hello_magic, sizeof hello_magic) != 0 ||
         get_number(l->hello + 4, 4) != HELLO_VERSION) {
-        log_warn("raft",
-                 "node %llu greets in a way that this build does not know: upgrade all nodes",
-                 (unsigned long long)l->peer);
+        if (to_be_said(t))
+            log_warn("raft",
+                     "node %llu greets in a way that this build does not know: upgrade all nodes",
+                     (unsigned long long)l->peer);
         return false;
     }
     uint64_t theirs = get_number(l->hello + 8, 8);
     uint64_t ours = t->options.generation(t->options.user);
     if (theirs == ours || theirs == 0 || ours == 0)
         return true;
-    log_warn(
-        "raft",
-        "node %llu is of generation %llu of the cluster, this node of %llu: one was left behind "
-        "by `operator raft recover`; wipe its data and let it join anew",
-        (unsigned long long)l->peer, (unsigned long long)theirs, (unsigned long long)ours);
+    if (to_be_said(t))
+        log_warn("raft",
+                 "node %llu is of generation %llu of the cluster, this node of %llu: one was left "
+                 "behind by `operator raft recover`; wipe its data and let it join anew",
+                 (unsigned long long)l->peer, (unsigned long long)theirs, (unsigned long long)ours);
     return false;
 }
 
