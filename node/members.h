@@ -16,8 +16,8 @@
 #include "node/control.h"
 #include "node/layers.h"
 
-/* Who this node is; sets n->id. Joining may take a minute. Refuses with the remedy where the data folder
- * belongs to no cluster and nothing says what to do. */
+/* Who this node is; sets n->members and n->id. Joining may take a minute. Refuses with the remedy where
+ * the data folder belongs to no cluster and nothing says what to do. */
 int members_begin(struct node *n, struct err *e) ERR_CHECKED;
 /* Before the registry. Sets n->cluster and n->boot. */
 int members_open(struct node *n, struct err *e) ERR_CHECKED;

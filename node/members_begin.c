@@ -206,34 +206,43 @@ static int become(struct membership *m, const struct config *c, const char *raft
     return rc == 0 ? membership_save(m, c->data, e) : rc;
 }
 
-int members_begin(struct node *n, struct err *e)
+static int decide(struct membership *m, const struct config *c, struct err *e)
 {
-    const struct config *c = n->config;
     enum folder folder = FOLDER_MISSING;
+    struct err none = {0};
     CLEANUP_FREE char *raft = text_new("%s/raft", c->data);
-    struct members *m = calloc(1, sizeof *m);
-    if (raft == NULL || m == NULL) {
-        free(m);
+    if (raft == NULL)
         return err_set(e, ERR_NO_MEMORY, "start the node: no memory");
-    }
-    m->node = n;
-    n->members = m;
     int rc = look_at_folder(raft, &folder, e);
     if (rc != 0)
         return rc;
-    struct err none = {0};
-    rc = membership_load(&m->membership, c->data, &none);
-    if (rc == -ERR_NOT_FOUND) {
-        rc = become(&m->membership, c, raft, folder, e);
-    } else if (rc != 0) {
-        rc = err_set(e, none.code, "%s", none.msg);
-    } else if (folder == FOLDER_MISSING) {
-        /* A voter that forgot what it voted would break the others' promises. */
-        rc = err_set(e, ERR_CONFLICT,
-                     "%s is gone, %s/" MEMBERSHIP_FILE " is not: restore both from one backup, or "
-                     "remove %s and join anew",
-                     raft, c->data, c->data);
+    rc = membership_load(m, c->data, &none);
+    if (rc == -ERR_NOT_FOUND)
+        return become(m, c, raft, folder, e);
+    if (rc != 0)
+        return err_set(e, none.code, "%s", none.msg);
+    /* A voter that forgot what it voted would break the others' promises. */
+    if (folder == FOLDER_MISSING)
+        return err_set(e, ERR_CONFLICT,
+                       "%s is gone, %s/" MEMBERSHIP_FILE " is not: restore both from one backup, "
+                       "or remove %s and join anew",
+                       raft, c->data, c->data);
+    return 0;
+}
+
+int members_begin(struct node *n, struct err *e)
+{
+    struct members *m = calloc(1, sizeof *m);
+    if (m == NULL)
+        return err_set(e, ERR_NO_MEMORY, "start the node: no memory");
+    m->node = n;
+    int rc = decide(&m->membership, n->config, e);
+    if (rc != 0) {
+        membership_wipe(&m->membership);
+        free(m);
+        return rc;
     }
     n->id = m->membership.id;
-    return rc;
+    n->members = m;
+    return 0;
 }

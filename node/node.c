@@ -503,13 +503,17 @@ int node_run(const struct config *config)
     struct node *n = calloc(1, sizeof *n);
     assert_always(n != NULL);
     n->config = config;
+    if (members_begin(n, &e) != 0) {
+        log_error("node", "%s", e.msg);
+        free(n);
+        return 1;
+    }
     n->adopted_next = SCHEDULER_ADOPTED_FIRST;
     n->started_wall_ms = clock_wall_ms();
     pthread_mutex_init(&n->facts_mutex, NULL);
     uv_loop_init(&n->loop);
     open_signals(n);
-    if (members_begin(n, &e) != 0 || routes_open(n, &e) != 0 || steps_open(n, &e) != 0 ||
-        open_all(n, &e) != 0) {
+    if (routes_open(n, &e) != 0 || steps_open(n, &e) != 0 || open_all(n, &e) != 0) {
         log_error("node", "%s", e.msg);
         n->exit_code = 1;
     } else {
