@@ -105,9 +105,23 @@ static void propose_cb(void *user, const struct err *error, const struct registr
         asks_answer(ask);
 }
 
+/* When nobody has led for long, whoever is asked cannot answer: better said now than after the deadline. */
+static bool refuse_leaderless(struct node *n, struct node_ask *ask)
+{
+    struct registry_status s;
+    char why[sizeof ask->detail];
+    registry_status(n->registry, &s);
+    if (s.leader || s.leader_id != 0 || fences_hold(n, why, sizeof why) != PROBLEM_NO_QUORUM)
+        return false;
+    asks_refuse(ask, PROBLEM_NO_QUORUM, "%s", why);
+    return true;
+}
+
 static void ask_propose(struct node *n, struct node_ask *ask)
 {
     struct err e = {0};
+    if (refuse_leaderless(n, ask))
+        return;
     struct proposal *p = calloc(1, sizeof *p);
     if (p == NULL) {
         asks_refuse(ask, PROBLEM_INTERNAL, "the node is out of memory");

@@ -230,6 +230,7 @@ struct node {
     uint64_t drain_until_ms;
     atomic_bool ready;
     atomic_bool draining;
+    atomic_bool no_quorum; /* nothing may start for want of one; for node_ready */
     bool stopping, gateway_opened;
     unsigned closing;
     int exit_code;

@@ -240,6 +240,7 @@ static void decide_hold(struct fences *f)
     if (hold == f->hold)
         return;
     f->hold = hold;
+    atomic_store(&n->no_quorum, hold == PROBLEM_NO_QUORUM);
     char detail[512] = "";
     (void)fences_hold(n, detail, sizeof detail);
     if (hold == PROBLEM_NO_QUORUM)

@@ -57,6 +57,10 @@ bool node_ready(const struct node *n, char *why, size_t size)
         text_copy(why, size, "starting: the registry or the runner is not there yet");
         return false;
     }
+    if (atomic_load(&((struct node *)(uintptr_t)n)->no_quorum)) {
+        text_copy(why, size, "no_quorum: nothing can start; running instances can still be joined");
+        return false;
+    }
     return true;
 }
 
