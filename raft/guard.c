@@ -482,6 +482,8 @@ static int io_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, ra
     struct guard *g = guard_of(io);
     g->tick = tick;
     g->recv = recv;
+    if (g->options.tick_ms != 0)
+        msecs = g->options.tick_ms;
     return g->options.inner->start(g->options.inner, msecs, tick_cb, recv_cb);
 }
 

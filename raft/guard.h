@@ -50,6 +50,8 @@ struct guard;
 
 struct guard_options {
     struct raft_io *inner; /* outlives the guard */
+    /* How often libraft looks at its clock; 0: with each heartbeat, as it asks for. */
+    unsigned tick_ms;
     /* Only for tests that show what the guard is for: everything passes. */
     bool off;
     void *user;

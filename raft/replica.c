@@ -348,6 +348,7 @@ int replica_open(struct replica **out, uv_loop_t *loop, const struct replica_opt
     r->loop = loop;
     r->directory_fd = -1;
     const struct guard_options guard_options = {.inner = &r->disk,
+                                                .tick_ms = REPLICA_TICK_MS,
                                                 .user = r,
                                                 .after = after,
                                                 .failed = guard_failed_cb,

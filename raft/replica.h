@@ -20,6 +20,9 @@
 
 #define REPLICA_ELECTION_TIMEOUT_MS 200
 #define REPLICA_HEARTBEAT_MS 50
+/* libraft would look at its clock with each heartbeat: every second time or so, two of the followers that
+ * miss a leader would find that out in the same moment, and split the votes. */
+#define REPLICA_TICK_MS 10
 /* A follower that is not reached is tried again so soon: within an election's timeout. */
 #define REPLICA_CONNECT_AGAIN_MS 100u
 /* A snapshot that was sent whole and not answered is sent again. */
