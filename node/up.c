@@ -131,14 +131,20 @@ static void tell(const struct up_cluster *c, bool linked, bool detach, const cha
 {
     const struct up_node *first = &c->members[0].node;
     const char *port = strrchr(first->http_address, ':');
-    for (unsigned i = 0; i < c->count; i++) {
+    bool news = false;
+    for (unsigned i = 0; i < c->count; i++)
+        news = news || c->members[i].made;
+    for (unsigned i = 0; news && i < c->count; i++) {
         const struct up_node *n = &c->members[i].node;
         printf("%s%-7s joins http://%s/w/WORKLOAD/   API http://%s\n", i == 0 ? "\n" : "",
                up_node_name(n), n->http_address, n->api_address);
     }
-    printf("\njoins also at http://WORKLOAD.localhost%s/; the API wants a token, but of root at "
-           "unix:%s\n\n",
-           port == NULL ? "" : port, first->api_socket);
+    if (news)
+        printf(
+            "\nJoins also at http://WORKLOAD.localhost%s/. The API takes a token; root needs none "
+            "at unix:%s\n",
+            port == NULL ? "" : port, first->api_socket);
+    putchar('\n');
     printf("export SKERRY_ADDR=unix:%s%s\n\n", first->api_socket,
            linked ? "   # not needed: " UP_LINK " is this node" : "");
     if (c->fresh)

@@ -15,6 +15,7 @@ enum {
     READY_MS = 30000,
     SETTLE_MS = 30000,
     SETTLE_STEP_MS = 50,
+    JOIN_STEP_MS = 10,
     VOTERS = 3, /* raft.voters, unless the configuration says otherwise */
 };
 #define TOKEN_REQUEST "{\"role\":\"node\",\"name\":\"skerry up\",\"ttl\":\"10m\"}"
@@ -200,7 +201,23 @@ static int start_joiner(struct up_member *m, const struct up_node *through, char
     return rc == 0 ? start_daemon(m, UP_SERVE, more, e) : rc;
 }
 
-/* All at once; each waits for its own. */
+/* Until it is a member or has ended: the next one joins after it, so that ids go by number. */
+static int wait_member(const struct up_node *n, struct err *e)
+{
+    uint64_t begun = clock_monotonic_ms();
+    while (!is_member(n)) {
+        if (up_interrupted())
+            return err_set(e, ERR_CANCELED, "interrupted");
+        uint64_t waited = clock_monotonic_ms() - begun;
+        /* The first look may come before exec has given it its arguments. */
+        if (waited >= READY_MS || (waited >= 500 && up_node_end(n, UP_SERVE, 0, 0)))
+            return err_set(e, ERR_UNAVAILABLE, "%s: serve did not join", up_node_name(n));
+        (void)poll(NULL, 0, JOIN_STEP_MS);
+    }
+    return 0;
+}
+
+/* They join one after the other, and get ready at the same time. */
 static int join_others(struct up_cluster *c, struct err *e)
 {
     char paths[UP_NODES_MAX][UP_PATH_SIZE] = {{0}};
@@ -212,6 +229,8 @@ static int join_others(struct up_cluster *c, struct err *e)
         c->last = &c->members[i];
         if (!c->members[i].member)
             rc = start_joiner(&c->members[i], through, paths[i], e);
+        if (rc == 0)
+            rc = wait_member(&c->members[i].node, e);
     }
     for (unsigned i = 0; rc == 0 && i < c->count; i++) {
         struct up_member *m = c->last = &c->members[i];

@@ -18,11 +18,12 @@ class Demo(unittest.TestCase):
         before = set(glob.glob(os.path.join(tempfile.gettempdir(), "skerry-demo.*")))
         environment = dict(os.environ, B=BUILD)
         done = subprocess.run([os.path.join(ROOT, "deploy", "demo", "run")], env=environment,
-                              capture_output=True, text=True, timeout=120)
+                              capture_output=True, text=True, timeout=300)
         self.assertEqual(done.returncode, 0, done.stdout[-3000:] + done.stderr)
         said = done.stdout
         for text in ("Skerry-Start: cold", "Skerry-Start: join", "the registry wrote it down",
-                     "60 of 60 answered", "instance_gone", "HEALTHY", "No space left on device",
+                     "60 of 60 answered", "instance_gone", "node_lost", "service again",
+                     "HEALTHY  3 of 3 voters (can lose 1)", "No space left on device",
                      "used up its memory"):
             self.assertIn(text, said)
         self.assertNotRegex(said, r"  DONE\b")  # nothing that it tried from inside
