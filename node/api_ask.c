@@ -24,6 +24,7 @@ static void ask_free(struct api_ask *a)
         workload_free(&a->spec);
     for (size_t i = 0; i < a->text_count; i++)
         free(a->texts[i]);
+    explicit_bzero(a->gossip_key, sizeof(a->gossip_key));
     free(a);
 }
 

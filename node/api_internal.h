@@ -300,6 +300,7 @@ struct api_ask {
     struct registry_image image;
     struct registry_token token;
     struct registry_node node;
+    uint8_t gossip_key[REGISTRY_GOSSIP_KEY_BYTES]; /* wiped with the ask */
     char *texts[API_TEXTS_MAX];
     size_t text_count;
 };
@@ -386,6 +387,14 @@ void api_node_get(struct api_request *r);
 void api_node_drain(struct api_request *r);
 void api_node_undrain(struct api_request *r);
 void api_raft_transfer(struct api_request *r);
+void api_node_remove(struct api_request *r);
+/* 0: a problem was answered. */
+node_id api_node_named(struct api_request *r, const char *name_or_id);
+
+void api_keyring_list(struct api_request *r);
+void api_keyring_add(struct api_request *r);
+void api_keyring_use(struct api_request *r);
+void api_keyring_remove(struct api_request *r);
 void api_status(struct api_request *r);
 void api_explain(struct api_request *r);
 void api_version(struct api_request *r);

@@ -78,8 +78,7 @@ static bool match_node(void *user, const struct registry_node *n)
     return false;
 }
 
-/* 0: a problem was answered. */
-static node_id node_named(struct api_request *r, const char *name_or_id)
+node_id api_node_named(struct api_request *r, const char *name_or_id)
 {
     const struct api_calls *calls = &r->api->options.calls;
     struct node_search s = {.name_or_id = name_or_id};
@@ -104,7 +103,7 @@ static void drain_answered(struct api_ask *a)
 
 static void set_draining(struct api_request *r, bool draining)
 {
-    node_id id = node_named(r, r->parameter);
+    node_id id = api_node_named(r, r->parameter);
     struct api_ask *a = id == 0 ? NULL : api_ask_new(r, NODE_ASK_PROPOSE);
     if (a == NULL)
         return;
@@ -138,7 +137,7 @@ static void transferred(struct api_ask *a)
 void api_raft_transfer(struct api_request *r)
 {
     const char *to = api_query(r, "to");
-    node_id id = to == NULL ? 0 : node_named(r, to);
+    node_id id = to == NULL ? 0 : api_node_named(r, to);
     if (r->response != NULL)
         return;
     struct api_ask *a = api_ask_new(r, NODE_ASK_TRANSFER);

@@ -61,8 +61,13 @@ static const struct api_route routes[] = {
 
     ROUTE("GET", "/v1/nodes", "", api_nodes_list, DEPLOY),
     ROUTE("GET", "/v1/nodes/{node}", "", api_node_get, DEPLOY),
+    ROUTE("DELETE", "/v1/nodes/{node}", "", api_node_remove, ADMIN),
     ROUTE("POST", "/v1/nodes/{node}/drain", "", api_node_drain, ADMIN),
     ROUTE("POST", "/v1/nodes/{node}/undrain", "", api_node_undrain, ADMIN),
+    ROUTE("GET", "/v1/operator/keyring", "", api_keyring_list, ADMIN),
+    ROUTE("POST", "/v1/operator/keyring", "", api_keyring_add, ADMIN),
+    ROUTE("POST", "/v1/operator/keyring/{key}/use", "", api_keyring_use, ADMIN),
+    ROUTE("DELETE", "/v1/operator/keyring/{key}", "", api_keyring_remove, ADMIN),
     ROUTE("POST", "/v1/operator/raft/transfer", "to", api_raft_transfer, ADMIN),
     ROUTE("GET", "/v1/status", "", api_status, DEPLOY),
     ROUTE("GET", "/v1/tokens", "", api_tokens_list, ADMIN),

@@ -162,6 +162,8 @@ extern const struct cli_command cli_serve_command, cli_runner_command, cli_up_co
     cli_token_create_command, cli_token_list_command, cli_token_revoke_command, cli_events_command,
     cli_doctor_command, cli_version_command, cli_node_list_command, cli_node_show_command,
     cli_node_drain_command, cli_node_undrain_command, cli_raft_peers_command,
-    cli_raft_transfer_command, cli_raft_remove_command;
+    cli_raft_transfer_command, cli_raft_remove_command, cli_node_remove_command,
+    cli_keyring_list_command, cli_keyring_add_command, cli_keyring_use_command,
+    cli_keyring_remove_command;
 
 #endif

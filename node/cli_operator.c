@@ -1,4 +1,4 @@
-/* skerry operator raft: who votes, who leads. */
+/* skerry operator raft: who votes, who leads; skerry node rm. */
 #include <string.h>
 
 #include "base/memory.h"
@@ -81,6 +81,19 @@ const struct cli_command cli_raft_remove_command = {
     .arguments = "NODE",
     .summary = "take a node out of the cluster for good, as `skerry node rm`",
     .text = "Its instances end as node_lost and its key is worth nothing any more.",
+    .flags = CLI_API,
+    .words_min = 1,
+    .words_max = 1,
+    .run = remove_peer,
+};
+
+const struct cli_command cli_node_remove_command = {
+    .name = "node rm",
+    .arguments = "NODE",
+    .summary = "take a node out of the cluster for good",
+    .text =
+        "Its instances end as node_lost, its key is worth nothing any more, and gossip is sealed "
+        "with\na new one. Drain it first, if it still runs. To come back it needs a new token.",
     .flags = CLI_API,
     .words_min = 1,
     .words_max = 1,

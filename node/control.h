@@ -146,7 +146,7 @@ struct waiter {
 
 struct routes {
     struct registry_root *root;
-    struct map local; /* "i" ID -> local_instance, "w" NAME -> local_list */
+    struct map local;            /* "i" ID -> local_instance, "w" NAME -> local_list */
     struct elsewhere *elsewhere; /* NULL: there are no other nodes */
     atomic_uint gateway_holders;
     unsigned readers; /* under node.roots_mutex */

@@ -90,12 +90,26 @@ static void put_self(struct members *m, bool known)
     propose(m, &(struct registry_command){.kind = REGISTRY_NODE_PUT, .node = &record});
 }
 
-/* A registry that is older than gossip has no key for it. The first that is added is used. */
-static void put_key(struct members *m)
+/* A registry that is older than gossip has no key for it: ours is added, then used. */
+static void put_key(struct members *m, enum registry_keyring_verb verb, const uint8_t *key)
 {
-    propose(m, &(struct registry_command){.kind = REGISTRY_KEYRING,
-                                          .keyring_verb = REGISTRY_KEYRING_ADD,
-                                          .gossip_key = m->membership.gossip_keys[0]});
+    propose(m, &(struct registry_command){
+                   .kind = REGISTRY_KEYRING, .keyring_verb = verb, .gossip_key = key});
+}
+
+/* False: no key of the ring is used yet, and that is seen to. */
+static bool has_key(struct members *m, const struct registry_root *root)
+{
+    struct registry_gossip_key ring[REGISTRY_KEYRING_MAX];
+    bool used = false;
+    size_t count = registry_root_keyring(root, ring);
+    for (size_t i = 0; i < count; i++)
+        used |= ring[i].used;
+    if (!used && m->node->leader)
+        put_key(m, count == 0 ? REGISTRY_KEYRING_ADD : REGISTRY_KEYRING_USE,
+                count == 0 ? m->membership.gossip_keys[0] : ring[0].bytes);
+    explicit_bzero(ring, sizeof ring);
+    return used;
 }
 
 static void make_cluster(struct members *m)
@@ -117,11 +131,8 @@ static void registered(struct members *m)
 static void look(struct members *m, const struct registry_root *root)
 {
     struct node *n = m->node;
-    struct registry_gossip_key ring[REGISTRY_KEYRING_MAX];
     const char *cluster = registry_root_cluster_id(root);
     const struct registry_node *self = registry_root_node(root, n->id);
-    size_t keys = registry_root_keyring(root, ring);
-    explicit_bzero(ring, sizeof ring);
     if (cluster[0] == '\0') {
         if (n->leader)
             make_cluster(m);
@@ -131,9 +142,8 @@ static void look(struct members *m, const struct registry_root *root)
                   "to different backups; restore both from one",
                   n->config->data, cluster, n->config->data, m->membership.cluster_id);
         node_stop(n, 1);
-    } else if (keys == 0) {
-        if (n->leader)
-            put_key(m);
+    } else if (!has_key(m, root)) {
+        return; /* a key first */
     } else if (is_registered(m, self)) {
         registered(m);
     } else if (self != NULL || registry_root_node_id_next(root) == n->id) {
