@@ -227,7 +227,10 @@ bench-gossip: $(B)/bench/gossip
 	@$(B)/bench/gossip $(ROUNDS) $(NODES) $(HOGS)
 bench-stream: $(B)/bench/stream
 	@B=$(B) tests/bench/stream
-bench: bench-core bench-gossip bench-stream
+.PHONY: bench-forward
+bench-forward: $(B)/bench/gateway
+	@B=$(B) tests/bench/forward
+bench: bench-core bench-gossip bench-stream bench-forward
 lint: deps-lint $(PROTO_H)
 	@B=$(B) tests/lib/lint
 format: deps-lint
@@ -252,6 +255,7 @@ help:
 	@echo 'make sim        gossip and registry of simulated clusters, SEEDS=200, and a table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
 	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
+	@echo 'make bench-forward joins that travel, beside nginx -> nginx'
 	@echo 'make bench-gossip a node is killed: how long until all others know, quiet and with busy cores'
 	@echo 'make bench-stream  streams between nodes beside plain TCP and nginx'
 	@echo 'make lint       format, static analysis, and the rules of this house'

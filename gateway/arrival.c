@@ -162,6 +162,7 @@ void arrival_join_over(struct arrival *a, enum record_end how)
     if (!a->ended)
         a->end_due = true;
     a->serving = a->granted = a->answering = a->half = a->ended = false;
+    atomic_fetch_sub(&c->thread->gateway->arrivals_serving, 1);
     connection_drop_exchange(c);
     c->phase = PHASE_HEAD;
     connection_set_deadline(c, UINT64_MAX);
@@ -485,6 +486,7 @@ void arrival_take_head(struct arrival *a, const struct record *record)
     }
     count(&t->counters.arrivals, 1);
     a->serving = a->kept = true;
+    atomic_fetch_add(&t->gateway->arrivals_serving, 1);
     a->retries = 0;
     a->in_sent = 0;
     c->routes_until_ms = UINT64_MAX;

@@ -45,6 +45,8 @@ void arrival_close(struct arrival *a, bool clean)
     connection_abandon(c);
     connection_drop_exchange(c);
     c->phase = PHASE_CLOSING;
+    if (a->serving)
+        atomic_fetch_sub(&t->gateway->arrivals_serving, 1);
     queue_clear(&t->blocks, &c->in);
     if (a->previous != NULL)
         a->previous->next = a->next;

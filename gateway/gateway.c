@@ -234,7 +234,7 @@ void gateway_drain(struct gateway *g)
 
 unsigned gateway_connections(const struct gateway *g)
 {
-    return atomic_load(&g->connections);
+    return atomic_load(&g->connections) + atomic_load(&g->arrivals_serving);
 }
 
 void gateway_close(struct gateway *g, void (*pump)(void *user), void *user)

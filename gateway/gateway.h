@@ -209,7 +209,8 @@ unsigned gateway_thread_count(const struct gateway *g);
 void gateway_accept(struct gateway *g, struct secure_parcel *parcel);
 /* Stops accepting, answers `Connection: close`, closes idle connections; what runs goes on. */
 void gateway_drain(struct gateway *g);
-unsigned gateway_connections(const struct gateway *g); /* any thread */
+/* Of clients, and joins of other nodes that are under way. Any thread. */
+unsigned gateway_connections(const struct gateway *g);
 /* Breaks what is left and joins the threads; all asks must be answered before it returns, so the
  * control thread keeps answering from `pump` until it is done. */
 void gateway_close(struct gateway *g, void (*pump)(void *user), void *user);

@@ -334,8 +334,8 @@ struct gateway {
     bool draining, closing; /* the control thread's */
     unsigned accept_next;   /* likewise */
     _Atomic unsigned connections;
-    _Atomic unsigned arrivals;
-    _Atomic unsigned running; /* threads */
+    _Atomic unsigned arrivals, arrivals_serving; /* streams; those with a join on them */
+    _Atomic unsigned running;                    /* threads */
     /* Threads that post nothing to others any more; only when all do not, inboxes may close. */
     _Atomic unsigned silent;
     uv_mutex_t mutex; /* of `stopped` */

@@ -330,9 +330,11 @@ static void a_client_that_leaves_frees_its_place(void **state)
     test_client_send(&c, GET("/w/web/hold"));
     wait_until(owner(n)->backend_inside == 1);
     assert_int_equal(slot_joiners(owner(n)->slot), 1);
+    assert_int_equal(gateway_connections(owner(n)->gateway), 1); /* a drain waits for it */
     test_client_close(&c);
     wait_until(slot_joiners(owner(n)->slot) == 0);
     wait_until(owner(n)->backend_inside == 0);
+    wait_until(gateway_connections(owner(n)->gateway) == 0);
 }
 
 static void and_so_does_one_whose_bytes_nobody_reads(void **state)
