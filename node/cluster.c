@@ -90,6 +90,13 @@ static void asked_cb(void *user, struct peer_question *q)
         c->options.asked(c->options.user, q);
 }
 
+static void outlived_cb(void *user)
+{
+    struct cluster *c = user;
+    c->impostor = true;
+    cluster_notify_soon(c);
+}
+
 static void accepted_cb(void *user, struct secure_stream *s)
 {
     struct cluster *c = user;
@@ -303,6 +310,7 @@ static int open_ports(struct cluster *c, const struct gossip_meta *meta,
                                    .key_of = cluster_key_of,
                                    .address_of = address_of,
                                    .asked = asked_cb,
+                                   .outlived = outlived_cb,
                                    .user = c,
                                    .bytes_max = CLUSTER_MESSAGE_BYTES_MAX};
     rc = peer_rpc_open(&c->rpc, c->loop, &rpc, e);

@@ -324,6 +324,16 @@ static void ask_again(struct peer_slot *slot)
     }
 }
 
+/* A later process has our id: to the other node this one is over. */
+static void outlived(struct peer_slot *slot)
+{
+    struct peer_rpc *rpc = slot->link->rpc;
+    slot->receiving = false;
+    slot_fail(slot, ERR_CONFLICT, "it knows a later process of this node");
+    if (rpc->options.outlived != NULL && !rpc->closing)
+        rpc->options.outlived(rpc->options.user);
+}
+
 static void slot_deliver(struct inbox_message *message, void *owner)
 {
     struct peer_slot *slot = container_of(message, struct peer_slot, message);
@@ -338,6 +348,8 @@ static void slot_deliver(struct inbox_message *message, void *owner)
     if (result != PEER_SEAL_GOOD || content.peer != slot->call.to ||
         content.kind == PEER_SEAL_ASK || content.answers != slot->counter)
         slot_fail(slot, ERR_PROTOCOL, "what came is no answer of it to this question");
+    else if (content.kind == PEER_SEAL_REFUSAL && content.size > 0)
+        outlived(slot);
     else if (content.kind == PEER_SEAL_REFUSAL)
         ask_again(slot);
     else

@@ -100,6 +100,8 @@ static void question_deliver(struct inbox_message *message, void *owner)
         peer_seal_open(rpc->seal, nng_msg_body(q->body), nng_msg_len(q->body), &q->content);
     if (result == PEER_SEAL_EARLIER_LIFE) {
         reply(q, PEER_SEAL_REFUSAL, NULL, 0);
+    } else if (result == PEER_SEAL_OUTLIVED) {
+        reply(q, PEER_SEAL_REFUSAL, PEER_SEAL_OUTLIVED_PAYLOAD, 1);
     } else if (result != PEER_SEAL_GOOD || q->content.kind != PEER_SEAL_ASK) {
         release(q);
         receive(q);

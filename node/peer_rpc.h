@@ -49,6 +49,8 @@ struct peer_rpc_options {
     bool (*address_of)(void *user, node_id id, struct sockaddr_storage *out);
     /* `q` is to be answered or dropped, once, in this call or later. */
     void (*asked)(void *user, struct peer_question *q);
+    /* Another node knows a process of our id with a later boot: this one must stop. NULL is fine. */
+    void (*outlived)(void *user);
     void *user;
     unsigned questions_max, calls_max, connections_max; /* 0: the defaults */
     size_t bytes_max;                                   /* 0: the default */

@@ -279,8 +279,10 @@ static enum peer_seal_result admit(struct peer_seal *s, struct peer *peer, const
         refusals_add(&s->refusals, PEER_SEAL_REFUSED_LIFE);
         return in->kind == PEER_SEAL_ASK ? PEER_SEAL_EARLIER_LIFE : PEER_SEAL_BAD;
     }
-    if (in->from_boot < peer->boot)
-        return bad(s, PEER_SEAL_REFUSED_STALE, peer->id, "from an earlier life of it");
+    if (in->from_boot < peer->boot) {
+        (void)bad(s, PEER_SEAL_REFUSED_STALE, peer->id, "from an earlier life of it");
+        return in->kind == PEER_SEAL_ASK ? PEER_SEAL_OUTLIVED : PEER_SEAL_BAD;
+    }
     if (in->from_boot > peer->boot)
         new_life(peer, in->from_boot);
     if (!first_time(peer, in->counter))

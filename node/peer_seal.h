@@ -9,7 +9,8 @@
  *
  * Nothing is accepted twice. A message names the boots of both sides. The receiver refuses one that
  * was meant for an earlier life of its own (and says so, sealed, so that the sender learns the new
- * boot and asks again), or that comes from an earlier life of the sender; within one pair of boots
+ * boot and asks again), or that comes from an earlier life of the sender (and tells that one, which
+ * must stop: its folder was copied and runs elsewhere); within one pair of boots
  * the counter may be seen once, and no further back than PEER_SEAL_WINDOW. Boots of a node rise
  * (identity_boot_next). An answer names the counter of its question, so that answers cannot be
  * exchanged.
@@ -85,9 +86,14 @@ int peer_seal_message(struct peer_seal *s, struct peer_seal_content *content, ui
 
 enum peer_seal_result {
     PEER_SEAL_GOOD,
-    PEER_SEAL_BAD,         /* counted and told in the log; nobody is answered */
-    PEER_SEAL_EARLIER_LIFE /* an ask: answer it with PEER_SEAL_REFUSAL */
+    PEER_SEAL_BAD,          /* counted and told in the log; nobody is answered */
+    PEER_SEAL_EARLIER_LIFE, /* an ask: answer it with PEER_SEAL_REFUSAL */
+    /* An ask of an earlier life of the sender, counted as STALE: answer it with PEER_SEAL_REFUSAL and
+     * PEER_SEAL_OUTLIVED_PAYLOAD. A replay of one learns nothing by it: the answer is sealed, and for
+     * that earlier life alone. */
+    PEER_SEAL_OUTLIVED
 };
+#define PEER_SEAL_OUTLIVED_PAYLOAD "\1"
 /* Opens in place: `bytes` are overwritten, out->payload lies in them. */
 enum peer_seal_result peer_seal_open(struct peer_seal *s, uint8_t *bytes, size_t size,
                                      struct peer_seal_content *out);
