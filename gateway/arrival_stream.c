@@ -127,7 +127,8 @@ static void take_bytes(struct arrival *a, const char *bytes, size_t length)
         else if (rc == 1 && c->phase != PHASE_LINGER)
             take_record(a, &record);
     }
-    if (c->phase == PHASE_JOIN && c->x.upstream->connected && !a->ended &&
+    const struct upstream *u = c->x.upstream;
+    if (c->phase == PHASE_JOIN && u != NULL && u->connected && !a->ended &&
         queue_pending(&c->in) > a->in_sent) {
         arrival_send(c);
         arrival_set_deadline(c);

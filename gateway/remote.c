@@ -212,11 +212,10 @@ static void remote_lost(struct remote *r, bool surely_not_run)
 /* The END that was put off goes first. False: the stream is broken; remote_lost follows. */
 static bool write_parts(struct remote *r, struct iovec *parts, size_t count)
 {
-    uint8_t end[RECORD_END_BYTES];
     size_t written = 0, whole = 0;
     if (r->end_due != 0) {
-        record_end(end, r->end_due);
-        parts[0] = (struct iovec){end, sizeof end};
+        record_end(r->end_bytes, r->end_due);
+        parts[0] = (struct iovec){r->end_bytes, sizeof r->end_bytes};
         r->end_due = 0;
     } else {
         parts++;

@@ -51,6 +51,7 @@ struct remote {
     bool half_sent;          /* our END was, of a tunnel */
     bool lost;               /* a write failed */
     enum record_end end_due; /* 0: none */
+    uint8_t end_bytes[RECORD_END_BYTES];
     uint64_t idle_until_ms;
 };
 
