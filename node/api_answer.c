@@ -49,6 +49,16 @@ void api_answer_text(struct api_request *r, unsigned status, const char *type, c
         api_header_add(r, "Content-Type", type);
 }
 
+void api_answer_file(struct api_request *r, const char *type, int fd, uint64_t size)
+{
+    struct MHD_Response *response = MHD_create_response_from_fd64(size, fd);
+    if (response == NULL)
+        memory_close(&fd);
+    answer_set(r, MHD_HTTP_OK, response);
+    if (r->response != NULL)
+        api_header_add(r, "Content-Type", type);
+}
+
 void api_answer_empty(struct api_request *r, unsigned status)
 {
     answer_set(r, status, MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT));

@@ -260,6 +260,8 @@ void api_answer_json_header(struct api_request *r, unsigned status, json_t *json
                             const char *value);
 void api_answer_text(struct api_request *r, unsigned status, const char *type, const char *text,
                      size_t length);
+/* Takes the descriptor. */
+void api_answer_file(struct api_request *r, const char *type, int fd, uint64_t size);
 void api_answer_empty(struct api_request *r, unsigned status);
 /* r->read fills it. Headers may be added to r->response before the handler returns. */
 void api_answer_stream(struct api_request *r, const char *type);
@@ -395,6 +397,7 @@ void api_keyring_list(struct api_request *r);
 void api_keyring_add(struct api_request *r);
 void api_keyring_use(struct api_request *r);
 void api_keyring_remove(struct api_request *r);
+void api_raft_snapshot(struct api_request *r);
 void api_status(struct api_request *r);
 void api_explain(struct api_request *r);
 void api_version(struct api_request *r);

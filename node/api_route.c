@@ -68,6 +68,7 @@ static const struct api_route routes[] = {
     ROUTE("POST", "/v1/operator/keyring", "", api_keyring_add, ADMIN),
     ROUTE("POST", "/v1/operator/keyring/{key}/use", "", api_keyring_use, ADMIN),
     ROUTE("DELETE", "/v1/operator/keyring/{key}", "", api_keyring_remove, ADMIN),
+    ROUTE("GET", "/v1/operator/raft/snapshot", "", api_raft_snapshot, ADMIN, .streams = true),
     ROUTE("POST", "/v1/operator/raft/transfer", "to", api_raft_transfer, ADMIN),
     ROUTE("GET", "/v1/status", "", api_status, DEPLOY),
     ROUTE("GET", "/v1/tokens", "", api_tokens_list, ADMIN),

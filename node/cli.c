@@ -49,6 +49,9 @@ static const struct cli_command *const commands[] = {
     &cli_keyring_add_command,
     &cli_keyring_use_command,
     &cli_keyring_remove_command,
+    &cli_raft_snapshot_command,
+    &cli_raft_restore_command,
+    &cli_raft_recover_command,
     &cli_doctor_command,
     &cli_version_command,
 };

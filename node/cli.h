@@ -164,6 +164,7 @@ extern const struct cli_command cli_serve_command, cli_runner_command, cli_up_co
     cli_node_drain_command, cli_node_undrain_command, cli_raft_peers_command,
     cli_raft_transfer_command, cli_raft_remove_command, cli_node_remove_command,
     cli_keyring_list_command, cli_keyring_add_command, cli_keyring_use_command,
-    cli_keyring_remove_command;
+    cli_keyring_remove_command, cli_raft_snapshot_command, cli_raft_restore_command,
+    cli_raft_recover_command;
 
 #endif

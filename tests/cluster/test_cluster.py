@@ -50,9 +50,12 @@ class Nodes:
         return self.cli(1, "up", "--nodes", str(self.count), "--detach", "--dir", self.directory,
                         "--address", self.address(1), timeout=120)
 
-    def down(self):
+    def down_only(self):
         subprocess.run([SKERRY, "down", "--dir", self.directory, "--timeout", "1s"],
                        capture_output=True, timeout=120)
+
+    def down(self):
+        self.down_only()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def address(self, node):
@@ -290,6 +293,83 @@ class ThreeNodes(unittest.TestCase):
         self.assertIn("node%d  drains" % owner, self.n.cli(other, "status").stdout.decode())
         self.n.cli(other, "node", "undrain", "node%d" % owner)
         self.assertEqual(self.n.status(other)["warnings"], [])
+
+
+    def test_one_survivor_becomes_a_cluster_again(self):
+        self.n.cli(1, "deploy", HELLO)
+        saved = os.path.join(self.n.directory, "saved")
+        self.n.cli(2, "operator", "raft", "snapshot", saved)
+        self.assertEqual(os.stat(saved).st_mode & 0o777, 0o600)
+        data = self.n.path(1, "data")
+        recover = ("operator", "raft", "recover", "--data", data)
+        refused = self.n.cli(1, *recover, "--yes", check=False)
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn(b"stop it first", refused.stderr)
+        for node in (1, 2, 3):
+            self.n.kill(node)
+        for node in (2, 3):
+            shutil.rmtree(self.n.path(node))
+        refused = self.n.cli(1, *recover, check=False)
+        self.assertEqual(refused.returncode, 2)
+        self.assertIn(b"--yes", refused.stderr)
+        self.assertIn(b"lost, maybe", self.n.cli(1, *recover, "--yes").stdout)
+        self.n.count = 1
+        self.n.up()
+        self.assertEqual(self.n.join(1, "/w/hello/").status, 200)
+        self.n.count = 3
+        said = self.n.up().stdout.decode()
+        self.assertIn("node3   is up, and joined through node1", said)
+        self.assertTrue(self.n.status(3)["healthy"])
+        # And out of the file: what was deployed after it is not there.
+        self.n.down_only()
+        for node in (2, 3):
+            shutil.rmtree(self.n.path(node))
+        restore = ("operator", "raft", "restore", saved, "--data", data, "--yes")
+        refused = self.n.cli(1, *restore, check=False)
+        self.assertIn(b"not empty", refused.stderr)
+        shutil.rmtree(os.path.join(data, "raft"))
+        self.n.cli(1, *restore)
+        self.n.count = 1
+        self.n.up()
+        self.assertEqual(self.n.join(1, "/w/hello/").status, 200)
+
+    def test_leadership_is_handed_over(self):
+        leader = self.n.leader(1)
+        other = self.n.others(leader)[0]
+        refused = self.n.cli(other, "operator", "raft", "transfer", check=False)
+        self.assertIn(b"does not lead", refused.stderr)
+        self.n.cli(leader, "operator", "raft", "transfer", "node%d" % other)
+        self.wait(lambda: self.n.status(1)["leader"] == "node%d" % other, 10, "the other leads")
+        said = self.n.cli(1, "operator", "raft", "list-peers").stdout.decode()
+        self.assertEqual(said.count("voter"), 3)
+
+
+class Foreground(unittest.TestCase):
+    def test_a_dead_node_is_told_and_the_others_go_on(self):
+        n = Nodes(3)
+        self.addCleanup(n.down)
+        path = os.path.join(n.directory, "said")
+        with open(path, "wb") as out:
+            process = subprocess.Popen([SKERRY, "up", "--nodes", "3", "--dir", n.directory,
+                                        "--address", n.address(1)], stdout=out, stderr=out)
+
+        def said():
+            with open(path) as f:
+                return f.read()
+        try:
+            wait_until(lambda: "Ctrl-C" in said(), 60, "it is up")
+            n.kill(3, "serve")
+            wait_until(lambda: "node3: serve has ended" in said(), 10, "its end is told")
+            self.assertIn("--- the end of %s" % n.path(3, "serve.log"), said())
+            n.up()
+            wait_until(lambda: "node3   serve runs again" in said(), 10, "its return is told")
+            self.assertIsNone(process.poll())
+            process.send_signal(signal.SIGINT)
+            self.assertEqual(process.wait(60), 0, said())
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 class Growing(unittest.TestCase):
