@@ -135,8 +135,12 @@ static void an_answer_comes_as_it_was_given(void **state)
         for (size_t k = 0; k < out.count; k++) {
             assert_int_equal(out.outcomes[k].fate, outcomes[k].fate);
             assert_string_equal(out.outcomes[k].text, outcomes[k].text);
-            assert_memory_equal(&out.outcomes[k].result, &outcomes[k].result,
-                                sizeof outcomes[k].result);
+            const struct registry_result *a = &outcomes[k].result, *b = &out.outcomes[k].result;
+            assert_string_equal(b->detail, a->detail);
+            assert_string_equal(b->existing.text, a->existing.text);
+            assert_true(b->problem == a->problem && b->index == a->index &&
+                        b->version == a->version && b->changed == a->changed &&
+                        b->epoch == a->epoch && b->node == a->node && b->replaced == a->replaced);
         }
         remote_answer_free(&out);
         free(bytes);
