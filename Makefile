@@ -230,7 +230,12 @@ bench-stream: $(B)/bench/stream
 .PHONY: bench-forward
 bench-forward: $(B)/bench/gateway
 	@B=$(B) tests/bench/forward
-bench: bench-core bench-gossip bench-stream bench-forward
+# Ours beside etcd, which is installed for it; then the leader is killed, KILLS times.
+.PHONY: bench-registry
+bench-registry: all
+	@deploy/deps --quiet --bench
+	@B=$(B) tests/bench/registry
+bench: bench-core bench-gossip bench-stream bench-forward bench-registry
 lint: deps-lint $(PROTO_H)
 	@B=$(B) tests/lib/lint
 format: deps-lint
@@ -258,6 +263,7 @@ help:
 	@echo 'make bench-forward joins that travel, beside nginx -> nginx'
 	@echo 'make bench-gossip a node is killed: how long until all others know, quiet and with busy cores'
 	@echo 'make bench-stream  streams between nodes beside plain TCP and nginx'
+	@echo 'make bench-registry durable writes on three nodes beside etcd, and the end of a leader'
 	@echo 'make lint       format, static analysis, and the rules of this house'
 	@echo 'make format     clang-format in place'
 	@echo 'make deps       list and install the Debian packages that are needed'

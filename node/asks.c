@@ -92,6 +92,7 @@ static void propose_cb(void *user, const struct err *error, const struct registr
 {
     struct proposal *p = user;
     struct node_ask *ask = p->ask;
+    struct node *n = p->node;
     free(p);
     if (error != NULL) {
         asks_refuse(ask, error->code == ERR_TIMEOUT ? PROBLEM_OUTCOME_UNKNOWN : PROBLEM_NO_QUORUM,
@@ -99,6 +100,9 @@ static void propose_cb(void *user, const struct err *error, const struct registr
         return;
     }
     ask->result = *result;
+    /* Who asked looks at the change next: the first answer of a batch publishes it for all. */
+    if (n->publish_wanted)
+        routes_publish(n);
     if (result->problem != PROBLEM_NONE)
         asks_refuse(ask, result->problem, "%s", result->detail);
     else
