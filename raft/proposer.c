@@ -294,6 +294,13 @@ static bool is_answered(const struct proposal *i, const void *user)
     return i->answered;
 }
 
+/* Asked before, it stays unknown whatever the question under way brings. */
+static bool is_late_away(const struct proposal *i, const void *user)
+{
+    uint64_t wait_ms = i->asked > 1 ? 0 : PROPOSER_AWAY_WAIT_MS;
+    return !i->answered && !i->told && i->deadline_ms + wait_ms <= *(const uint64_t *)user;
+}
+
 /* The leader has told its result, and the entry was applied here: with a snapshot, if not by itself. */
 static bool is_applied(const struct proposal *i, const void *user)
 {
@@ -368,7 +375,7 @@ void proposer_expire(struct proposer *p, uint64_t now_ms)
 {
     struct proposals told = proposals_take(&p->away, is_waited_for, &now_ms);
     p->away_told -= told.count;
-    struct proposals expired = proposals_take(&p->away, is_late, &now_ms);
+    struct proposals expired = proposals_take(&p->away, is_late_away, &now_ms);
     struct proposals again = proposals_take(&p->again, is_late, &now_ms);
     struct proposals waiting = proposals_take(&p->waiting, is_late, &now_ms);
     proposals_append(&expired, &again);

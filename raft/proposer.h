@@ -34,6 +34,9 @@
 /* A batch is one message and one write: beyond a command that is alone, no larger than this. */
 #define PROPOSER_BATCH_BYTES_MAX (1024u * 1024u)
 #define PROPOSER_APPLY_WAIT_MS 1000u
+/* For what a question to another node takes at most: until it has ended nobody knows whether that node
+ * heard it, so a proposal that is away is given up so much later than its deadline. */
+#define PROPOSER_AWAY_WAIT_MS 1100u
 
 struct proposer;
 
