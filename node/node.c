@@ -86,6 +86,9 @@ static void registry_changed(void *user)
     registry_root_release(root);
     if (n->fences != NULL)
         fences_follow(n);
+    /* The lease may have been granted before our root showed it. */
+    if (n->fences != NULL && !n->gateway_opened)
+        node_progress(n);
     members_registry_changed(n);
     routes_dirty(n);
 }
