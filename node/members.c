@@ -493,13 +493,20 @@ void members_close(struct node *n, void (*cb)(void *user))
     part_closed(m);
 }
 
-void members_refusals(const struct node *n, struct members_refusals *out)
+void members_metrics(const struct node *n, struct node_metrics *out)
 {
     const struct members *m = n->members;
-    *out = (struct members_refusals){0};
-    cluster_refusals(n->cluster, &out->cluster);
-    for (unsigned i = 0; m->enroll != NULL && i < ENROLL_REFUSAL_COUNT; i++)
-        out->enroll += refusals_count(enroll_refusals(m->enroll), i);
-    for (unsigned i = 0; m->enroll != NULL && i < SECURE_REFUSAL_COUNT; i++)
-        out->enroll += refusals_count(enroll_stream_refusals(m->enroll), i);
+    struct cluster_refusals c;
+    if (m == NULL || n->cluster == NULL || m->enroll == NULL)
+        return;
+    cluster_refusals(n->cluster, &c);
+    out->refused_questions = c.rpc;
+    out->refused_streams = c.streams;
+    out->refused_gossip =
+        c.gossip_unknown_key + c.gossip_forged + c.gossip_replayed + c.gossip_other;
+    out->refused_joins = 0;
+    for (unsigned i = 0; i < ENROLL_REFUSAL_COUNT; i++)
+        out->refused_joins += refusals_count(enroll_refusals(m->enroll), i);
+    for (unsigned i = 0; i < SECURE_REFUSAL_COUNT; i++)
+        out->refused_joins += refusals_count(enroll_stream_refusals(m->enroll), i);
 }

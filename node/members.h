@@ -50,11 +50,7 @@ void members_stop(struct node *n);
 /* After registry, gateway, API and layers, which have streams; `cb` then. */
 void members_close(struct node *n, void (*cb)(void *user));
 
-/* For metrics and status: what was refused at the ports for nodes. */
-struct members_refusals {
-    struct cluster_refusals cluster;
-    uint64_t enroll;
-};
-void members_refusals(const struct node *n, struct members_refusals *out);
+/* What was refused at the ports for nodes, into the metrics; nothing before they are open. */
+void members_metrics(const struct node *n, struct node_metrics *out);
 
 #endif

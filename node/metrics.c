@@ -257,7 +257,17 @@ static bool write_node(struct buffer *out, const struct metrics_input *in)
            counter(out, "skerry_registry_batches_total", "Batches of commands proposed.",
                    r->batches_total) &&
            counter(out, "skerry_registry_refusals_total", "Commands that the registry refused.",
-                   r->refusals_total);
+                   r->refusals_total) &&
+           counter(out, "skerry_refused_questions_total",
+                   "Messages of other nodes, or of who says so, that were not believed.",
+                   n->refused_questions) &&
+           counter(out, "skerry_refused_streams_total",
+                   "Streams of other nodes, or of who says so, that were not let in.",
+                   n->refused_streams) &&
+           counter(out, "skerry_refused_gossip_total", "Packets of gossip that were not believed.",
+                   n->refused_gossip) &&
+           counter(out, "skerry_refused_joins_total",
+                   "Machines that asked to become a node and were refused.", n->refused_joins);
 }
 
 static bool write_process(struct buffer *out, const struct metrics_process *p)

@@ -296,6 +296,7 @@ static void lag_timer_cb(uv_timer_t *timer)
     n->metrics.cpus_used = n->machine.cpus_used;
     n->metrics.memory_used_bytes = n->machine.memory_used_bytes;
     n->metrics.memory_bytes = n->machine.memory_bytes;
+    members_metrics(n, &n->metrics);
     pthread_mutex_unlock(&n->facts_mutex);
     uv_timer_start(timer, lag_timer_cb, NODE_LAG_INTERVAL_MS, 0);
 }

@@ -182,6 +182,8 @@ struct node_metrics {
     bool runner_connected;
     double cpus_used; /* of the whole machine, as the two below */
     uint64_t memory_used_bytes, memory_bytes;
+    /* What was refused at the ports for other nodes, by port. */
+    uint64_t refused_questions, refused_streams, refused_gossip, refused_joins;
 };
 void node_metrics(struct node *node, struct node_metrics *out);
 
