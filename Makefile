@@ -182,7 +182,7 @@ sim:  $(B)/sim
 # The checks must bite: without the guard around libraft an entry is lost within so many seeds.
 sim-check:  $(B)/sim
 	@$(B)/sim --seeds 200 --table 30
-	@$(B)/sim --seeds 30 --guard off
+	@$(B)/sim --seeds 50 --guard off
 
 # --- fuzzers: clang's libFuzzer; regressions in tests/fuzz/NAME.corpus are replayed with gcc too ---
 # fuzz_X.c links libskerry, runner_fuzz_X.c librunner, as with unit tests.

@@ -342,7 +342,8 @@ bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_coun
 {
     struct sim *s = sim_new(options->seed ^ 0x5a5a5a5a, WORLD_MEMBERS_MAX);
     struct world_options wo;
-    bool roles = sim_chance(s, 400);
+    /* Without the guard: what libraft does wrong while members stay. */
+    bool plain = options->guard_off, roles = !plain && sim_chance(s, 400);
     options_choose(s, options, roles, &wo);
     struct chaos c = {.sim = s, .n = wo.members};
     c.world = world_new(s, &wo);
@@ -355,8 +356,8 @@ bool raft_chaos(const struct raft_chaos_options *options, struct raft_chaos_coun
     for (uint32_t i = 0; i < c.n; i++)
         member_start(c.world, i);
     sim_at(s, 2 * SECOND, fault_run, &c, 0);
-    c.calm = sim_chance(s, 300);
-    c.changes = c.roles == NULL && c.n > 1 && sim_chance(s, 600);
+    c.calm = !plain && sim_chance(s, 300);
+    c.changes = !plain && c.roles == NULL && c.n > 1 && sim_chance(s, 600);
     if (c.changes)
         sim_at(s, 2 * SECOND, change_run, &c, 0);
     struct checks *checks = world_checks(c.world);
