@@ -49,12 +49,10 @@ static void count_voters(struct node *n, unsigned *voters, unsigned *reachable, 
             continue;
         ++*voters;
         struct cluster_node node;
-        if (members[k].id == n->id)
+        bool known = n->cluster != NULL && cluster_get(n->cluster, members[k].id, &node);
+        if (members[k].id == n->id || (known && node.state <= GOSSIP_SUSPECT))
             ++*reachable;
-        else if (n->cluster != NULL && cluster_get(n->cluster, members[k].id, &node) &&
-                 node.state <= GOSSIP_SUSPECT)
-            ++*reachable;
-        else if (n->cluster != NULL && cluster_get(n->cluster, members[k].id, &node))
+        else if (known)
             note_lost(lost, &node);
     }
 }
