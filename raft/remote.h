@@ -22,11 +22,11 @@
 #include "raft/registry.h"
 #include "raft/state.h"
 
-#define REMOTE_CALLS_MAX 2u /* under way, with proposals; one more with reads */
+#define REMOTE_CALLS_MAX 2u         /* under way, with proposals; one more with reads */
 #define REMOTE_ASK_TIMEOUT_MS 1000u /* below PROPOSER_AWAY_WAIT_MS */
-#define REMOTE_PAUSE_MS 25u       /* after a question that failed */
-#define REMOTE_HINT_MS 1000u      /* for which a node's word about the leader is believed */
-#define REMOTE_LEADERLESS_MS 500u /* after which a node that hears of no leader asks around */
+#define REMOTE_PAUSE_MS 25u         /* after a question that failed */
+#define REMOTE_HINT_MS 1000u        /* for which a node's word about the leader is believed */
+#define REMOTE_LEADERLESS_MS 500u   /* after which a node that hears of no leader asks around */
 #define REMOTE_QUESTIONS_MAX 1024u
 #define REMOTE_CANDIDATES_MAX 1000u
 
