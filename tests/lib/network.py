@@ -1,9 +1,9 @@
 """A network of a test's own between nodes: delay, and cuts that go both ways or one.
 
-Each host is a network namespace with one TUN device, 10.77.0.K. A process (this file run by itself)
-holds the other ends and carries each IP packet, after a delay, or drops it: no nft, no bridge and no
-kernel module are needed, and nothing of the machine's own network is touched. A cut drops without a
-word, as a cable does.
+Each host is a network namespace with one TUN device, 10.77.0.K and 10.77.0.(100 + K). A process (this
+file run by itself) holds the other ends and carries each IP packet, after a delay, or drops it: no nft,
+no bridge and no kernel module are needed, and nothing of the machine's own network is touched. A cut
+drops without a word, as a cable does.
 
     with Cluster(3) as nodes:
         nodes.network.cut([1], [2, 3])
@@ -34,6 +34,8 @@ CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 MTU = 9000
+REPEAT_SECONDS = 0.3
+OTHER = 100  # what the second address of a host ends with, beyond the number of the host
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -51,7 +53,7 @@ class Host:
     """A network namespace with a TUN device that the network's process holds."""
 
     def __init__(self, k):
-        self.address = address(k)
+        self.address, self.other_address = address(k), address(OTHER + k)
         made = []
         thread = threading.Thread(target=self._make, args=(made,))
         thread.start()
@@ -66,7 +68,9 @@ class Host:
             _check(_libc.unshare(CLONE_NEWNET), "unshare")
             tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", b"net0", IFF_TUN | IFF_NO_PI))
+            # The second address is for a node that moves there.
             for command in ("link set lo up", "addr add %s/24 dev net0" % self.address,
+                            "addr add %s/24 dev net0" % self.other_address,
                             "link set net0 mtu %d up" % MTU):
                 subprocess.run(["ip", *command.split()], check=True)
             # A thread of many: /proc/self would be the first one's.
@@ -109,10 +113,11 @@ class Network:
         self.control = ours
         self.answers = ours.makefile("rb")
         self.rules = {}
+        self.repeats = False
 
     def _say(self):
-        self.control.sendall(json.dumps(
-            [[a, b, *rule] for (a, b), rule in self.rules.items()]).encode() + b"\n")
+        rules = [[a, b, *rule] for (a, b), rule in self.rules.items()]
+        self.control.sendall(json.dumps({"rules": rules, "repeats": self.repeats}).encode() + b"\n")
         if not self.answers.readline():
             raise AssertionError("the network's process ended")
 
@@ -134,6 +139,11 @@ class Network:
             self.rules[pair] = (False, milliseconds)
         self._say()
 
+    def repeat(self, repeats):
+        """Each datagram comes again, REPEAT_SECONDS later."""
+        self.repeats = repeats
+        self._say()
+
     def heal(self):
         self.rules.clear()
         self._say()
@@ -153,7 +163,7 @@ class Member(Node):
 
     def __init__(self, k, host, join, ids, config=""):
         self.host = host
-        self.http = []
+        self.address = host.address
         group = "skerry-test-%d-%d" % (os.getpid(), k)
         super().__init__("", "uid_base: %d\ncgroup: %s\nmax: {instances: %d}\n" % (ids[0], group, ids[1]),
                          "node%d" % k, join)
@@ -167,14 +177,14 @@ class Member(Node):
         with open(self.path("skerry.yaml"), "w") as f:
             f.write("name: %s\ndata: %s\nbind: %s:7600\nhttp: 127.0.0.1:8080\napi: none\n"
                     "api_socket: %s\nrunner_socket: %s\n%s"
-                    % (self.name, self.data, self.host.address, self.api_socket,
+                    % (self.name, self.data, self.address, self.api_socket,
                        self.path("runner.sock"), self.config))
             if self.peers:
                 f.write("peers: %s\ntoken_file: %s\n" % (json.dumps(self.peers), self.path("token")))
             else:
                 f.write("bootstrap: true\n")
 
-    def start_serve(self, ready=True, wrapper=()):
+    def start_serve(self, ready=True):
         with self.host.inside():
             super().start_serve(ready=False)
         if ready:
@@ -274,9 +284,11 @@ class Cluster(Nodes):
     # As many as four nodes share of one of `skerry up`'s ranges; see node/up_config.c.
     IDS = 220
 
-    def __init__(self, count=3, configs=None):
+    def __init__(self, count=3, configs=None, hosts=None):
+        """`hosts` more than `count`: for who is no node."""
         super().__init__(count, configs)
         self.network = None
+        self.host_count = hosts or count
         base = _free_ids(self.IDS)
         self.ids = [(base + k * 55 * 65536, 55) for k in range(4)]
 
@@ -289,7 +301,7 @@ class Cluster(Nodes):
 
     def __enter__(self):
         try:
-            self.network = Network(self.count)
+            self.network = Network(self.host_count)
             for _ in range(self.count):
                 self.add().start()
             self.wait_settled()
@@ -348,6 +360,7 @@ class Carrier:
     def __init__(self, control, tuns):
         self.control, self.tuns = control, tuns
         self.rules = {}
+        self.repeats = False
         self.waiting = []  # (when, number, from, to, packet)
         self.number = 0
         self.text = b""
@@ -359,18 +372,24 @@ class Carrier:
             except BlockingIOError:
                 return
             # IPv4 within 10.77.0.0/24; what a kernel says unasked (IPv6) goes nowhere.
-            if len(packet) < 20 or packet[0] >> 4 != 4 or packet[19] not in self.tuns:
+            if len(packet) < 20 or packet[0] >> 4 != 4:
                 continue
-            to = packet[19]
+            to = packet[19] % OTHER
+            if to not in self.tuns:
+                continue
             dropped, delay = self.rules.get((k, to), (False, 0))
             if dropped:
                 continue
+            if self.repeats and packet[9] == socket.IPPROTO_UDP:
+                self.later(REPEAT_SECONDS + delay / 1000, k, to, packet)
             if delay == 0:
                 self.give(to, packet)
             else:
-                self.number += 1
-                heapq.heappush(self.waiting, (time.monotonic() + delay / 1000, self.number, k, to,
-                                              packet))
+                self.later(delay / 1000, k, to, packet)
+
+    def later(self, seconds, k, to, packet):
+        self.number += 1
+        heapq.heappush(self.waiting, (time.monotonic() + seconds, self.number, k, to, packet))
 
     def give(self, to, packet):
         with contextlib.suppress(OSError):  # its queue is full: lost
@@ -382,7 +401,9 @@ class Carrier:
         self.text += data
         while b"\n" in self.text:
             line, self.text = self.text.split(b"\n", 1)
-            self.rules = {(a, b): (dropped, delay) for a, b, dropped, delay in json.loads(line)}
+            said = json.loads(line)
+            self.rules = {(a, b): (dropped, delay) for a, b, dropped, delay in said["rules"]}
+            self.repeats = said["repeats"]
             os.write(self.control, b"\n")
         return bool(data)
 
