@@ -35,21 +35,20 @@ def answers(node, path, status=200):
 class Death(unittest.TestCase):
     def test_a_killed_leader_takes_no_acknowledged_write_with_it(self):
         with Cluster(3) as nodes:
-            for _ in range(2):
-                leader = nodes.wait_leader()
-                with Writes(nodes, 200) as writes:
-                    wait_until(lambda: len(writes.acknowledged) > 200, 10, "writes")
-                    leader.kill_serve()
-                    killed = time.monotonic()
-                    wait_until(lambda: sum(a[0] > killed + 0.5 for a in writes.acknowledged) > 100,
-                               10, "writes after the leader's death")
-                print("        %r" % writes, flush=True)
-                for node in nodes.others(leader):
-                    self.assertEqual(writes.missing(node), [])
-                self.assertLess(writes.gap(), 3)  # below 1 s on a quiet machine
-                leader.start_serve()
-                nodes.wait_settled()
-                self.assertEqual(writes.missing(leader), [])
+            leader = nodes.wait_leader()
+            with Writes(nodes, 200) as writes:
+                wait_until(lambda: len(writes.acknowledged) > 200, 10, "writes")
+                leader.kill_serve()
+                killed = time.monotonic()
+                wait_until(lambda: sum(a[0] > killed + 0.5 for a in writes.acknowledged) > 100,
+                           10, "writes after the leader's death")
+            print("        %r" % writes, flush=True)
+            for node in nodes.others(leader):
+                self.assertEqual(writes.missing(node), [])
+            self.assertLess(writes.gap(), 3)  # below 1 s on a quiet machine
+            leader.start_serve()
+            nodes.wait_settled()
+            self.assertEqual(writes.missing(leader), [])
 
     def test_one_of_three_serves_what_runs_and_refuses_the_rest_in_time(self):
         with Cluster(3) as nodes:

@@ -18,14 +18,6 @@ def room(node, key):
 
 
 class Lost(unittest.TestCase):
-    def setUp(self):
-        self.nodes = Cluster(3)
-        self.nodes.__enter__()
-        self.failed = True
-        self.addCleanup(lambda: self.nodes.__exit__(True if self.failed else None, None, None))
-        self.nodes[0].deploy(ROOM, server(SAY))
-        wait_until(lambda: all(room(n, n.name).status == 200 for n in self.nodes.nodes), 10, "rooms")
-
     def entry(self, name, by):
         return [n for n in by.status()["nodes"] if n["name"] == name]
 
@@ -35,19 +27,47 @@ class Lost(unittest.TestCase):
         for key in ("node1", "node2", "node3"):
             wait_until(lambda k=key: room(node, k).status == 200, 15, "a join of %s" % key)
 
-    def test_a_node_without_its_folder_joins_anew_in_the_place_of_the_old(self):
-        other, lost = self.nodes[0], self.nodes[2]
+    def test_nodes_move_and_lose_their_folder(self):
+        with Cluster(3) as nodes:
+            nodes[0].deploy(ROOM, server(SAY))
+            for node in nodes.nodes:
+                wait_until(lambda n=node: room(n, n.name).status == 200, 10, "rooms")
+            leader = nodes.wait_leader()
+            # A follower, then who leads.
+            self.move(nodes, nodes.others(leader)[0])
+            self.move(nodes, leader)
+            self.wipe(nodes, nodes[2])
+
+    def move(self, nodes, moved):
+        """It wakes up at another address and comes back by itself."""
+        held = room(moved, moved.name)
+        self.assertEqual(held.header("Skerry-Node"), moved.name)
+        moved.kill_serve()
+        moved.address = moved.host.other_address
+        moved.configure()
+        moved.start_serve()
+        nodes.wait_settled()
+        for node in nodes.nodes:
+            self.assertEqual(self.entry(moved.name, node)[0]["address"], moved.address + ":7600")
+            # Back within its lease: what ran there goes on, and others reach it there.
+            self.assertEqual(room(node, moved.name).instance, held.instance)
+            self.works(node)
+
+    def wipe(self, nodes, lost):
+        """It joins anew, in the place of what it was."""
         held = room(lost, lost.name)
         self.assertEqual(held.header("Skerry-Node"), lost.name)
-        old = self.entry(lost.name, other)[0]["id"]
+        old = self.entry(lost.name, nodes[0])[0]["id"]
         lost.kill()
         shutil.rmtree(lost.data)
         os.mkdir(lost.data)
         os.chown(lost.data, NODE_UID, NODE_UID)
         os.unlink(lost.path("token"))
+        lost.peers = [nodes[0].address]
+        lost.configure()
         lost.start()  # with a new token
-        self.nodes.wait_settled()
-        for node in self.nodes.nodes:
+        nodes.wait_settled()
+        for node in nodes.nodes:
             entries = self.entry(lost.name, node)
             self.assertEqual(len(entries), 1, entries)
             self.assertNotEqual(entries[0]["id"], old)
@@ -57,24 +77,6 @@ class Lost(unittest.TestCase):
             self.assertEqual((gone.status, gone.error), (410, "instance_gone"), gone)
             self.assertIn("node_lost", gone.json()["detail"])
             self.works(node)
-        self.failed = False
-
-    def test_a_node_at_another_address_comes_back_by_itself(self):
-        leader = self.nodes.wait_leader()
-        # A follower, then who leads.
-        for moved in (self.nodes.others(leader)[0], leader):
-            held = room(moved, moved.name)
-            moved.kill_serve()
-            moved.address = moved.host.other_address
-            moved.configure()
-            moved.start_serve()
-            self.nodes.wait_settled()
-            for node in self.nodes.nodes:
-                self.assertEqual(self.entry(moved.name, node)[0]["address"], moved.address + ":7600")
-                # Back within its lease: what ran there goes on, and others reach it there.
-                self.assertEqual(room(node, moved.name).instance, held.instance)
-                self.works(node)
-        self.failed = False
 
 
 if __name__ == "__main__":
