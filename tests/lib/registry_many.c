@@ -133,7 +133,7 @@ static bool question_carry(struct many_question *q, uint64_t now)
         tell(q, &(struct registry_peer_answer){.payload = q->payload, .size = q->size});
     }
     if (q->state != Q_ENDED && (now >= q->deadline_ms || (to->registry == NULL && !cut)))
-        fail_question(q, true);
+        fail_question(q, !m->unsent || q->state != Q_ASKED);
     return (q->state == Q_ASKED || q->state == Q_ANSWERED) && !cut && !m->lose_answers;
 }
 

@@ -50,6 +50,7 @@ struct many {
     bool roles;     /* every 50 ms each node is told of the others */
     struct registry_roles_wanted wanted;
     bool dead[MANY_MAX + 1];
+    bool unsent;       /* what is cut never leaves: it ends as "not heard" */
     bool lose_answers; /* of questions: they end as "maybe heard" */
 };
 

@@ -151,6 +151,29 @@ static void without_a_majority_nothing_is_promised(void **state)
     assert_int_equal(a.err.code, ERR_UNAVAILABLE);
 }
 
+static void what_nobody_heard_of_was_not_made(void **state)
+{
+    struct many *m = *state;
+    m->propose_timeout_ms = 700;
+    many_form(m, 3);
+    node_id follower = many_follower(m);
+    m->unsent = true;
+    m->nodes[follower].cut = true;
+    /* Its time is over while the question still waits for a way to the leader. */
+    struct many_answer a;
+    many_deploy(m, follower, "no", &a);
+    many_run_for(m, 2000);
+    assert_true(a.done && a.error);
+    assert_int_equal(a.err.code, ERR_UNAVAILABLE);
+    /* And while it is not known whether it was heard, nothing is said that may be wrong. */
+    m->unsent = false;
+    many_deploy(m, follower, "maybe", &a);
+    many_run_for(m, 2000);
+    assert_true(a.done && a.error);
+    assert_int_equal(a.err.code, ERR_TIMEOUT);
+    m->nodes[follower].cut = false;
+}
+
 static void a_strong_read_is_never_stale(void **state)
 {
     struct many *m = *state;
@@ -478,6 +501,7 @@ int main(void)
         THREE(another_leads_soon_after_the_leader_stopped),
         THREE(each_may_restart_and_nothing_is_lost),
         THREE(without_a_majority_nothing_is_promised),
+        THREE(what_nobody_heard_of_was_not_made),
         THREE(a_strong_read_is_never_stale),
         THREE(reads_of_one_moment_share_a_question),
         THREE(a_barrier_is_the_leaders_alone),
