@@ -483,6 +483,15 @@ void disk_cancel(struct disk *d, bool last_first)
     }
 }
 
+void disk_forget(struct disk *d)
+{
+    while (d->lost != NULL) {
+        struct op *op = d->lost;
+        d->lost = op->next;
+        op_free(op);
+    }
+}
+
 bool disk_empty(const struct disk *d)
 {
     return d->term == 0 && d->snapshot == NULL && d->count == 0;

@@ -551,6 +551,16 @@ static void closed(struct raft *r)
     (void)r;
 }
 
+static void forget(struct process *p)
+{
+    disk_forget(p->options.disk);
+    while (p->pending != NULL) {
+        struct pending *i = p->pending;
+        p->pending = i->next;
+        free(i);
+    }
+}
+
 void process_end(struct process *p)
 {
     p->closing = true;
@@ -558,7 +568,9 @@ void process_end(struct process *p)
     proposer_close(p->proposer);
     /* A node whose disk failed exits at once, with libraft as it stands: what an error left in it is not to
      * be closed (it frees entries of a failed truncation twice). Its memory is lost here. */
-    if (!p->failed)
+    if (p->failed)
+        forget(p);
+    else
         raft_close(&p->raft, closed);
     proposer_free(p->proposer);
     guard_free(p->guard);
