@@ -36,8 +36,8 @@ class Death(unittest.TestCase):
     def test_a_killed_leader_takes_no_acknowledged_write_with_it(self):
         with Cluster(3) as nodes:
             leader = nodes.wait_leader()
-            with Writes(nodes, 200) as writes:
-                wait_until(lambda: len(writes.acknowledged) > 200, 10, "writes")
+            with Writes(nodes, 500) as writes:
+                wait_until(lambda: len(writes.acknowledged) > 500, 10, "writes")
                 leader.kill_serve()
                 killed = time.monotonic()
                 wait_until(lambda: sum(a[0] > killed + 0.5 for a in writes.acknowledged) > 100,

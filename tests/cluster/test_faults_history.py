@@ -41,24 +41,28 @@ class Client:
             self.stopping.wait(0.02)
 
     def ask(self, method, path, body=None):
+        """None when it is not known what happened; False when nothing did."""
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-            return self.node.api(method, path, body, timeout=15)
+            try:
+                return self.node.api(method, path, body, timeout=15)
+            except (ConnectionRefusedError, FileNotFoundError):
+                return False
         return None
 
     def write(self, value):
         asked = time.monotonic()
         answer = self.ask("PUT", PATH, spec(value))
         answered = time.monotonic()
-        if answer is not None and answer.status in (200, 201):
+        if answer and answer.status in (200, 201):
             self.history.append(Operation("write", value, asked, answered, self.name))
-        elif answer is None or answer.json()["code"] != "no_quorum":
+        elif answer is None or (answer and answer.json()["code"] != "no_quorum"):
             self.history.append(Operation("write", value, asked, who=self.name))
-        # no_quorum: it was not made. Then nobody may ever read it.
+        # Else it was not made, and nobody may ever read it.
 
     def read(self):
         asked = time.monotonic()
         answer = self.ask("GET", PATH + "?consistent=1")
-        if answer is not None and answer.status == 200:
+        if answer and answer.status == 200:
             value = answer.json()["spec"]["environment"]["VALUE"]
             self.history.append(Operation("read", value, asked, time.monotonic(), self.name))
 

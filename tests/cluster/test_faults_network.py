@@ -59,8 +59,8 @@ class Watch:
             self.looks += 1
             for key, instances in now.items():
                 self.seen.setdefault(key, set()).update(instances)
-                # One look takes time. Who ran in the look before and runs in this one ran in between, with
-                # whoever ran in both: then it is no matter of looking at one after the other.
+                # One look takes time: one may have ended and the other begun in it. Two that are in this
+                # look and in the one before ran at the same time in between.
                 both = instances & before.get(key, set())
                 if len(both) > 1:
                     self.twice.append((key, both))

@@ -61,7 +61,7 @@ class Stranger:
 
 
 def noise(address, port, rounds):
-    """Random bytes to a TCP port, and the first bytes of what is spoken there with random ones behind."""
+    """Random bytes to a TCP port, and the beginnings of what is spoken there with random ones behind."""
     beginnings = (b"", b"\0SP\0\0\x30\0\0", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n")
     for _ in range(rounds):
         for beginning in beginnings:
@@ -91,7 +91,7 @@ def question(address, size):
 
 
 def wrong_tls(address, port):
-    """TLS as a client without the key of any node; whether it was let in until something was answered."""
+    """TLS as a client without the key of any node; whether anything was answered."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -165,8 +165,8 @@ class Member(Node):
         self.host = host
         self.address = host.address
         group = "skerry-test-%d-%d" % (os.getpid(), k)
-        super().__init__("", "uid_base: %d\ncgroup: %s\nmax: {instances: %d}\n" % (ids[0], group, ids[1]),
-                         "node%d" % k, join)
+        super().__init__("", "uid_base: %d\ncgroup: %s\nmax: {instances: %d}\n"
+                         % (ids[0], group, ids[1]), "node%d" % k, join)
         self.http_port, self.peer_port = 8080, 7600
         self.group = group
         self.peers = [] if join is None else [join.host.address]
