@@ -1,4 +1,5 @@
 """Nodes that die: what was acknowledged stays, what can go on goes on, nobody has to help."""
+import concurrent.futures
 import http.client
 import time
 import unittest
@@ -33,6 +34,10 @@ def answers(node, path, status=200):
 
 
 class Death(unittest.TestCase):
+    def setUp(self):
+        self.pool = concurrent.futures.ThreadPoolExecutor()
+        self.addCleanup(self.pool.shutdown)
+
     def test_a_killed_leader_takes_no_acknowledged_write_with_it(self):
         with Cluster(3) as nodes:
             leader = nodes.wait_leader()
@@ -60,6 +65,9 @@ class Death(unittest.TestCase):
             others = nodes.others(last)
             for node in others:
                 node.kill()
+            # A strong read waits its time out: meanwhile.
+            reading = self.pool.submit(timed, lambda: last.api(
+                "GET", "/v1/workloads/hello?consistent=1"))
             wait_until(answers(last, "/readyz", 503), 10, "/readyz says that it is not")
             ready = last.get("/readyz")
             self.assertIn(b"quorum", ready.body)
@@ -74,11 +82,13 @@ class Death(unittest.TestCase):
             wait_until(lambda: b"1 of 3 voters reachable" in last.get("/w/other/").body, 10,
                        "the others are known to be dead")
             for method, path, body in (("PUT", "/v1/workloads/more", server_spec("more")),
-                                       ("POST", "/v1/tokens", {"role": "invoke"}),
-                                       ("GET", "/v1/workloads/hello?consistent=1", None)):
+                                       ("POST", "/v1/tokens", {"role": "invoke"})):
                 write, seconds = timed(lambda m=method, p=path, b=body: last.api(m, p, b))
                 self.assertEqual((write.status, write.json()["code"]), (503, "no_quorum"), write)
                 self.assertLess(seconds, 15)
+            read, seconds = reading.result()
+            self.assertEqual((read.status, read.json()["code"]), (503, "no_quorum"), read)
+            self.assertLess(seconds, 15)
             # With one back everything works, and nobody had to do anything.
             others[0].start()
             for node in (last, others[0]):
