@@ -7,9 +7,10 @@
 #include "base/memory.h"
 #include "node/layers_internal.h"
 
-#define RETRY_MS 250u           /* what waits for a place in the runner or here */
-#define FOLLOW_RETRY_MS 10000u  /* what nobody could give in the background */
-#define FOLLOW_SETTLE_MS 200u   /* commands come in bursts */
+#define RETRY_MS 250u          /* what waits for a place in the runner or here */
+#define FOLLOW_RETRY_MS 10000u /* what nobody could give in the background */
+/* Commands come in bursts. Short: until it is over, a node that dies may be the only one to have a layer. */
+#define FOLLOW_SETTLE_MS 20u
 #define FOLLOW_LAYERS_MAX 20000 /* named by the registry and looked at; beyond it on demand alone */
 
 static void work(struct layers *l);
@@ -411,8 +412,11 @@ void layers_follow(struct layers *l, struct registry_root *root)
     if (l->follow != NULL)
         registry_root_release(l->follow);
     l->follow = registry_root_hold(root);
-    if (!l->follow_again)
-        l->follow_ms = clock_monotonic_ms() + FOLLOW_SETTLE_MS;
+    /* Sooner, when an older one is to be tried again later: this may be another layer. Never later, however
+     * many changes come. */
+    uint64_t soon_ms = clock_monotonic_ms() + FOLLOW_SETTLE_MS;
+    if (!l->follow_again || l->follow_ms > soon_ms)
+        l->follow_ms = soon_ms;
     l->follow_again = true;
     layers_wake(l, FOLLOW_SETTLE_MS);
 }
