@@ -306,11 +306,9 @@ static void connection_step(struct connection *c)
         break;
     case PHASE_SEND:
         io = enroll_send(c->stream, &c->out);
-        if (io == ENROLL_IO_BROKEN) {
-            connection_close(c);
-        } else if (io == ENROLL_IO_WAIT) {
+        if (io == ENROLL_IO_WAIT) {
             secure_stream_want(c->stream, SECURE_WANT_WRITE);
-        } else if (secure_stream_end(c->stream) == SECURE_BROKEN) {
+        } else if (io == ENROLL_IO_BROKEN || secure_stream_end(c->stream) == SECURE_BROKEN) {
             connection_close(c);
         } else {
             c->phase = PHASE_AWAIT_END;

@@ -28,40 +28,38 @@ struct layer_transfer {
     pthread_t thread;
     uv_loop_t loop;
     uv_async_t stopper;
-    pthread_mutex_t lock; /* of stoppable */
-    bool stoppable;       /* stopper is open */
     uv_timer_t idle;
-    uv_poll_t poll; /* of fd */
-    bool poll_open, over, joined;
+    uv_poll_t poll;       /* of fd */
+    pthread_mutex_t lock; /* of stoppable */
 
     struct secure_context *secure;
     struct inbox *inbox;
     struct inbox_message message;
     layer_done_cb done;
     void *user;
-    struct err error;
-    bool failed;
-    uint64_t bytes;
-
-    int fd;
     struct secure_stream *stream;
     struct secure_parcel *parcel; /* to serve */
     LZ4F_cctx *packer;
     LZ4F_dctx *unpacker;
-    bool begun, ended; /* serving: the frame's; fetching: LAYER_HERE was read */
-    size_t zeros;      /* at the end of what was read, serving */
-    bool frame_open;   /* fetching: within a frame */
+    uint64_t bytes;
+    size_t zeros; /* serving: at the end of what was read */
 
     struct layer_ask ask; /* to fetch */
     struct layers_peer peers[LAYERS_PEERS_MAX];
     size_t peer_count, peer_at;
-    uint8_t question[LAYER_ASK_BYTES];
     size_t question_sent;
-
-    char raw[RAW_BYTES];
     size_t raw_at, raw_length;
-    char packed[PACKED_BYTES];
     size_t packed_at, packed_length;
+
+    struct err error;
+    int fd;
+    bool stoppable; /* stopper is open */
+    bool poll_open, over, joined, failed;
+    bool begun, ended; /* serving: the frame's; fetching: LAYER_HERE was read */
+    bool frame_open;   /* fetching: within a frame */
+    uint8_t question[LAYER_ASK_BYTES];
+    char raw[RAW_BYTES];
+    char packed[PACKED_BYTES];
 };
 
 /* --- the question ------------------------------------------------------------------------------- */

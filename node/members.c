@@ -204,14 +204,13 @@ static void accepted_cb(void *user, struct secure_stream *s)
     static const struct secure_events none = {0};
     enum secure_protocol protocol = secure_stream_protocol(s);
     secure_stream_set_events(s, &none, m);
-    if (m->stopping) {
-        turn_away(m, s);
-    } else if (protocol == SECURE_RAFT && n->registry != NULL) {
+    bool elsewhere = (protocol == SECURE_API && n->api != NULL) ||
+                     (protocol == SECURE_JOIN && n->gateway != NULL);
+    if (!m->stopping && protocol == SECURE_RAFT && n->registry != NULL) {
         registry_accept(n->registry, s);
-    } else if (protocol == SECURE_IMAGE && n->layers != NULL) {
+    } else if (!m->stopping && protocol == SECURE_IMAGE && n->layers != NULL) {
         layers_accept(n->layers, s);
-    } else if ((protocol == SECURE_API && n->api != NULL) ||
-               (protocol == SECURE_JOIN && n->gateway != NULL)) {
+    } else if (!m->stopping && elsewhere) {
         m->detaching++;
         secure_stream_detach(s, detached_cb);
     } else {

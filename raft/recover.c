@@ -428,7 +428,7 @@ static int load(const char *directory, const char *made, node_id id, int fd, str
                 struct err *e)
 {
     struct buffer bytes;
-    struct state_content content;
+    struct state_content content = {0};
     buffer_init(&bytes, SNAPSHOT_BYTES_MAX);
     int rc = file_read(fd, &bytes, e);
     if (rc == 0)
