@@ -549,9 +549,9 @@ size_t proposer_waiting(const struct proposer *p)
     return p->again.count + p->waiting.count + p->batch.count + p->away.count + p->over.count;
 }
 
-bool proposer_wanting(const struct proposer *p)
+bool proposer_wanting(struct proposer *p)
 {
-    return p->again.first != NULL || p->waiting.first != NULL;
+    return proposer_next_queue(p) != NULL;
 }
 
 bool proposer_idle(const struct proposer *p)

@@ -107,8 +107,9 @@ void proposer_away_all_back(struct proposer *p, unsigned call, bool maybe_heard)
 void proposer_expire(struct proposer *p, uint64_t now_ms);
 
 size_t proposer_waiting(const struct proposer *p); /* proposals not yet committed */
-bool proposer_wanting(const struct proposer *p);   /* some wait to be asked */
-bool proposer_idle(const struct proposer *p);      /* nobody waits for anything */
+/* Some wait to be asked; what its term left behind is dropped first. */
+bool proposer_wanting(struct proposer *p);
+bool proposer_idle(const struct proposer *p); /* nobody waits for anything */
 struct proposer_counts {
     uint64_t proposals, foreign, batches, barriers, asked_again;
 };

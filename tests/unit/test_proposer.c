@@ -225,6 +225,23 @@ static void the_end_of_a_lease_is_of_one_term(void **state)
     assert_int_equal(waits.err.code, ERR_UNAVAILABLE);
 }
 
+/* Whoever asks another node for what is wanted must find something. */
+static void what_is_over_is_not_wanted(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a, waits;
+    lead(c, 0);
+    raft_cluster_isolate(c, 0);
+    assert_int_equal(expire(c, 0, &a), 0);
+    raft_cluster_run(c, 50);
+    assert_int_equal(expire(c, 0, &waits), 0);
+    raft_cluster_depose(c, 0);
+    assert_false(proposer_wanting(c->nodes[0].proposer));
+    raft_cluster_heal(c);
+    assert_true(raft_cluster_run_until(c, is_answered, &waits, 5000));
+    assert_true(waits.error);
+}
+
 /* The entries reached the others before the leader lost its way: another leader commits them. */
 static void what_another_leader_commits_is_answered_and_not_done_twice(void **state)
 {
@@ -409,6 +426,7 @@ int main(void)
         TEST(what_waits_is_bounded),
         TEST(a_batch_that_was_lost_is_asked_again),
         TEST(the_end_of_a_lease_is_of_one_term),
+        TEST(what_is_over_is_not_wanted),
         TEST(what_another_leader_commits_is_answered_and_not_done_twice),
         TEST(what_the_new_barrier_commits_is_not_asked_again),
         TEST(an_answer_that_was_missed_is_asked_for_again_and_nothing_done_twice),
