@@ -17,15 +17,10 @@
 #include "base/memory.h"
 #include "sandbox/runner/image_internal.h"
 #include "sandbox/runner/image_names.h"
+#include "sandbox/runner/image_process.h"
 #include "sandbox/runner/image_sandbox.h"
 #include "sandbox/shared/tar.h"
 
-/* The descriptors that the process of an export starts with. */
-#define CONTROL_FD 3
-#define ARCHIVE_FD 4
-#define TREE_FD 5
-#define STAGE_FD 16
-#define PIPE_BYTES (1024 * 1024)
 #define BLOCK_BYTES (256 * 1024)
 #define END_BYTES (2 * TAR_BLOCK_BYTES)
 
@@ -199,12 +194,12 @@ int image_export_main(void)
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
     (void)prctl(PR_SET_NAME, "skerry-export", 0, 0, 0);
     struct order order;
-    if (recv(CONTROL_FD, &order, sizeof order, 0) != (ssize_t)sizeof order)
+    if (recv(IMAGE_PROCESS_CONTROL_FD, &order, sizeof order, 0) != (ssize_t)sizeof order)
         return 1;
     const struct image_sandbox sandbox = {
-        .tree_fd = TREE_FD,
-        .input_fd = ARCHIVE_FD,
-        .report_fd = CONTROL_FD,
+        .tree_fd = IMAGE_PROCESS_FOLDER_FD,
+        .input_fd = IMAGE_PROCESS_ARCHIVE_FD,
+        .report_fd = IMAGE_PROCESS_CONTROL_FD,
         .read_only = true,
         .file_bytes_max = 0,
         .cpu_seconds_max = order.bounds.total_seconds_max,
@@ -214,7 +209,7 @@ int image_export_main(void)
     if (image_sandbox_start(&pid, &sandbox, export_run, &order, &e) != 0)
         return 1;
     /* The archive ends when the child does; nobody reads for ever. */
-    (void)close(ARCHIVE_FD);
+    (void)close(IMAGE_PROCESS_ARCHIVE_FD);
     CLEANUP_FD int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
     struct pollfd wait = {.fd = pidfd, .events = POLLIN};
     int ready;
@@ -238,55 +233,6 @@ struct image_export {
     char digest[IMAGE_DIGEST_SIZE];
 };
 
-/* In the child, up to exec: only calls that are safe after fork. */
-__attribute__((noreturn)) static void become_exporter(int control, int archive, int tree)
-{
-    const int from[3] = {control, archive, tree};
-    int staged[3];
-    for (int i = 0; i < 3; i++)
-        staged[i] = fcntl(from[i], F_DUPFD_CLOEXEC, STAGE_FD);
-    for (int i = 0; i < 3; i++)
-        if (staged[i] < 0 || dup2(staged[i], CONTROL_FD + i) < 0)
-            _exit(127);
-    if (close_range(TREE_FD + 1, ~0u, 0) != 0)
-        _exit(127);
-    sigset_t none;
-    sigemptyset(&none);
-    (void)sigprocmask(SIG_SETMASK, &none, NULL);
-    char name[] = "skerry-runner";
-    char argument[] = IMAGE_EXPORT_ARGUMENT;
-    char *const argv[] = {name, argument, NULL};
-    char *const envp[] = {NULL};
-    execve("/proc/self/exe", argv, envp);
-    _exit(127);
-}
-
-static int start_process(struct image_export *x, const struct order *order, int tree,
-                         int *out_read_fd, struct err *e)
-{
-    int archive[2];
-    int control[2];
-    if (pipe2(archive, O_CLOEXEC) != 0)
-        return err_sys(e, ERR_IO, errno, "make a pipe");
-    CLEANUP_FD int read_end = archive[0];
-    CLEANUP_FD int write_end = archive[1];
-    (void)fcntl(write_end, F_SETPIPE_SZ, PIPE_BYTES);
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control) != 0)
-        return err_sys(e, ERR_IO, errno, "make a socket pair");
-    CLEANUP_FD int ours = control[0];
-    CLEANUP_FD int theirs = control[1];
-    if (send(ours, order, sizeof *order, MSG_NOSIGNAL) != (ssize_t)sizeof *order)
-        return err_sys(e, ERR_IO, errno, "order an export");
-    x->pid = fork();
-    if (x->pid < 0)
-        return err_sys(e, ERR_IO, errno, "start the process of an export");
-    if (x->pid == 0)
-        become_exporter(theirs, write_end, tree);
-    x->control_fd = steal_fd(&ours);
-    *out_read_fd = steal_fd(&read_end);
-    return 0;
-}
-
 int image_export_start(struct image_export **out, struct image_store *store, const char *digest,
                        enum image_kind kind, uint64_t skip, int *out_read_fd, struct err *e)
 {
@@ -308,7 +254,12 @@ int image_export_start(struct image_export **out, struct image_store *store, con
                                                                    : store->options.source};
     rc = image_layer_hold(store, digest, kind, e);
     if (rc == 0) {
-        rc = start_process(x, &order, tree, out_read_fd, e);
+        const struct image_process process = {.argument = IMAGE_EXPORT_ARGUMENT,
+                                              .order = &order,
+                                              .order_size = sizeof order,
+                                              .folder_fd = tree,
+                                              .writes = true};
+        rc = image_process_start(&x->pid, &x->control_fd, out_read_fd, &process, e);
         if (rc != 0)
             image_layer_release(store, digest);
     }

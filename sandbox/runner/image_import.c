@@ -12,9 +12,7 @@
 
 #include "base/memory.h"
 #include "sandbox/runner/image_internal.h"
-
-#define STAGE_FD 16              /* above the descriptors that the process starts with */
-#define PIPE_BYTES (1024 * 1024) /* fewer wake-ups than with the usual 64 KiB */
+#include "sandbox/runner/image_process.h"
 
 struct image_import {
     struct image_store *store;
@@ -23,60 +21,6 @@ struct image_import {
     enum image_kind kind;
     char tmp_name[IMAGE_TMP_NAME_SIZE];
 };
-
-/* In the child, up to exec: only calls that are safe after fork. */
-__attribute__((noreturn)) static void become_importer(int control, int archive, int images)
-{
-    int staged[3] = {
-        fcntl(control, F_DUPFD_CLOEXEC, STAGE_FD),
-        fcntl(archive, F_DUPFD_CLOEXEC, STAGE_FD),
-        fcntl(images, F_DUPFD_CLOEXEC, STAGE_FD),
-    };
-    const int wanted[3] = {IMAGE_IMPORTER_CONTROL_FD, IMAGE_IMPORTER_ARCHIVE_FD,
-                           IMAGE_IMPORTER_STORE_FD};
-    for (int i = 0; i < 3; i++)
-        if (staged[i] < 0 || dup2(staged[i], wanted[i]) < 0)
-            _exit(127);
-    if (close_range(IMAGE_IMPORTER_STORE_FD + 1, ~0u, 0) != 0)
-        _exit(127);
-    /* The runner blocks signals to take them by descriptor; its child starts with none blocked. */
-    sigset_t none;
-    sigemptyset(&none);
-    (void)sigprocmask(SIG_SETMASK, &none, NULL);
-    char name[] = "skerry-runner";
-    char argument[] = IMAGE_IMPORT_ARGUMENT;
-    char *const argv[] = {name, argument, NULL};
-    char *const envp[] = {NULL};
-    execve("/proc/self/exe", argv, envp);
-    _exit(127);
-}
-
-static int start_process(struct image_import *import, const struct image_order *order,
-                         int *out_write_fd, struct err *e)
-{
-    int archive[2];
-    int control[2];
-    if (pipe2(archive, O_CLOEXEC) != 0)
-        return err_sys(e, ERR_IO, errno, "make a pipe");
-    CLEANUP_FD int read_end = archive[0];
-    CLEANUP_FD int write_end = archive[1];
-    (void)fcntl(write_end, F_SETPIPE_SZ, PIPE_BYTES);
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, control) != 0)
-        return err_sys(e, ERR_IO, errno, "make a socket pair");
-    CLEANUP_FD int ours = control[0];
-    CLEANUP_FD int theirs = control[1];
-    if (send(ours, order, sizeof *order, MSG_NOSIGNAL) != (ssize_t)sizeof *order)
-        return err_sys(e, ERR_IO, errno, "order an import");
-    pid_t pid = fork();
-    if (pid < 0)
-        return err_sys(e, ERR_IO, errno, "start the process of an import");
-    if (pid == 0)
-        become_importer(theirs, read_end, import->store->images_fd);
-    import->pid = pid;
-    import->control_fd = steal_fd(&ours);
-    *out_write_fd = steal_fd(&write_end);
-    return 0;
-}
 
 int image_import_start(struct image_import **out, struct image_store *store,
                        const struct image_import_options *options, int *out_write_fd, struct err *e)
@@ -101,7 +45,11 @@ int image_import_start(struct image_import **out, struct image_store *store,
     };
     (void)text_copy(order.want_digest, sizeof order.want_digest, want);
     (void)text_copy(order.tmp_name, sizeof order.tmp_name, import->tmp_name);
-    int rc = start_process(import, &order, out_write_fd, e);
+    const struct image_process process = {.argument = IMAGE_IMPORT_ARGUMENT,
+                                          .order = &order,
+                                          .order_size = sizeof order,
+                                          .folder_fd = store->images_fd};
+    int rc = image_process_start(&import->pid, &import->control_fd, out_write_fd, &process, e);
     if (rc != 0)
         return rc;
     store->imports++;

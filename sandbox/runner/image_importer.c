@@ -24,6 +24,7 @@
 #include "sandbox/runner/image_digest.h"
 #include "sandbox/runner/image_internal.h"
 #include "sandbox/runner/image_place.h"
+#include "sandbox/runner/image_process.h"
 #include "sandbox/runner/image_sandbox.h"
 
 #define READ_SIZE (256 * 1024)
@@ -241,23 +242,23 @@ static int publish(int layer_fd, const struct image_order *order, struct image_r
         .kind = (enum image_kind)order->kind, .bytes = report->bytes, .files = report->files};
     char name[IMAGE_LAYER_NAME_SIZE];
     image_layer_name(name, report->digest);
-    if (faccessat(IMAGE_IMPORTER_STORE_FD, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
+    if (faccessat(IMAGE_PROCESS_FOLDER_FD, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
         report->existed = 1;
-        return image_tree_remove(IMAGE_IMPORTER_STORE_FD, order->tmp_name, e);
+        return image_tree_remove(IMAGE_PROCESS_FOLDER_FD, order->tmp_name, e);
     }
     int rc = image_meta_write(layer_fd, &layer, e);
     if (rc != 0)
         return rc;
     if (syncfs(layer_fd) != 0)
         return err_sys(e, ERR_IO, errno, "write the layer to the disk");
-    if (renameat2(IMAGE_IMPORTER_STORE_FD, order->tmp_name, IMAGE_IMPORTER_STORE_FD, name,
+    if (renameat2(IMAGE_PROCESS_FOLDER_FD, order->tmp_name, IMAGE_PROCESS_FOLDER_FD, name,
                   RENAME_NOREPLACE) != 0) {
         if (errno != EEXIST)
             return err_sys(e, ERR_IO, errno, "name the layer");
         report->existed = 1;
-        return image_tree_remove(IMAGE_IMPORTER_STORE_FD, order->tmp_name, e);
+        return image_tree_remove(IMAGE_PROCESS_FOLDER_FD, order->tmp_name, e);
     }
-    if (fsync(IMAGE_IMPORTER_STORE_FD) != 0)
+    if (fsync(IMAGE_PROCESS_FOLDER_FD) != 0)
         return err_sys(e, ERR_IO, errno, "write the store to the disk");
     return 0;
 }
@@ -266,9 +267,9 @@ static int import_layer(const struct image_order *order, struct image_report *re
 {
     const uint64_t deadline_ms =
         clock_monotonic_ms() + (uint64_t)order->bounds.total_seconds_max * 1000;
-    if (mkdirat(IMAGE_IMPORTER_STORE_FD, order->tmp_name, 0700) != 0)
+    if (mkdirat(IMAGE_PROCESS_FOLDER_FD, order->tmp_name, 0700) != 0)
         return err_sys(e, ERR_IO, errno, "make the folder of an import");
-    CLEANUP_FD int layer_fd = openat(IMAGE_IMPORTER_STORE_FD, order->tmp_name,
+    CLEANUP_FD int layer_fd = openat(IMAGE_PROCESS_FOLDER_FD, order->tmp_name,
                                      O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (layer_fd < 0)
         return err_sys(e, ERR_IO, errno, "open the folder of an import");
@@ -278,7 +279,7 @@ static int import_layer(const struct image_order *order, struct image_report *re
         return rc;
     struct image_sandbox sandbox = {
         .tree_fd = tree_fd,
-        .input_fd = IMAGE_IMPORTER_ARCHIVE_FD,
+        .input_fd = IMAGE_PROCESS_ARCHIVE_FD,
         .file_bytes_max = order->bounds.bytes_max,
         .cpu_seconds_max = order->bounds.total_seconds_max,
     };
@@ -309,7 +310,7 @@ int image_import_main(void)
      * part of libc. */
     (void)setlocale(LC_CTYPE, "C.UTF-8");
     struct image_order order;
-    if (recv(IMAGE_IMPORTER_CONTROL_FD, &order, sizeof order, 0) != (ssize_t)sizeof order)
+    if (recv(IMAGE_PROCESS_CONTROL_FD, &order, sizeof order, 0) != (ssize_t)sizeof order)
         return 1;
     struct image_report report = {0};
     struct err e;
@@ -317,13 +318,13 @@ int image_import_main(void)
     if (rc != 0) {
         struct err ignored;
         /* Whoever still sends shall notice now, not after the deletion. */
-        (void)close(IMAGE_IMPORTER_ARCHIVE_FD);
-        if (image_tree_remove(IMAGE_IMPORTER_STORE_FD, order.tmp_name, &ignored) != 0)
+        (void)close(IMAGE_PROCESS_ARCHIVE_FD);
+        if (image_tree_remove(IMAGE_PROCESS_FOLDER_FD, order.tmp_name, &ignored) != 0)
             log_warn("images", "%s", ignored.msg); /* swept at the next start */
         memset(&report, 0, sizeof report);
         report_fill(&report, &e);
     }
-    return send(IMAGE_IMPORTER_CONTROL_FD, &report, sizeof report, MSG_NOSIGNAL) ==
+    return send(IMAGE_PROCESS_CONTROL_FD, &report, sizeof report, MSG_NOSIGNAL) ==
                    (ssize_t)sizeof report
                ? 0
                : 1;

@@ -13,11 +13,6 @@
 #define IMAGE_TMP_PREFIX "tmp-"
 #define IMAGE_TMP_NAME_SIZE 24
 
-/* The descriptors that the process of an import starts with. */
-#define IMAGE_IMPORTER_CONTROL_FD 3
-#define IMAGE_IMPORTER_ARCHIVE_FD 4
-#define IMAGE_IMPORTER_STORE_FD 5
-
 struct image_order {
     uint32_t kind;
     struct image_bounds bounds;
