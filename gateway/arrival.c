@@ -492,7 +492,8 @@ void arrival_take_head(struct arrival *a, const struct record *record)
     if (a->ask.hops != 1)
         problem_simple(c, PROBLEM_OWNER_UNREACHABLE,
                        "it was sent here by a node that does not have the instance either");
-    else if (t->draining && a->ask.mode != TRAVEL_FORCED)
+    else if (t->draining && (a->ask.mode == TRAVEL_TRY || a->ask.mode == TRAVEL_START))
+        /* Others can serve it; not so who wants this instance, or the one of a key. */
         problem_simple(c, PROBLEM_DRAINING, "the node is stopping");
     else
         arrival_look_again(c, t->waiting_for_routes_count >= ROUTES_WAITING_MAX);

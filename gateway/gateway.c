@@ -223,6 +223,15 @@ unsigned gateway_thread_count(const struct gateway *g)
     return g->thread_count;
 }
 
+void gateway_leave(struct gateway *g)
+{
+    if (g->leaving || g->draining || g->closing)
+        return;
+    g->leaving = true;
+    for (unsigned i = 0; i < g->thread_count; i++)
+        thread_leave(g->threads[i]);
+}
+
 void gateway_drain(struct gateway *g)
 {
     if (g->draining || g->closing)

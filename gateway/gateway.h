@@ -8,7 +8,7 @@
  * HTTP is read by our own strict parser (gateway/http.h; RFC 9112, RFC 9110). Errors of Skerry's own
  * are problem+json (RFC 9457).
  *
- * Threads: gateway_open, _publish, _drain, _close: the control thread. Calls in struct
+ * Threads: gateway_open, _publish, _leave, _drain, _close: the control thread. Calls in struct
  * gateway_calls come from gateway threads; answers may be posted from any thread. */
 #ifndef SKERRY_GATEWAY_GATEWAY_H
 #define SKERRY_GATEWAY_GATEWAY_H
@@ -207,6 +207,9 @@ void gateway_publish(struct gateway *g, const void *routes);
 unsigned gateway_thread_count(const struct gateway *g);
 /* A SECURE_JOIN stream that another node asked for, detached: some thread serves it from now on. */
 void gateway_accept(struct gateway *g, struct secure_parcel *parcel);
+/* The node is about to drain: joins of clients are taken as before, but each is the last of its connection;
+ * those of other nodes are refused, which sends them on. */
+void gateway_leave(struct gateway *g);
 /* Stops accepting, answers `Connection: close`, closes idle connections; what runs goes on. */
 void gateway_drain(struct gateway *g);
 /* Of clients, and joins of other nodes that are under way. Any thread. */

@@ -147,6 +147,14 @@ bool thread_publish(struct gateway_thread *t, const void *routes)
     return false;
 }
 
+static void leave_deliver(struct inbox_message *message, void *owner)
+{
+    struct gateway_thread *t = owner;
+    (void)message;
+    t->draining = true;
+    arrival_drain(t);
+}
+
 static void drain_deliver(struct inbox_message *message, void *owner)
 {
     struct gateway_thread *t = owner;
@@ -176,6 +184,13 @@ static void close_deliver(struct inbox_message *message, void *owner)
     /* The sweep looks whether the others have come so far too. */
     uv_timer_start(&t->sweep, sweep_cb, CLOSE_CHECK_MS, CLOSE_CHECK_MS);
     thread_check_closed(t);
+}
+
+void thread_leave(struct gateway_thread *t)
+{
+    t->leave_message.deliver = leave_deliver;
+    bool posted = inbox_post_always(t->inbox, &t->leave_message);
+    assert_always(posted);
 }
 
 void thread_drain(struct gateway_thread *t)

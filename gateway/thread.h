@@ -290,7 +290,7 @@ struct gateway_thread {
     const void *routes;
     bool started;
     bool draining, closing, inbox_closing;
-    struct inbox_message drain_message, close_message;
+    struct inbox_message leave_message, drain_message, close_message;
     struct block_pool blocks;
     struct connection *connections; /* open ones */
     unsigned connection_count;
@@ -331,8 +331,8 @@ struct gateway {
     unsigned thread_count;
     struct sockaddr_storage addresses[LISTENERS_MAX];
     size_t listener_count;
-    bool draining, closing; /* the control thread's */
-    unsigned accept_next;   /* likewise */
+    bool leaving, draining, closing; /* the control thread's */
+    unsigned accept_next;            /* likewise */
     _Atomic unsigned connections;
     _Atomic unsigned arrivals, arrivals_serving; /* streams; those with a join on them */
     _Atomic unsigned running;                    /* threads */
@@ -357,6 +357,7 @@ int thread_listen(struct gateway_thread *t, int fd, struct err *e) ERR_CHECKED;
 int thread_start(struct gateway_thread *t, struct err *e) ERR_CHECKED;
 /* From the control thread: */
 bool thread_publish(struct gateway_thread *t, const void *routes);
+void thread_leave(struct gateway_thread *t);
 void thread_drain(struct gateway_thread *t);
 void thread_close(struct gateway_thread *t);
 /* Waits for its end. */

@@ -227,9 +227,12 @@ struct node {
     uv_signal_t signals[3];
     uv_timer_t sweep_timer, lag_timer, drain_timer, autopsy_timer;
     uint64_t lag_expected_us;
+    /* Of the notice before a drain: when it ends at the latest, the joins that were answered then and when
+     * the last was. */
+    uint64_t notice_until_ms, notice_joins, notice_quiet_ms;
     uint64_t drain_until_ms;
     atomic_bool ready;
-    atomic_bool draining;
+    atomic_bool draining;  /* SIGTERM has come; `stopping` once the notice is over */
     atomic_bool no_quorum; /* nothing may start for want of one; for node_ready */
     bool stopping, gateway_opened;
     unsigned closing;

@@ -344,13 +344,18 @@ void members_resign(struct node *n)
         resigned_cb(n, &e);
 }
 
-void members_leave(struct node *n, void (*cb)(struct node *n))
+bool members_others(const struct node *n)
 {
     struct cluster_node node;
     bool others = false;
-    for (node_id at = 0; cluster_next(n->cluster, &at, &node);)
-        others |= !node.self && node.state <= GOSSIP_SUSPECT;
-    if (!others) {
+    for (node_id at = 0; !others && cluster_next(n->cluster, &at, &node);)
+        others = !node.self && node.state <= GOSSIP_SUSPECT;
+    return others;
+}
+
+void members_leave(struct node *n, void (*cb)(struct node *n))
+{
+    if (!members_others(n)) {
         cb(n);
         return;
     }

@@ -43,6 +43,8 @@ int members_ask(struct node *n, node_id to, enum cluster_what what, const void *
 
 /* SIGTERM: another node shall lead, at once. */
 void members_resign(struct node *n);
+/* Whether another node lives, as far as is known. */
+bool members_others(const struct node *n);
 /* Then, when joins are done: the others are told. `cb` at most some seconds later. */
 void members_leave(struct node *n, void (*cb)(struct node *n));
 /* Nothing is asked or answered any more; before the registry is closed. NULL members are fine. */

@@ -3,8 +3,8 @@
  *
  *   who we are -> cluster -> registry, runner client, scheduler, API -> registered -> reconcile
  *      -> gateway -> ready
- *   SIGTERM: not ready, another leads -> gateway drains -> joins finish, at most NODE_DRAIN_MS
- *      -> the others are told -> close
+ *   SIGTERM: not ready, another leads -> notice, while joins still come -> gateway drains -> joins finish,
+ *      at most NODE_DRAIN_MS -> the others are told -> close
  *
  * Instances are not ended by that: the runner keeps them, and the next start adopts them. */
 #include <errno.h>
@@ -31,6 +31,12 @@
 #include "node/members.h"
 
 #define NODE_DRAIN_MS 30000u
+/* Whoever looks at /readyz (a load balancer) goes elsewhere some time after it has turned: until then joins
+ * are taken as ever. They have gone when none came for five intervals of twenty a second, and those who do
+ * not look are not waited for. */
+#define NODE_NOTICE_QUIET_MS 250u
+#define NODE_NOTICE_MS 5000u
+#define NODE_DRAIN_LOOK_MS 20u
 #define NODE_INBOX_MAX 100000u
 #define NODE_LAG_INTERVAL_MS 20u
 #define NODE_MACHINE_INTERVAL_US 1000000u /* two small files of /proc, 50 us */
@@ -338,9 +344,45 @@ static void left_cb(struct node *n)
     node_stop(n, 0);
 }
 
+/* Nobody comes any more: what is here may finish. */
+static void drain_begin(struct node *n)
+{
+    n->stopping = true;
+    steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_SHUTDOWN});
+    if (n->gateway != NULL)
+        gateway_drain(n->gateway);
+    n->drain_until_ms = uv_now(&n->loop) + NODE_DRAIN_MS;
+}
+
+/* Joins of clients that were answered since the process began; looks at /readyz are none. */
+static uint64_t joins_answered(struct node *n)
+{
+    struct gateway_counters counters;
+    uint64_t joins = 0;
+    gateway_counters(n->gateway, &counters);
+    for (size_t s = 0; s < ARRAY_SIZE(counters.by_start); s++)
+        joins += counters.by_start[s].count;
+    return joins;
+}
+
+static bool notice_goes_on(struct node *n)
+{
+    uint64_t now_ms = uv_now(&n->loop);
+    uint64_t joins = joins_answered(n);
+    /* Whoever waits for an instance was promised a place or a reason, and stopping is a poor one. */
+    if (joins != n->notice_joins || n->waiters != NULL)
+        n->notice_quiet_ms = now_ms;
+    n->notice_joins = joins;
+    return now_ms < n->notice_until_ms && now_ms - n->notice_quiet_ms < NODE_NOTICE_QUIET_MS;
+}
+
 static void drain_timer_cb(uv_timer_t *timer)
 {
     struct node *n = container_of(timer, struct node, drain_timer);
+    if (!n->stopping && n->gateway != NULL && notice_goes_on(n))
+        return;
+    if (!n->stopping)
+        drain_begin(n);
     if (n->gateway != NULL && gateway_connections(n->gateway) > 0 &&
         uv_now(&n->loop) < n->drain_until_ms)
         return;
@@ -351,20 +393,24 @@ static void drain_timer_cb(uv_timer_t *timer)
 static void signal_cb(uv_signal_t *handle, int number)
 {
     struct node *n = handle->data;
-    if (n->stopping) {
+    if (n->stopping || atomic_load(&n->draining)) {
         node_stop(n, 128 + number);
         return;
     }
-    n->stopping = true;
     atomic_store(&n->draining, true);
     log_info("node", "stopping: joins may finish within %u s; instances live on",
              NODE_DRAIN_MS / 1000);
-    steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_SHUTDOWN});
     members_resign(n);
-    if (n->gateway != NULL)
-        gateway_drain(n->gateway);
-    n->drain_until_ms = uv_now(&n->loop) + NODE_DRAIN_MS;
-    uv_timer_start(&n->drain_timer, drain_timer_cb, 0, 20);
+    /* Where there is nowhere else to go, nobody is given time to. */
+    if (n->gateway != NULL && members_others(n)) {
+        gateway_leave(n->gateway);
+        n->notice_joins = joins_answered(n);
+        n->notice_quiet_ms = uv_now(&n->loop);
+        n->notice_until_ms = n->notice_quiet_ms + NODE_NOTICE_MS;
+    } else {
+        drain_begin(n);
+    }
+    uv_timer_start(&n->drain_timer, drain_timer_cb, 0, NODE_DRAIN_LOOK_MS);
 }
 
 static void free_instances(struct node *n)

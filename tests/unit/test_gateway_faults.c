@@ -549,6 +549,37 @@ static void a_draining_gateway_finishes_what_runs(void **state)
     wait_until(gateway_connections(f->gateway) == 0);
 }
 
+static bool read_one(struct test_client *c, const char *request)
+{
+    struct test_answer a;
+    test_client_send(c, request);
+    test_client_read(c, &a, false);
+    assert_int_equal(a.status, 200);
+    const char *connection = test_answer_field(&a, "Connection");
+    bool last = connection != NULL && strcmp(connection, "close") == 0;
+    test_answer_free(&a);
+    return last;
+}
+
+static void a_leaving_gateway_takes_all_that_come_and_lets_them_go(void **state)
+{
+    struct gateway_fixture *f = *state;
+    struct test_client idle, late;
+    test_client_open(&idle, f);
+    assert_false(read_one(&idle, GET("/w/web/")));
+    gateway_leave(f->gateway);
+    /* Its thread hears of it a moment later. */
+    wait_until(read_one(&idle, GET("/w/web/")));
+    assert_true(test_client_at_end(&idle, NULL));
+    test_client_open(&late, f);
+    assert_true(read_one(&late, GET("/w/web/")));
+    assert_true(test_client_at_end(&late, NULL));
+    test_client_close(&idle);
+    test_client_close(&late);
+    gateway_drain(f->gateway);
+    wait_until(gateway_connections(f->gateway) == 0);
+}
+
 static void closing_breaks_what_is_left(void **state)
 {
     struct gateway_fixture_options options = {.threads = 2};
@@ -598,6 +629,7 @@ int main(void)
         TEST(a_cold_start_is_joined, start_starting),
         TEST(a_client_that_leaves_cancels_its_ask, start_keeping),
         TEST(a_draining_gateway_finishes_what_runs, gateway_start_default),
+        TEST(a_leaving_gateway_takes_all_that_come_and_lets_them_go, gateway_start_default),
         cmocka_unit_test(closing_breaks_what_is_left),
     };
     return cmocka_run_group_tests_name("gateway faults", tests, NULL, NULL);
