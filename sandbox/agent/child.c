@@ -93,7 +93,10 @@ static void limit(__rlimit_resource_t resource, rlim_t value, const char *name)
 
 static void set_limits(const Skerry__Agent__Setup *setup)
 {
-    limit(RLIMIT_CORE, 0, "limit core");
+    /* Below a page no file is written, and 1 alone also keeps the kernel from starting the program of
+     * a core_pattern that is a pipe (core(5) leaves that out; fs/coredump.c says it). The filter
+     * leaves nobody change it. */
+    limit(RLIMIT_CORE, 1, "limit core");
     limit(RLIMIT_MEMLOCK, 64 * 1024, "limit locked memory");
     if (setup->open_files_max > 0)
         limit(RLIMIT_NOFILE, setup->open_files_max, "limit open files");

@@ -160,7 +160,7 @@ static int make_read_only(int root, const char *name, struct err *e)
 }
 
 /* Needs the host's /proc in sight, so before the old root goes. */
-static int mount_proc(int root, uint32_t masks, struct err *e)
+static int mount_proc(int root, uint32_t masks, int *proc_sys, struct err *e)
 {
     static const char *const options[][2] = {{"hidepid", "invisible"}, {NULL, NULL}};
     CLEANUP_FD int fd = filesystem_make(
@@ -168,6 +168,9 @@ static int mount_proc(int root, uint32_t masks, struct err *e)
     if (fd < 0)
         return fd;
     int rc = attach(fd, root, "proc", false, e);
+    *proc_sys = rc == 0 ? openat(fd, "sys", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+    if (rc == 0 && *proc_sys < 0)
+        rc = err_sys(e, ERR_IO, errno, "open /proc/sys");
     for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(proc_covered); i++)
         if ((masks & 1u << i) != 0)
             rc = cover(root, proc_covered[i], e);
@@ -368,7 +371,7 @@ int bind_root_finish(struct bind_root *b, const struct bind_plan *plan,
 {
     int rc = mounts_attach(b->root, !plan->overlay, mounts, descriptors, e);
     if (rc == 0)
-        rc = mount_proc(b->root, plan->proc_masks, e);
+        rc = mount_proc(b->root, plan->proc_masks, &b->proc_sys, e);
     if (rc == 0)
         rc = mount_pts(b->root, e);
     if (rc == 0)

@@ -56,6 +56,7 @@ uint32_t bind_proc_masks(void);
  * root and makes what is in it; the second adds the mounts and enters. Both take their descriptors. */
 struct bind_root {
     int store, root;
+    int proc_sys; /* after finish: O_PATH of a /proc/sys that is not read-only, the caller's */
 };
 int bind_root_begin(struct bind_root *b, const struct bind_plan *plan, const int *descriptors,
                     struct err *e) ERR_CHECKED;

@@ -20,6 +20,7 @@
 
 #include "base/memory.h"
 #include "sandbox/runner/config.h"
+#include "sandbox/runner/user_limits.h"
 
 /* Descriptors of the blank, in order; the agent gets the first two. */
 enum { BLANK_FD_LISTENER = 3, BLANK_FD_CHANNEL, BLANK_FD_AGENT, BLANK_FD_ENTRIES };
@@ -242,7 +243,7 @@ static int become_agent(struct err *e)
 }
 
 static void blank_run(const int *descriptors, size_t count, int null_fd) __attribute__((noreturn));
-static int root_make(struct err *e)
+static int root_make(int *proc_sys, struct err *e)
 {
     struct bind_plan plan;
     struct bind_mounts mounts;
@@ -263,7 +264,9 @@ static int root_make(struct err *e)
         return count;
     if (count != (int)mounts.mount_count)
         return err_set(e, ERR_PROTOCOL, "%u mounts with %d descriptors", mounts.mount_count, count);
-    return bind_root_finish(&root, &plan, &mounts, descriptors, e);
+    rc = bind_root_finish(&root, &plan, &mounts, descriptors, e);
+    *proc_sys = rc == 0 ? root.proc_sys : -1;
+    return rc;
 }
 
 static int listener_receive(struct err *e)
@@ -287,11 +290,15 @@ static void blank_run(const int *descriptors, size_t count, int null_fd)
     (void)prctl(PR_SET_NAME, "skerry-blank", 0, 0, 0);
     if (descriptors_arrange(descriptors, count, null_fd, &e) < 0)
         blank_fail(channel, &e);
+    int proc_sys = -1;
     int rc = cgroup_enter(count - (BLANK_FD_ENTRIES - BLANK_FD_LISTENER), &e);
     if (rc == 0)
-        rc = root_make(&e);
+        rc = root_make(&proc_sys, &e);
     if (rc == 0)
         rc = lock_mounts(&e);
+    if (rc == 0)
+        rc = user_limits_set(proc_sys, &e);
+    memory_close(&proc_sys);
     if (rc == 0)
         rc = listener_receive(&e);
     if (rc == 0 && become_agent(&e) == 0)

@@ -7,7 +7,8 @@
  *     the plan of its root   ------>  becomes root inside, makes what is in its root
  *     the mounts of its root ------>  attaches them, enters the root
  *     go, with a listener    ------>  makes a second user and mount namespace, which locks all,
- *     what the agent is to do         executes the agent, which takes over the channel
+ *     what the agent is to do         lowers user.max_* there, executes the agent, which takes
+ *                                     over the channel
  *
  * The runner does not wait between these: they lie in the channel until the blank reads them, and
  * both work at the same time.

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "sandbox/runner/seccomp.h"
 
 #define AT(member) offsetof(struct runner_config, member)
 #define KiB 1024ull
@@ -43,7 +44,7 @@ static const struct field fields[] = {
      .offset = AT(profiles),
      .fallback = "default",
      .max = 16,
-     .meaning = "System call profiles that a node may ask for."},
+     .meaning = "System call profiles, beside strict, that a node may ask for: default, relaxed."},
     {.path = "allow.egress",
      .type = FIELD_BOOL,
      .offset = AT(egress),
@@ -203,6 +204,13 @@ static int check(const struct runner_config *c, const struct document *d, struct
                        document_name(d), fields_line(d, "uid_base"),
                        (unsigned long long)c->max.instances, (unsigned long long)c->uid_base,
                        RUNNER_UID_END);
+    enum seccomp_profile profile;
+    for (size_t i = 0; i < c->profiles.count; i++)
+        if (!seccomp_profile_find(c->profiles.items[i], &profile))
+            return err_set(
+                e, ERR_INVALID,
+                "%s:%d: allow.profiles: %.32s is none; there are strict, default, relaxed",
+                document_name(d), fields_line(d, "allow.profiles"), c->profiles.items[i]);
     if (strchr(c->cgroup, '/') != NULL || c->cgroup[0] == '.')
         return err_set(e, ERR_INVALID, "%s:%d: cgroup: a name without slashes and leading dots",
                        document_name(d), fields_line(d, "cgroup"));

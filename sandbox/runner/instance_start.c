@@ -260,8 +260,10 @@ static void setup_fill(const struct instance *i, Skerry__Agent__Setup *s)
 {
     const Skerry__Runner__Prepare *p = i->request->prepare;
     const struct runner *r = i->runner;
-    s->seccomp.data = r->filter.program;
-    s->seccomp.len = r->filter.size;
+    enum seccomp_profile profile;
+    assert_always(seccomp_profile_find(p->profile, &profile)); /* request.c let it in */
+    s->seccomp.data = r->filters[profile].program;
+    s->seccomp.len = r->filters[profile].size;
     s->uid = p->uid;
     s->gid = p->gid;
     s->directory = (char *)(uintptr_t)(p->source[0] != '\0' ? "/app" : "/");

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/units.h"
 #include "base/words.h"
+#include "sandbox/runner/seccomp.h"
 
 #define UID_MAX_INSIDE 65534u /* 65535 is the agent */
 #define HEALTH_MS_MAX (24u * 3600 * 1000)
@@ -113,11 +114,18 @@ static int check_limits(const Skerry__Runner__Prepare *p, const struct request_b
 static int check_permissions(const Skerry__Runner__Prepare *p, const struct request_bounds *b,
                              struct err *e)
 {
-    bool known = false;
+    enum seccomp_profile profile;
+    if (!seccomp_profile_find(p->profile, &profile))
+        return err_set(e, ERR_INVALID, "profile: strict, default or relaxed");
+    /* Nobody gains by fewer calls. */
+    bool may = profile == SECCOMP_STRICT;
     for (size_t i = 0; i < b->profile_count; i++)
-        known = known || strcmp(b->profiles[i], p->profile) == 0;
-    if (!known)
-        return err_set(e, ERR_DENIED, "profile: not one that runner.yaml allows");
+        may = may || strcmp(b->profiles[i], p->profile) == 0;
+    if (!may)
+        return err_set(e, ERR_DENIED,
+                       "profile: %s is not one that runner.yaml of this machine allows; it goes "
+                       "into allow.profiles there",
+                       p->profile);
     if (p->network > 1)
         return err_set(e, ERR_INVALID, "network: %u is no mode", p->network);
     if (p->network == 1 && !b->egress)

@@ -19,7 +19,7 @@
 #define REQUEST_GRACE_MS_MAX (3600u * 1000)
 
 struct request_bounds {
-    const char *const *profiles;
+    const char *const *profiles; /* beside strict */
     size_t profile_count;
     bool egress;
     uint64_t cpu_thousandths, memory_bytes, pids, disk_bytes, log_bytes;

@@ -195,6 +195,27 @@ static void descriptors_raise(void)
     (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static int filters_compile(struct runner *r, struct err *e)
+{
+    int rc = 0;
+    for (size_t n = 0; rc == 0 && n < ARRAY_SIZE(r->filters); n++)
+        rc = seccomp_filter_compile(&r->filters[n], (enum seccomp_profile)n, 0, e);
+    return rc;
+}
+
+/* An agent limits core files to one byte, which stands for "nowhere, no pipe either". A hard limit of
+ * nothing at all cannot be raised by it, and keeps no handler of core_pattern away. */
+static void core_limit_raise(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_CORE, &limit) < 0 || limit.rlim_max >= 1)
+        return;
+    limit = (struct rlimit){.rlim_cur = 1, .rlim_max = 1};
+    if (setrlimit(RLIMIT_CORE, &limit) < 0)
+        log_warn("runner", "the limit of core files is 0 and may not be raised to 1: if "
+                           "kernel.core_pattern is a pipe, code that crashes starts its program");
+}
+
 /* Two runners on one machine never share a group. */
 static int groups_open(struct runner *r, struct err *e)
 {
@@ -263,7 +284,7 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
     if (rc == 0 && r->null_fd < 0)
         rc = err_sys(e, ERR_IO, errno, "open /dev/null");
     if (rc == 0)
-        rc = seccomp_filter_compile(&r->filter, "default", e);
+        rc = filters_compile(r, e);
     if (rc == 0)
         rc = network_open(&r->network, e);
     if (rc == 0)
@@ -300,7 +321,8 @@ static void close_all(struct runner *r)
     loop_close(r->loop);
     root_base_close(r->root_base);
     network_close(r->network);
-    seccomp_filter_free(&r->filter);
+    for (size_t n = 0; n < ARRAY_SIZE(r->filters); n++)
+        seccomp_filter_free(&r->filters[n]);
     int *descriptors[] = {&r->agent_fd, &r->null_fd, &r->instances_fd, &r->logs_fd,
                           &r->lock_fd,  &r->ids_fd,  &r->ready_fd,     &r->directory_fd};
     for (size_t n = 0; n < ARRAY_SIZE(descriptors); n++)
@@ -333,6 +355,7 @@ int runner_run(const struct runner_options *o, struct err *e)
     r->ready_fd = o->ready_fd;
     umask(022);
     descriptors_raise();
+    core_limit_raise();
     struct signals signals = {.watch = LOOP_WATCH_STOPPED, .runner = r};
     CLEANUP_FD int signal_fd = -1;
     int rc = open_all(r, o, e);

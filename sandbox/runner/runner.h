@@ -1,6 +1,6 @@
 /* sandbox/runner/runner.h - the runner whole: what its parts share, and its life.
  *
- * Thread: one. Order of life: configuration, lock, mount namespace, groups, agent, filter, loop;
+ * Thread: one. Order of life: configuration, lock, agent, filters, groups, mount namespace, loop;
  * then instances of an earlier runner are adopted; then the node may connect. SIGTERM and SIGINT
  * end the runner and leave the instances to their agents. */
 #ifndef SKERRY_SANDBOX_RUNNER_RUNNER_H
@@ -41,7 +41,7 @@ struct runner {
     struct cgroup_host cgroups;
     struct network *network;
     struct root_base *root_base;
-    struct seccomp_filter filter;
+    struct seccomp_filter filters[SECCOMP_PROFILE_COUNT];
     struct server *server; /* NULL until adoption is over */
     struct instances *instances;
     struct blanks *blanks;

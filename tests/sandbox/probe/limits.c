@@ -9,6 +9,7 @@
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -17,12 +18,41 @@
 #define CHILDREN 1500
 #define DISK_BYTES (320ul << 20)
 
+/* At 1 the kernel writes no core and starts no program of core_pattern; at 0 it would start it. */
 static bool no_core_dumps(const void *with, struct probe_text *what)
 {
     (void)with;
     struct rlimit limit;
     getrlimit(RLIMIT_CORE, &limit);
-    return limit.rlim_max == 0 || probe_fail(what, "the hard limit is %lu", (long)limit.rlim_max);
+    return (limit.rlim_cur == 1 && limit.rlim_max == 1) ||
+           probe_fail(what, "the limit is %lu of %lu", (long)limit.rlim_cur, (long)limit.rlim_max);
+}
+
+static bool core_limit_stays(const void *with, struct probe_text *what)
+{
+    struct rlimit zero = {0, 0};
+    (void)setrlimit(RLIMIT_CORE, &zero);
+    (void)syscall(SYS_setrlimit, RLIMIT_CORE, &zero);
+    (void)syscall(SYS_setrlimit, 0x100000000l | RLIMIT_CORE, &zero);
+    (void)syscall(SYS_prlimit64, 0, 0x100000000l | RLIMIT_CORE, &zero, NULL);
+    (void)syscall(SYS_prlimit64, getpid(), RLIMIT_CORE, &zero, &zero);
+    return no_core_dumps(with, what);
+}
+
+static bool a_crash_leaves_no_core(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct rlimit all;
+    int status = 0;
+    if (getrlimit(RLIMIT_CORE, &all) == 0 && all.rlim_max > 1) {
+        /* As whoever has no such limit would, and without leaving a file where there is none. */
+        return probe_fail(what, "it would be %lu bytes", (long)all.rlim_max);
+    }
+    pid_t pid = fork();
+    if (pid == 0)
+        abort();
+    waitpid(pid, &status, 0);
+    return (WIFSIGNALED(status) && !WCOREDUMP(status)) || probe_fail(what, "a core was dumped");
 }
 
 static bool descriptors_are_bounded(const void *with, struct probe_text *what)
@@ -110,7 +140,10 @@ void probe_add_limits(struct probe_list *list)
     static const char *const folders[] = {"/tmp", "/dev/shm", "/var/tmp", "/run"};
     static const char *const names[] = {"/tmp is bounded", "/dev/shm is bounded",
                                         "/var/tmp is bounded", "/run is bounded"};
-    probe_add(list, "limits", "no core dumps", no_core_dumps, NULL, false);
+    probe_add(list, "limits", "no core dumps, to no pipe either", no_core_dumps, NULL, false);
+    probe_add(list, "limits", "the limit of cores cannot be changed", core_limit_stays, NULL,
+              false);
+    probe_add(list, "limits", "a crash leaves no core", a_crash_leaves_no_core, NULL, false);
     probe_add(list, "limits", "descriptors are bounded", descriptors_are_bounded, NULL, false);
     probe_add(list, "limits", "memory cannot be locked", memory_cannot_be_locked, NULL, false);
     probe_add(list, "limits", "processes are bounded", processes_are_bounded, NULL, false);
