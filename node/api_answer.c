@@ -64,6 +64,12 @@ void api_answer_empty(struct api_request *r, unsigned status)
     answer_set(r, status, MHD_create_response_from_buffer(0, NULL, MHD_RESPMEM_PERSISTENT));
 }
 
+void api_warn(json_t *json, const char *warning)
+{
+    if (warning[0] != '\0')
+        (void)json_object_set_new(json, "warning", json_string(warning));
+}
+
 void api_answer_json(struct api_request *r, unsigned status, json_t *json)
 {
     char *text = json == NULL ? NULL : json_dumps(json, API_JSON_FLAGS);

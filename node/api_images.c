@@ -143,9 +143,25 @@ static size_t import_upload(struct api_request *r, const char *data, size_t size
     return size;
 }
 
+static void copied(struct api_ask *a)
+{
+    if (api_ask_refused(a->request, a))
+        return;
+    json_t *json = image_json(&a->image);
+    api_warn(json, a->ask.detail);
+    api_answer_json(a->request, MHD_HTTP_CREATED, json);
+}
+
+/* Answered when the loss of one node cannot take it away. */
 static void image_settled(struct api_request *r)
 {
-    api_answer_json(r, MHD_HTTP_CREATED, image_json(&r->ask->image));
+    const struct registry_image image = r->ask->image;
+    struct api_ask *a = api_ask_new(r, NODE_ASK_COPIES);
+    if (a == NULL)
+        return;
+    a->image = image;
+    a->ask.name = a->image.name;
+    (void)api_ask_send(a, copied);
 }
 
 static void image_put(struct api_ask *a)

@@ -255,6 +255,8 @@ json_t *api_body_json(struct api_request *r, const char *members);
 bool api_json_text(struct api_request *r, const json_t *object, const char *name, const char **out);
 
 /* --- api_answer.c: each ends the handler's work; the first answer counts --- */
+/* `warning` into an answer that is a success all the same; "": none. */
+void api_warn(json_t *json, const char *warning);
 void api_answer_json(struct api_request *r, unsigned status, json_t *json /* stolen */);
 void api_answer_json_header(struct api_request *r, unsigned status, json_t *json, const char *name,
                             const char *value);

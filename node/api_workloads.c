@@ -130,11 +130,31 @@ static json_t *deployed_json(const char *name, uint64_t version, bool changed, b
                      changed, "dry_run", dry_run);
 }
 
+static void copied(struct api_ask *a)
+{
+    const struct registry_result *result = &a->ask.result;
+    if (api_ask_refused(a->request, a))
+        return;
+    json_t *json = deployed_json(a->ask.workload, result->version, result->changed, false);
+    api_warn(json, a->ask.detail);
+    api_answer_json(a->request, MHD_HTTP_OK, json);
+}
+
+/* Answered when the loss of one node cannot take its layers away. */
 static void deploy_settled(struct api_request *r)
 {
-    const struct registry_result *result = &r->ask->ask.result;
-    api_answer_json(r, MHD_HTTP_OK,
-                    deployed_json(r->ask->command.name, result->version, result->changed, false));
+    const struct registry_result result = r->ask->ask.result;
+    char name[WORKLOAD_NAME_LENGTH_MAX + 1];
+    bool failed = !text_copy(name, sizeof(name), r->ask->command.name);
+    struct api_ask *a = failed ? NULL : api_ask_new(r, NODE_ASK_COPIES);
+    if (a != NULL) {
+        a->ask.result = result;
+        a->ask.workload = api_ask_text(a, name, &failed);
+    }
+    if (failed)
+        api_problem(r, PROBLEM_INTERNAL, "out of memory");
+    else if (a != NULL)
+        (void)api_ask_send(a, copied);
 }
 
 static void deployed(struct api_ask *a)

@@ -12,6 +12,7 @@
 #include "base/memory.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/copies.h"
 #include "node/fences.h"
 #include "node/places.h"
 
@@ -506,6 +507,9 @@ static void deliver(struct inbox_message *message, void *owner)
         break;
     case NODE_ASK_TRANSFER:
         ask_transfer(n, ask);
+        break;
+    case NODE_ASK_COPIES:
+        copies_ask(n, ask);
         break;
     case NODE_ASK_IMAGE_GC:
         imports_collect(n, ask);

@@ -88,6 +88,14 @@ void cli_say(const char *format, ...)
     fprintf(stderr, "skerry: %s\n", text);
 }
 
+void cli_warning(const json_t *answer)
+{
+    const char *warning = cli_text(answer, "warning");
+    if (warning[0] != '\0')
+        cli_say("%s: warning: %s",
+                cli_text(answer, json_object_get(answer, "id") != NULL ? "id" : "name"), warning);
+}
+
 static int own_failure(const struct cli *c, int code)
 {
     return c->command != NULL && c->command->failure != 0 ? c->command->failure : code;

@@ -99,6 +99,8 @@ const char *cli_next(const struct cli *c, const char *name, size_t *position);
 
 /* --- messages and exit codes (cli.c) --- */
 /* "skerry: text" on stderr. */
+/* The `warning` of an answer, if it has one, on stderr. */
+void cli_warning(const json_t *answer);
 void cli_say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Tells an error and gives the exit code for it. */
 int cli_fail(const struct cli *c, const struct err *e);

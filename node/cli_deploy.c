@@ -224,6 +224,7 @@ static int deploy_one(struct cli *c, struct declared *one, json_t *results)
                cli_has(c, "dry-run") ? (changed ? "would be deployed" : "would not change")
                                      : (changed ? "deployed" : "unchanged"));
     (void)fflush(stdout);
+    cli_warning(deployed);
     json_array_append_new(results, deployed);
     if (cli_has(c, "wait") && !cli_has(c, "dry-run"))
         code = wait_settled(c, one, version);

@@ -36,6 +36,7 @@ static int import(struct cli *c)
     else
         printf("%s  %s, %s in %" PRId64 " files\n", cli_text(image, "name"),
                cli_text(image, "digest"), bytes, cli_integer(image, "files"));
+    cli_warning(image);
     json_decref(image);
     return CLI_DONE;
 }

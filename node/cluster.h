@@ -37,6 +37,7 @@ enum cluster_what {
     CLUSTER_GOSSIP_SYNC = 1, /* a gossip_sync_write, answered by another */
     CLUSTER_REGISTRY = 2,    /* raft/registry.h: registry_question */
     CLUSTER_LEASE = 3,       /* node/leases.h: a renewal, for the leader */
+    CLUSTER_LAYERS = 4,      /* node/copies.h: whether layers are held */
     CLUSTER_WHAT_COUNT
 };
 

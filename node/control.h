@@ -181,6 +181,7 @@ struct node {
     struct members *members;
     struct fences *fences;
     struct certain *certain;
+    struct copies *copies;
     node_id id;
     uint64_t boot;
 

@@ -258,20 +258,23 @@ static void listed_cb(void *user, const struct err *error, const Skerry__Runner_
     for (unsigned k = 0; k < 2; k++) {
         if (n->digests[k][0] == '\0' || list_has(reply->images, n->digests[k]))
             n->digests[k][0] = '\0';
-        else if (fetch_wanted(l, n->digests[k],
-                              k == 0 ? SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE
-                                     : SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE,
-                              &n->error))
+        else if (!fetch_wanted(l, n->digests[k],
+                               k == 0 ? SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE
+                                      : SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE,
+                               &n->error))
+            n->failed = true;
+        else if (!n->looks)
             n->waits++;
         else
-            n->failed = true;
+            n->failed =
+                err_set(&n->error, ERR_UNAVAILABLE, "%.19s… is on its way", n->digests[k]) != 0;
     }
     if (n->waits == 0)
         need_done(n);
 }
 
-int layers_need(struct layers *l, const char *image, const char *source, layers_cb cb, void *user,
-                struct err *e)
+static int need(struct layers *l, const char *image, const char *source, bool looks, layers_cb cb,
+                void *user, struct err *e)
 {
     if (l->closing)
         return err_set(e, ERR_CANCELED, "the node is stopping");
@@ -282,6 +285,7 @@ int layers_need(struct layers *l, const char *image, const char *source, layers_
     if (n == NULL)
         return err_set(e, ERR_NO_MEMORY, "fetch a layer: no memory");
     n->layers = l;
+    n->looks = looks;
     n->cb = cb;
     n->user = user;
     if (is_digest(image))
@@ -302,6 +306,18 @@ int layers_need(struct layers *l, const char *image, const char *source, layers_
     l->needs = n;
     l->need_count++;
     return 0;
+}
+
+int layers_need(struct layers *l, const char *image, const char *source, layers_cb cb, void *user,
+                struct err *e)
+{
+    return need(l, image, source, false, cb, user, e);
+}
+
+int layers_look(struct layers *l, const char *image, const char *source, layers_cb cb, void *user,
+                struct err *e)
+{
+    return need(l, image, source, true, cb, user, e);
 }
 
 /* --- in the background -------------------------------------------------------------------------- */

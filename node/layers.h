@@ -64,6 +64,9 @@ typedef void (*layers_cb)(void *user, const struct err *error);
 /* Digests; NULL, "" and "host" stand for none. Never calls back out of this call. */
 int layers_need(struct layers *l, const char *image, const char *source, layers_cb cb, void *user,
                 struct err *e) ERR_CHECKED;
+/* As layers_need, but waits for no transfer: `error` also says that one has only been begun. */
+int layers_look(struct layers *l, const char *image, const char *source, layers_cb cb, void *user,
+                struct err *e) ERR_CHECKED;
 /* The registry changed: what its workloads and images name is to be here. */
 void layers_follow(struct layers *l, struct registry_root *root);
 

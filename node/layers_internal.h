@@ -10,6 +10,7 @@ struct need {
     struct layers *layers;
     char digests[2][72]; /* image, source; "" none or here */
     unsigned waits;      /* fetches that it is in */
+    bool looks;          /* does not wait */
     bool listed;
     struct err error;
     bool failed;

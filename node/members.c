@@ -16,6 +16,7 @@
 #include "node/api.h"
 #include "node/cluster_table.h"
 #include "node/config.h"
+#include "node/copies.h"
 #include "node/fences.h"
 #include "node/members_internal.h"
 
@@ -159,6 +160,9 @@ static void asked_cb(void *user, struct peer_question *q)
         break;
     case CLUSTER_LEASE:
         fences_question(n, q);
+        break;
+    case CLUSTER_LAYERS:
+        copies_question(n, q);
         break;
     case CLUSTER_GOSSIP_SYNC:
     case CLUSTER_WHAT_COUNT:

@@ -26,6 +26,7 @@
 #include "node/cluster.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/copies.h"
 #include "node/fences.h"
 #include "node/layers.h"
 #include "node/members.h"
@@ -431,6 +432,7 @@ static void close_all(struct node *n)
 {
     n->stopping = true;
     members_stop(n);
+    copies_stop(n);
     /* The API first: it reads the gateway's counters. */
     if (n->api != NULL)
         api_close(n->api, pump, n);
@@ -466,6 +468,7 @@ static void dispose(struct node *n)
     free_instances(n);
     fences_close(n);
     certain_close(n);
+    copies_close(n);
     steps_close(n);
     routes_close(n);
     uv_run(&n->loop, UV_RUN_DEFAULT);
@@ -533,7 +536,8 @@ static int open_all(struct node *n, struct err *e)
     if (inbox_open(&n->inbox, &n->loop, n, NODE_INBOX_MAX, e) != 0 ||
         slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
         members_open(n, e) != 0 || open_registry(n, e) != 0 || fences_open(n, e) != 0 ||
-        certain_open(n, e) != 0 || open_runner(n, e) != 0 || open_layers(n, e) != 0)
+        certain_open(n, e) != 0 || open_runner(n, e) != 0 || open_layers(n, e) != 0 ||
+        copies_open(n, e) != 0)
         return -(int)(e->code);
     routes_publish(n);
     return open_api(n, e);

@@ -41,6 +41,8 @@ enum node_ask_kind {
     NODE_ASK_STATUS,  /* -> status */
     NODE_ASK_EXPLAIN, /* instance or request id -> json: the time line that this node still knows */
     NODE_ASK_TRANSFER, /* node (0: whichever is most up to date): it leads when this is answered */
+    NODE_ASK_COPIES,   /* workload, or name of an image -> when a second node holds its layers, or
+                          after 10 s with `detail` that says where they are */
     NODE_ASK_IMAGE_GC, /* removes what no image, workload or instance names -> bytes */
 };
 
@@ -83,7 +85,7 @@ struct node_ask {
     uint64_t timeout_ms; /* RUN and EXEC: 0 none */
     node_id node;        /* TRANSFER */
     bool import_source;
-    const char *name;       /* IMPORT: for errors */
+    const char *name;       /* IMPORT: for errors; COPIES */
     const char *asked_by;   /* for explain: "POST /v1/run" */
     const char *request_id; /* or NULL */
 

@@ -59,6 +59,7 @@ struct fake {
     unsigned resized_rows, resized_columns;
     uint64_t extended_ms;
     node_id transferred;
+    const char *copies_warning; /* NULL: there are enough */
     uint64_t imported_bytes;
     bool import_slow;
     struct node_event events[16];
@@ -482,6 +483,11 @@ static void fake_ask_locked(struct fake *f, struct node_ask *ask)
         break;
     case NODE_ASK_TRANSFER:
         f->transferred = ask->node;
+        fake_answer(ask);
+        break;
+    case NODE_ASK_COPIES:
+        if (f->copies_warning != NULL)
+            (void)text_copy(ask->detail, sizeof(ask->detail), f->copies_warning);
         fake_answer(ask);
         break;
     case NODE_ASK_IMAGE_GC:

@@ -400,6 +400,11 @@ static void a_workload_is_deployed_changed_and_rolled_back(void **state)
     json_decref(json);
     json = client_json(f, &put, 200);
     assert_true(json_is_false(json_object_get(json, "changed")));
+    assert_null(json_object_get(json, "warning"));
+    json_decref(json);
+    f->copies_warning = "its layers are only on node a yet";
+    json = client_json(f, &put, 200);
+    assert_string_equal(text_of(json, "warning"), f->copies_warning);
     json_decref(json);
     json = client_json(
         f, &(struct request){.method = "POST", .path = "/v1/workloads/hello/rollback"}, 200);
