@@ -159,6 +159,30 @@ bool codec_token_read(struct registry_token *out, const Skerry__Registry__Token 
            codec_text_read(out->name, sizeof out->name, in->name);
 }
 
+void codec_ssh_key_write(Skerry__Registry__SshKey *out, const struct registry_ssh_key *key)
+{
+    skerry__registry__ssh_key__init(out);
+    out->id = codec_borrow(key->id);
+    out->blob.data = (uint8_t *)(uintptr_t)key->blob;
+    out->blob.len = key->blob_length;
+    out->workload = codec_borrow(key->workload);
+    out->name = codec_borrow(key->name);
+    out->created_wall_ms = key->created_wall_ms;
+}
+
+bool codec_ssh_key_read(struct registry_ssh_key *out, const Skerry__Registry__SshKey *in)
+{
+    if (in->blob.len > sizeof out->blob)
+        return false;
+    *out = (struct registry_ssh_key){.created_wall_ms = in->created_wall_ms,
+                                     .blob_length = (uint16_t)in->blob.len};
+    if (in->blob.len > 0)
+        memcpy(out->blob, in->blob.data, in->blob.len);
+    return codec_text_read(out->id, sizeof out->id, in->id) &&
+           codec_text_read(out->workload, sizeof out->workload, in->workload) &&
+           codec_text_read(out->name, sizeof out->name, in->name);
+}
+
 void codec_image_write(Skerry__Registry__Image *out, const struct registry_image *image)
 {
     skerry__registry__image__init(out);

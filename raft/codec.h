@@ -25,6 +25,9 @@ bool codec_instance_read(struct registry_instance *out, const Skerry__Registry__
 void codec_token_write(Skerry__Registry__Token *out, const struct registry_token *token);
 bool codec_token_read(struct registry_token *out, const Skerry__Registry__Token *in);
 
+void codec_ssh_key_write(Skerry__Registry__SshKey *out, const struct registry_ssh_key *key);
+bool codec_ssh_key_read(struct registry_ssh_key *out, const Skerry__Registry__SshKey *in);
+
 void codec_image_write(Skerry__Registry__Image *out, const struct registry_image *image);
 bool codec_image_read(struct registry_image *out, const Skerry__Registry__Image *in);
 

@@ -34,6 +34,8 @@ struct bodies {
     Skerry__Registry__NodeDrain node_drain;
     Skerry__Registry__Lease lease;
     Skerry__Registry__Keyring keyring;
+    Skerry__Registry__SshKey ssh_key;
+    Skerry__Registry__SshHostKey ssh_host_key;
 };
 
 static ProtobufCBinaryData key_borrow(const uint8_t *key)
@@ -157,6 +159,27 @@ static void body_keyring(Skerry__Registry__Command *m, struct bodies *b,
     m->keyring = &b->keyring;
 }
 
+static void body_ssh(Skerry__Registry__Command *m, struct bodies *b,
+                     const struct registry_command *c)
+{
+    if (c->kind == REGISTRY_SSH_KEY_PUT) {
+        codec_ssh_key_write(&b->ssh_key, c->ssh_key);
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_SSH_KEY_PUT;
+        m->ssh_key_put = &b->ssh_key;
+    } else if (c->kind == REGISTRY_SSH_KEY_REMOVE) {
+        skerry__registry__name__init(&b->name);
+        b->name.name = codec_borrow(c->ssh_key->id);
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_SSH_KEY_REMOVE;
+        m->ssh_key_remove = &b->name;
+    } else {
+        skerry__registry__ssh_host_key__init(&b->ssh_host_key);
+        b->ssh_host_key.seed.data = (uint8_t *)(uintptr_t)c->ssh_seed;
+        b->ssh_host_key.seed.len = REGISTRY_SSH_SEED_BYTES;
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_SSH_HOST_KEY;
+        m->ssh_host_key = &b->ssh_host_key;
+    }
+}
+
 static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
                       const struct registry_command *c)
 {
@@ -178,6 +201,11 @@ static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
         return;
     case REGISTRY_KEYRING:
         body_keyring(m, b, c);
+        return;
+    case REGISTRY_SSH_KEY_PUT:
+    case REGISTRY_SSH_KEY_REMOVE:
+    case REGISTRY_SSH_HOST_KEY:
+        body_ssh(m, b, c);
         return;
     case REGISTRY_WORKLOAD_PUT:
         skerry__registry__workload_put__init(&b->workload_put);
@@ -324,6 +352,27 @@ static bool nodes_read(struct command *out, const Skerry__Registry__Command *m)
     }
 }
 
+/* The commands about SSH; false for any other. */
+static bool ssh_read(struct command *out, const Skerry__Registry__Command *m)
+{
+    struct registry_command *c = &out->body;
+    c->ssh_key = &out->ssh_key;
+    switch ((unsigned)m->body_case) {
+    case SKERRY__REGISTRY__COMMAND__BODY_SSH_KEY_PUT:
+        c->kind = REGISTRY_SSH_KEY_PUT;
+        return codec_ssh_key_read(&out->ssh_key, m->ssh_key_put);
+    case SKERRY__REGISTRY__COMMAND__BODY_SSH_KEY_REMOVE:
+        c->kind = REGISTRY_SSH_KEY_REMOVE;
+        return codec_text_read(out->ssh_key.id, sizeof out->ssh_key.id, m->ssh_key_remove->name);
+    case SKERRY__REGISTRY__COMMAND__BODY_SSH_HOST_KEY:
+        c->kind = REGISTRY_SSH_HOST_KEY;
+        c->ssh_seed = m->ssh_host_key->seed.data;
+        return m->ssh_host_key->seed.len == REGISTRY_SSH_SEED_BYTES;
+    default:
+        return false;
+    }
+}
+
 static bool body_read(struct command *out, const Skerry__Registry__Command *m)
 {
     struct registry_command *c = &out->body;
@@ -340,6 +389,10 @@ static bool body_read(struct command *out, const Skerry__Registry__Command *m)
     case SKERRY__REGISTRY__COMMAND__BODY_LEASE_EXPIRE:
     case SKERRY__REGISTRY__COMMAND__BODY_KEYRING:
         return nodes_read(out, m);
+    case SKERRY__REGISTRY__COMMAND__BODY_SSH_KEY_PUT:
+    case SKERRY__REGISTRY__COMMAND__BODY_SSH_KEY_REMOVE:
+    case SKERRY__REGISTRY__COMMAND__BODY_SSH_HOST_KEY:
+        return ssh_read(out, m);
     case SKERRY__REGISTRY__COMMAND__BODY_WORKLOAD_PUT:
         c->kind = REGISTRY_WORKLOAD_PUT;
         c->workload_json = m->workload_put->json;

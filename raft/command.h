@@ -48,6 +48,7 @@ struct command {
     struct registry_token token;
     struct registry_image image;
     struct registry_node node;
+    struct registry_ssh_key ssh_key;
     void *message;
 };
 

@@ -110,6 +110,30 @@ static const char *keyring_fault(const struct registry_command *c)
                : "a gossip key is added, used or removed";
 }
 
+static bool ssh_key_valid(const struct registry_ssh_key *k)
+{
+    return k != NULL && codec_text_ended(k->id, sizeof k->id) && strlen(k->id) == 16 &&
+           codec_text_ended(k->workload, sizeof k->workload) &&
+           (k->workload[0] == '\0' || name_valid(k->workload)) &&
+           codec_text_ended(k->name, sizeof k->name) && k->blob_length > 0 &&
+           k->blob_length <= sizeof k->blob;
+}
+
+/* Of the commands about SSH. */
+static const char *ssh_fault(const struct registry_command *c)
+{
+    if (c->kind == REGISTRY_SSH_KEY_PUT)
+        return ssh_key_valid(c->ssh_key) ? NULL
+                                         : "an SSH key needs an id of 16 characters and a blob";
+    if (c->kind == REGISTRY_SSH_KEY_REMOVE)
+        return c->ssh_key != NULL && codec_text_ended(c->ssh_key->id, sizeof c->ssh_key->id)
+                   ? NULL
+                   : "which SSH key?";
+    return c->ssh_seed != NULL && !zeros(c->ssh_seed, REGISTRY_SSH_SEED_BYTES)
+               ? NULL
+               : "the host key of SSH has a seed of 32 bytes, not all zero";
+}
+
 /* Of the commands about one node. */
 static const char *node_fault(const struct registry_command *c)
 {
@@ -182,6 +206,10 @@ const char *command_fault(const struct registry_command *c)
         return node_fault(c);
     case REGISTRY_KEYRING:
         return keyring_fault(c);
+    case REGISTRY_SSH_KEY_PUT:
+    case REGISTRY_SSH_KEY_REMOVE:
+    case REGISTRY_SSH_HOST_KEY:
+        return ssh_fault(c);
     }
     return "its kind is unknown";
 }

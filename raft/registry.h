@@ -110,6 +110,19 @@ struct registry_token {
     uint64_t expires_wall_ms; /* 0: never */
 };
 
+/* A public key that may join over SSH. */
+#define REGISTRY_SSH_BLOB_MAX 1056 /* RSA of 8192 bits: 1047 */
+#define REGISTRY_SSH_SEED_BYTES 32
+struct registry_ssh_key {
+    struct map_value value;
+    char id[17];                                 /* 16 characters, of workload and blob */
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1]; /* "" any */
+    char name[64];                               /* for people */
+    uint16_t blob_length;
+    uint8_t blob[REGISTRY_SSH_BLOB_MAX]; /* RFC 4253 section 6.6: its type, then what that says */
+    uint64_t created_wall_ms;
+};
+
 struct registry_image {
     struct map_value value;
     char name[128];
@@ -133,6 +146,10 @@ const struct instance_id *registry_root_key_holder(const struct registry_root *r
                                                    const char *workload, const char *key);
 const struct registry_token *registry_root_token(const struct registry_root *root, const char *id,
                                                  size_t length);
+const struct registry_ssh_key *registry_root_ssh_key(const struct registry_root *root,
+                                                     const char *id, size_t length);
+/* The seed of the Ed25519 key by which clients of SSH know the cluster: a secret; false: none yet. */
+bool registry_root_ssh_seed(const struct registry_root *root, uint8_t out[REGISTRY_SSH_SEED_BYTES]);
 const struct registry_image *registry_root_image(const struct registry_root *root, const char *name,
                                                  size_t length);
 const struct registry_node *registry_root_node(const struct registry_root *root, node_id id);
@@ -158,6 +175,9 @@ void registry_root_live(const struct registry_root *root, node_id owner,
 uint32_t registry_root_workload_live(const struct registry_root *root, const char *workload);
 void registry_root_tokens(const struct registry_root *root,
                           bool (*visit)(void *user, const struct registry_token *t), void *user);
+void registry_root_ssh_keys(const struct registry_root *root,
+                            bool (*visit)(void *user, const struct registry_ssh_key *k),
+                            void *user);
 void registry_root_images(const struct registry_root *root,
                           bool (*visit)(void *user, const struct registry_image *i), void *user);
 void registry_root_nodes(const struct registry_root *root,
@@ -212,6 +232,9 @@ enum registry_command_kind {
                                   later term, where the lease may have been renewed meanwhile
                                   (scheduler/leases.h) */
     REGISTRY_KEYRING,      /* keyring_verb, gossip_key. Removing is refused for the used one */
+    REGISTRY_SSH_KEY_PUT,  /* ssh_key */
+    REGISTRY_SSH_KEY_REMOVE, /* ssh_key.id */
+    REGISTRY_SSH_HOST_KEY,   /* ssh_seed; the first that a leader proposes stays */
 };
 
 enum registry_keyring_verb {
@@ -231,6 +254,8 @@ struct registry_command {
     const struct registry_token *token;
     const struct registry_image *image;
     const struct registry_node *node;
+    const struct registry_ssh_key *ssh_key;
+    const uint8_t *ssh_seed; /* REGISTRY_SSH_SEED_BYTES, not all zero */
     const char *cluster_id;
     enum registry_keyring_verb keyring_verb;
     const uint8_t *gossip_key; /* REGISTRY_GOSSIP_KEY_BYTES, not all zero */

@@ -61,6 +61,20 @@ const struct registry_token *registry_root_token(const struct registry_root *roo
     return value == NULL ? NULL : container_of(value, const struct registry_token, value);
 }
 
+const struct registry_ssh_key *registry_root_ssh_key(const struct registry_root *root,
+                                                     const char *id, size_t length)
+{
+    const struct map_value *value = get(root, STATE_SSH_KEYS, id, length);
+    return value == NULL ? NULL : container_of(value, const struct registry_ssh_key, value);
+}
+
+bool registry_root_ssh_seed(const struct registry_root *root, uint8_t out[REGISTRY_SSH_SEED_BYTES])
+{
+    if (root->content.ssh_seed_made)
+        memcpy(out, root->content.ssh_seed, REGISTRY_SSH_SEED_BYTES);
+    return root->content.ssh_seed_made;
+}
+
 const struct registry_image *registry_root_image(const struct registry_root *root, const char *name,
                                                  size_t length)
 {
@@ -111,6 +125,7 @@ struct listing {
     bool (*instance)(void *user, const struct registry_instance *i);
     bool (*token)(void *user, const struct registry_token *t);
     bool (*image)(void *user, const struct registry_image *i);
+    bool (*ssh_key)(void *user, const struct registry_ssh_key *k);
     bool (*node)(void *user, const struct registry_node *n);
     void *user;
 };
@@ -209,6 +224,21 @@ void registry_root_tokens(const struct registry_root *root,
 {
     const struct listing l = {.root = root, .token = visit, .user = user};
     list(&l, STATE_TOKENS, NULL, token_visit);
+}
+
+static bool ssh_key_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    (void)key;
+    (void)key_length;
+    return l->ssh_key(l->user, container_of(value, const struct registry_ssh_key, value));
+}
+
+void registry_root_ssh_keys(const struct registry_root *root,
+                            bool (*visit)(void *user, const struct registry_ssh_key *k), void *user)
+{
+    const struct listing l = {.root = root, .ssh_key = visit, .user = user};
+    list(&l, STATE_SSH_KEYS, NULL, ssh_key_visit);
 }
 
 static bool image_visit(void *user, const void *key, size_t key_length, struct map_value *value)

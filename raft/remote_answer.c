@@ -44,6 +44,7 @@ static const char *kind_fault(node_id from, const struct registry_command *c)
     case REGISTRY_FEATURE_LEVEL:
     case REGISTRY_LEASE_GRANT:
     case REGISTRY_LEASE_EXPIRE:
+    case REGISTRY_SSH_HOST_KEY:
         return "only the node that leads may propose this";
     case REGISTRY_WORKLOAD_PUT:
     case REGISTRY_WORKLOAD_REMOVE:
@@ -57,6 +58,8 @@ static const char *kind_fault(node_id from, const struct registry_command *c)
     case REGISTRY_NODE_REMOVE:
     case REGISTRY_NODE_DRAIN:
     case REGISTRY_KEYRING:
+    case REGISTRY_SSH_KEY_PUT:
+    case REGISTRY_SSH_KEY_REMOVE:
         return NULL;
     }
     return "this build does not know its kind";

@@ -81,6 +81,24 @@ static int token_read(struct reader *r, const Skerry__Registry__Token *m)
                                        : damaged(r, "a token");
 }
 
+static int ssh_key_read(struct reader *r, const Skerry__Registry__SshKey *m)
+{
+    struct registry_ssh_key key;
+    if (!codec_ssh_key_read(&key, m) || key.blob_length == 0 || key.id[0] == '\0')
+        return damaged(r, "an SSH key");
+    return state_ssh_key_put(r->c, &key, r->e);
+}
+
+static int ssh_seed_read(struct reader *r, const Skerry__Registry__SshHostKey *m)
+{
+    struct state_content *c = r->c;
+    if (m->seed.len != sizeof c->ssh_seed || c->ssh_seed_made)
+        return damaged(r, "the host key of SSH");
+    memcpy(c->ssh_seed, m->seed.data, sizeof c->ssh_seed);
+    c->ssh_seed_made = true;
+    return 0;
+}
+
 static int image_read(struct reader *r, const Skerry__Registry__Image *m)
 {
     struct registry_image image;
@@ -225,6 +243,10 @@ static int record_read(struct reader *r, const Skerry__Registry__Record *m)
         return result_read(r, m->result);
     case SKERRY__REGISTRY__RECORD__BODY_GOSSIP_KEY:
         return gossip_key_read(r, m->gossip_key);
+    case SKERRY__REGISTRY__RECORD__BODY_SSH_KEY:
+        return ssh_key_read(r, m->ssh_key);
+    case SKERRY__REGISTRY__RECORD__BODY_SSH_HOST_KEY:
+        return ssh_seed_read(r, m->ssh_host_key);
     case SKERRY__REGISTRY__RECORD__BODY_END:
         return end_read(r, m->end);
     case SKERRY__REGISTRY__RECORD__BODY__NOT_SET:

@@ -219,6 +219,31 @@ static bool keyring_write(struct writer *w, const struct state_content *c)
     return true;
 }
 
+static bool ssh_key_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__SshKey m;
+    codec_ssh_key_write(&m, container_of(value, const struct registry_ssh_key, value));
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_SSH_KEY;
+    record.ssh_key = &m;
+    return record_write(user, &record);
+}
+
+static bool ssh_seed_write(struct writer *w, const struct state_content *c)
+{
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__SshHostKey m = SKERRY__REGISTRY__SSH_HOST_KEY__INIT;
+    if (!c->ssh_seed_made)
+        return true;
+    m.seed.data = (uint8_t *)(uintptr_t)c->ssh_seed;
+    m.seed.len = sizeof c->ssh_seed;
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_SSH_HOST_KEY;
+    record.ssh_host_key = &m;
+    return record_write(w, &record);
+}
+
 static bool end_write(struct writer *w)
 {
     Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
@@ -238,6 +263,7 @@ static const struct {
     {STATE_VERSIONS, version_visit}, {STATE_INSTANCES, instance_visit},
     {STATE_TOKENS, token_visit},     {STATE_IMAGES, image_visit},
     {STATE_SESSIONS, session_visit}, {STATE_RESULTS, result_visit},
+    {STATE_SSH_KEYS, ssh_key_visit},
 };
 
 static bool content_write(struct writer *w, const struct state_content *c)
@@ -245,7 +271,7 @@ static bool content_write(struct writer *w, const struct state_content *c)
     size_t size;
     char *to = room(w, 0, &size);
     if (to == NULL || !wrote(w, LZ4F_compressBegin(w->lz4, to, size, &preferences)) ||
-        !header_write(w, c) || !keyring_write(w, c))
+        !header_write(w, c) || !keyring_write(w, c) || !ssh_seed_write(w, c))
         return false;
     for (size_t i = 0; i < ARRAY_SIZE(parts) && !w->failed; i++)
         map_walk(&c->maps[parts[i].map], NULL, 0, parts[i].visit, w);

@@ -36,6 +36,9 @@ static state_apply_fn *const apply_by_kind[] = {
     [REGISTRY_LEASE_GRANT] = state_apply_lease_grant,
     [REGISTRY_LEASE_EXPIRE] = state_apply_lease_expire,
     [REGISTRY_KEYRING] = state_apply_keyring,
+    [REGISTRY_SSH_KEY_PUT] = state_apply_ssh_key_put,
+    [REGISTRY_SSH_KEY_REMOVE] = state_apply_ssh_key_remove,
+    [REGISTRY_SSH_HOST_KEY] = state_apply_ssh_host_key,
 };
 
 /* --- content -------------------------------------------------------------------------------------- */

@@ -42,6 +42,7 @@
 #define STATE_ENDED_MAX 1000000u
 #define STATE_TOKENS_MAX 10000u
 #define STATE_IMAGES_MAX 10000u
+#define STATE_SSH_KEYS_MAX 10000u
 #define STATE_EPOCH_SEQUENCE_BITS REGISTRY_EPOCH_SEQUENCE_BITS
 
 /* What one SWEEP removes, so that it holds the loop for less than 5 ms (measured: 3 us each). */
@@ -61,6 +62,7 @@ enum state_map {
     STATE_IMAGES,    /* name -> registry_image */
     STATE_SESSIONS,  /* be64 node be64 boot -> state_session */
     STATE_RESULTS,   /* be64 node be64 boot be64 sequence -> state_result */
+    STATE_SSH_KEYS,  /* id -> registry_ssh_key */
     STATE_MAP_COUNT
 };
 
@@ -75,6 +77,8 @@ struct state_content {
     uint64_t spec_bytes; /* of the JSON of all versions */
     struct registry_gossip_key keyring[REGISTRY_KEYRING_MAX];
     uint32_t keyring_count;
+    bool ssh_seed_made;
+    uint8_t ssh_seed[REGISTRY_SSH_SEED_BYTES];
     struct map maps[STATE_MAP_COUNT];
 };
 

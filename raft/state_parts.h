@@ -30,6 +30,9 @@ state_apply_fn state_apply_node_drain;
 state_apply_fn state_apply_lease_grant;
 state_apply_fn state_apply_lease_expire;
 state_apply_fn state_apply_keyring;
+state_apply_fn state_apply_ssh_key_put;
+state_apply_fn state_apply_ssh_key_remove;
+state_apply_fn state_apply_ssh_host_key;
 
 /* The answer is no, and why. */
 void state_refuse(struct registry_result *r, enum problem problem, const char *format, ...)
@@ -116,6 +119,8 @@ int state_ended_forget(struct state_content *c, const char *name, uint64_t befor
 
 int state_node_put(struct state_content *c, const struct registry_node *like,
                    struct err *e) ERR_CHECKED;
+int state_ssh_key_put(struct state_content *c, const struct registry_ssh_key *like,
+                      struct err *e) ERR_CHECKED;
 int state_token_put(struct state_content *c, const struct registry_token *like,
                     struct err *e) ERR_CHECKED;
 int state_token_remove(struct state_content *c, const char *id, struct err *e) ERR_CHECKED;

@@ -57,6 +57,8 @@ static void populate_nodes(struct help_state *h)
     help_apply(h, &c);
 }
 
+static const uint8_t ssh_seed[REGISTRY_SSH_SEED_BYTES] = {7, 8};
+
 /* Something of everything. */
 static void populate(struct help_state *h)
 {
@@ -68,6 +70,12 @@ static void populate(struct help_state *h)
     populate_nodes(h);
     struct registry_image image = {.name = "alpine", .digest = "sha256:00", .bytes = 7};
     c = (struct registry_command){.kind = REGISTRY_IMAGE_PUT, .image = &image};
+    help_apply(h, &c);
+    struct registry_ssh_key ssh_key = {
+        .id = "bbbbbbbbbbbbbbbb", .workload = "hello", .blob = {1, 2, 3}, .blob_length = 3};
+    c = (struct registry_command){.kind = REGISTRY_SSH_KEY_PUT, .ssh_key = &ssh_key};
+    help_apply(h, &c);
+    c = (struct registry_command){.kind = REGISTRY_SSH_HOST_KEY, .ssh_seed = ssh_seed};
     help_apply(h, &c);
     struct registry_token token = {.id = "aaaaaaaaaaaaaaaa", .hash = {9}, .name = "ci"};
     c = (struct registry_command){.kind = REGISTRY_TOKEN_PUT, .token = &token};
@@ -140,6 +148,8 @@ static void what_comes_back_is_the_same(void **state)
     assert_int_equal(content.live, state_content(h.state)->live);
     const struct state_content *was = state_content(h.state);
     assert_int_equal(content.keyring_count, 3);
+    assert_true(content.ssh_seed_made);
+    assert_memory_equal(content.ssh_seed, ssh_seed, sizeof ssh_seed);
     assert_memory_equal(content.keyring, was->keyring, sizeof was->keyring);
     map_walk(&was->maps[STATE_NODES], NULL, 0, same_node_visit, &content);
     map_walk(&was->maps[STATE_RESULTS], NULL, 0, same_result_visit, &content);
