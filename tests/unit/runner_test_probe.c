@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,8 +28,9 @@
 #include "tests/lib/runner_fixture.h"
 
 #define IMPORT_MS 60000
-#define CONTROL_FAILURES_MIN 100
-#define CHECKS_MIN 200
+#define CONTROL_FAILURES_MIN 250
+#define CHECKS_MIN 400
+#define ARGUMENTS_MAX 4
 
 extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
 
@@ -36,12 +38,15 @@ struct host {
     struct runner_fixture fixture;
     char source[IMAGE_DIGEST_SIZE];
     char image[IMAGE_DIGEST_SIZE];
+    struct fixture_answer neighbour; /* another instance, which takes all it can get */
+    char neighbour_id[32];
 };
 
 struct inside {
     const char *image; /* NULL: the host */
     const char *program;
-    const char *argument; /* or NULL */
+    const char *arguments[ARGUMENTS_MAX];
+    const char *profile; /* NULL: default */
     unsigned uid;
     bool read_only;
 };
@@ -57,7 +62,9 @@ static int run(const char *directory, const char *socket, int ready_fd)
     FILE *file = fopen(limits, "we");
     if (file == NULL)
         return 1;
-    fprintf(file, "uid_base: %u\nmax: {instances: 50}\ncgroup: skerry-probe-%d\nblanks: 0\n",
+    fprintf(file,
+            "uid_base: %u\nmax: {instances: 50}\ncgroup: skerry-probe-%d\nblanks: 0\n"
+            "allow: {profiles: [default, relaxed]}\n",
             RUNNER_UID_BASE + 3900u * RUNNER_UIDS_PER_INSTANCE, (int)getpid());
     fclose(file);
     const struct runner_options options = {
@@ -153,6 +160,24 @@ static void import_image(struct host *h)
     import_folder(h, path, PACK_IMAGE, h->image);
 }
 
+static void neighbour_start(struct host *h)
+{
+    char *command[] = {(char *)(uintptr_t) "/app/probe", (char *)(uintptr_t) "--neighbour",
+                       (char *)(uintptr_t) "--greedy"};
+    char text[16] = "";
+    Skerry__Runner__Prepare prepare;
+    fixture_id(h->neighbour_id);
+    fixture_prepare_init(&prepare, h->neighbour_id, command, ARRAY_SIZE(command));
+    prepare.source = h->source;
+    assert_int_equal(fixture_prepare(&h->fixture, &prepare, &h->neighbour), 0);
+    assert_int_equal(h->neighbour.count, 3);
+    assert_int_equal(fixture_commit(&h->fixture, h->neighbour_id), 0);
+    struct pollfd wait = {.fd = h->neighbour.descriptors[1], .events = POLLIN};
+    assert_int_equal(poll(&wait, 1, IMPORT_MS), 1);
+    assert_true(read(wait.fd, text, sizeof text - 1) > 0);
+    assert_string_equal(text, "ready\n");
+}
+
 static int setup(void **state)
 {
     struct host *h = calloc(1, sizeof *h);
@@ -163,12 +188,14 @@ static int setup(void **state)
     fixture_stop(&h->fixture, SIGTERM);
     fixture_start(&h->fixture); /* the image is there after a restart of the runner */
     import_folder(h, probe_folder(), PACK_SOURCE, h->source);
+    neighbour_start(h);
     return 0;
 }
 
 static int teardown(void **state)
 {
     struct host *h = *state;
+    fixture_answer_free(&h->neighbour);
     fixture_close(&h->fixture);
     free(h);
     return 0;
@@ -180,13 +207,20 @@ static void run_inside(struct host *h, const struct inside *what, struct fixture
     char program[64];
     char variable[64];
     char *environment[] = {variable};
-    char *command[] = {program, (char *)(uintptr_t)what->argument};
+    char *command[1 + ARGUMENTS_MAX] = {program};
+    size_t words = 1;
+    while (words <= ARGUMENTS_MAX && what->arguments[words - 1] != NULL) {
+        command[words] = (char *)(uintptr_t)what->arguments[words - 1];
+        words++;
+    }
     Skerry__Runner__Prepare prepare;
     fixture_id(id);
     (void)text_format(program, sizeof program, "%s/%s", what->image != NULL ? "/bin" : "/app",
                       what->program);
     (void)text_format(variable, sizeof variable, "SKERRY_INSTANCE=%s", id);
-    fixture_prepare_init(&prepare, id, command, what->argument != NULL ? 2 : 1);
+    fixture_prepare_init(&prepare, id, command, words);
+    if (what->profile != NULL)
+        prepare.profile = (char *)(uintptr_t)what->profile;
     prepare.source = h->source;
     if (what->image != NULL)
         prepare.image = (char *)(uintptr_t)what->image;
@@ -263,6 +297,59 @@ static void probe_passes_as_root_of_an_image(void **state)
     assert_probe_passes(h, &(struct inside){.image = h->image, .program = "probe", .uid = 0});
 }
 
+static void probe_passes_in_the_strict_profile(void **state)
+{
+    struct inside inside = {
+        .program = "probe", .arguments = {"--profile", "strict"}, .profile = "strict", .uid = 1000};
+    assert_probe_passes(*state, &inside);
+    inside.uid = 0;
+    assert_probe_passes(*state, &inside);
+}
+
+static void probe_passes_in_the_relaxed_profile(void **state)
+{
+    assert_probe_passes(*state, &(struct inside){.program = "probe",
+                                                 .arguments = {"--profile", "relaxed"},
+                                                 .profile = "relaxed",
+                                                 .uid = 1000});
+}
+
+/* In the default profile many of the strict one's checks must fail. */
+static void probe_tells_profiles_apart(void **state)
+{
+    static struct fixture_result result;
+    int passed, failed;
+    run_inside(*state,
+               &(struct inside){.program = "probe",
+                                .arguments = {"--profile", "strict", "profile"},
+                                .uid = 1000},
+               &result);
+    count_checks(result.out, &passed, &failed);
+    assert_true(failed >= 15);
+}
+
+/* A neighbour as in the sandbox, but for its greed, in the same place as the control. */
+static pid_t control_neighbour_start(const char *path, int *hold)
+{
+    int ends[2], says[2];
+    char text[16];
+    assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+    assert_int_equal(pipe2(says, O_CLOEXEC), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        (void)dup2(ends[0], STDIN_FILENO);
+        (void)dup2(says[1], STDOUT_FILENO);
+        (void)execl(path, path, "--neighbour", (char *)NULL);
+        _exit(127);
+    }
+    memory_close(&ends[0]);
+    memory_close(&says[1]);
+    assert_true(read(says[0], text, sizeof text) > 0);
+    memory_close(&says[0]);
+    *hold = ends[1];
+    return pid;
+}
+
 /* Without a sandbox most checks must fail, or they assert nothing. */
 static void probe_complains_without_a_sandbox(void **state)
 {
@@ -273,6 +360,8 @@ static void probe_complains_without_a_sandbox(void **state)
     int passed, failed;
     char path[300];
     (void)text_format(path, sizeof path, "%s/probe", probe_folder());
+    int hold;
+    pid_t neighbour = control_neighbour_start(path, &hold);
     assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
     pid_t pid = fork();
     if (pid == 0) {
@@ -288,6 +377,8 @@ static void probe_complains_without_a_sandbox(void **state)
         length += (size_t)n;
     memory_close(&ends[0]);
     waitpid(pid, NULL, 0);
+    memory_close(&hold);
+    waitpid(neighbour, NULL, 0);
     count_checks(text, &passed, &failed);
     print_message("without a sandbox: %d passed, %d failed\n", passed, failed);
     assert_true(failed >= CONTROL_FAILURES_MIN && failed > passed);
@@ -317,7 +408,8 @@ static void bombs_harm_nobody(void **state)
     };
     for (size_t i = 0; i < ARRAY_SIZE(bombs); i++) {
         uint64_t begin = clock_monotonic_ms();
-        run_inside(h, &(struct inside){.program = "bomb", .argument = bombs[i].mode, .uid = 1000},
+        run_inside(h,
+                   &(struct inside){.program = "bomb", .arguments = {bombs[i].mode}, .uid = 1000},
                    &result);
         print_message("bomb %s: exit %u, signal %u%s after %llu ms, peak %llu MiB: %s",
                       bombs[i].mode, result.exit_code, result.signal,
@@ -348,6 +440,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(probe_passes_with_a_read_only_root),
         cmocka_unit_test(probe_passes_in_an_image),
         cmocka_unit_test(probe_passes_as_root_of_an_image),
+        cmocka_unit_test(probe_passes_in_the_strict_profile),
+        cmocka_unit_test(probe_passes_in_the_relaxed_profile),
+        cmocka_unit_test(probe_tells_profiles_apart),
         cmocka_unit_test(probe_complains_without_a_sandbox),
         cmocka_unit_test(bombs_harm_nobody),
     };

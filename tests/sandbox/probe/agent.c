@@ -33,6 +33,17 @@ static const struct proc_file proc_files[] = {
     {"its mapped files are closed", "/proc/1/map_files", O_RDONLY | O_DIRECTORY},
     {"its mappings cannot be forgotten", "/proc/1/clear_refs", O_WRONLY},
     {"its filter of dumps is closed", "/proc/1/coredump_filter", O_WRONLY},
+    {"its thread's memory is closed", "/proc/1/task/1/mem", O_RDWR},
+    {"its map of users cannot be written", "/proc/1/uid_map", O_WRONLY},
+    {"its map of groups cannot be written", "/proc/1/gid_map", O_WRONLY},
+    {"its setgroups cannot be denied", "/proc/1/setgroups", O_WRONLY},
+    {"its vectors are closed", "/proc/1/auxv", O_RDONLY},
+    {"its pages are closed", "/proc/1/pagemap", O_RDONLY},
+    {"its name cannot be changed", "/proc/1/comm", O_WRONLY},
+    {"its stack is closed", "/proc/1/stack", O_RDONLY},
+    {"its timers are closed", "/proc/1/timens_offsets", O_WRONLY},
+    {"its personality is closed", "/proc/1/personality", O_RDONLY},
+    {"its calls are closed", "/proc/1/syscall", O_RDONLY},
 };
 
 static bool proc_is_closed(const void *with, struct probe_text *what)
@@ -117,7 +128,57 @@ static bool no_limit(const void *with, struct probe_text *what)
 {
     (void)with;
     struct rlimit old;
-    return probe_refused(what, prlimit(1, RLIMIT_NOFILE, NULL, &old));
+    if (!probe_refused(what, prlimit(1, RLIMIT_NOFILE, NULL, &old)))
+        return false;
+    /* Where it is allowed it sets what no process is stopped by. */
+    struct rlimit all = {RLIM_INFINITY, RLIM_INFINITY};
+    return probe_refused(what, prlimit(1, RLIMIT_RTTIME, &all, NULL));
+}
+
+static bool no_attach(const void *with, struct probe_text *what)
+{
+    (void)with;
+    if (getppid() == 0)
+        return probe_fail(what, "it is process 1 itself");
+    long rc = ptrace(PTRACE_ATTACH, 1, NULL, NULL);
+    if (rc == 0) {
+        waitpid(1, NULL, 0);
+        ptrace(PTRACE_DETACH, 1, NULL, NULL);
+    }
+    return probe_refused(what, rc);
+}
+
+static bool no_attributes(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct {
+        unsigned size, policy;
+        unsigned long long flags;
+        int nice;
+        unsigned priority;
+        unsigned long long runtime, deadline, period;
+    } attributes = {.size = 48};
+    return probe_refused(what, syscall(SYS_sched_setattr, 1, &attributes, 0));
+}
+
+static bool no_io_priority(const void *with, struct probe_text *what)
+{
+    (void)with;
+    return probe_refused(what, syscall(SYS_ioprio_set, 1, 1, 0));
+}
+
+static bool no_signal_queued(const void *with, struct probe_text *what)
+{
+    (void)with;
+    siginfo_t info = {.si_code = SI_QUEUE};
+    return probe_refused(what, syscall(SYS_rt_sigqueueinfo, 1, 0, &info)) &&
+           probe_refused(what, syscall(SYS_rt_tgsigqueueinfo, 1, 1, 0, &info));
+}
+
+static bool no_group_of_processes(const void *with, struct probe_text *what)
+{
+    (void)with;
+    return probe_failed(what, setpgid(1, 0)) && probe_failed(what, setpgid(0, 1));
 }
 
 static bool no_priority(const void *with, struct probe_text *what)
@@ -182,5 +243,12 @@ void probe_add_agent(struct probe_list *list)
     probe_add(list, "agent", "it cannot be slowed by priority", no_priority, NULL, false);
     probe_add(list, "agent", "it cannot be bound to a processor", no_affinity, NULL, false);
     probe_add(list, "agent", "it cannot be slowed by its scheduler", no_scheduler, NULL, false);
-    probe_add(list, "agent", "an own child can be traced", own_child_can_be_traced, NULL, false);
+    probe_add(list, "agent", "it cannot be attached to", no_attach, NULL, false);
+    probe_add(list, "agent", "it cannot be given attributes", no_attributes, NULL, false);
+    probe_add(list, "agent", "it cannot be given an I/O priority", no_io_priority, NULL, false);
+    probe_add(list, "agent", "it takes no queued signal", no_signal_queued, NULL, false);
+    probe_add(list, "agent", "it joins no group of processes", no_group_of_processes, NULL, false);
+    if (probe_profile() != PROBE_STRICT)
+        probe_add(list, "agent", "an own child can be traced", own_child_can_be_traced, NULL,
+                  false);
 }

@@ -37,6 +37,22 @@ static const struct call refused[] = {
     {"mounts", "bind mount", SYS_mount, {P("/"), NOWHERE, 0, MS_BIND, 0}},
     {"mounts", "remount", SYS_mount, {0, NOWHERE, 0, MS_REMOUNT | MS_BIND, 0}},
     {"mounts", "change of propagation", SYS_mount, {0, NOWHERE, 0, MS_SHARED, 0}},
+    {"mounts",
+     "mount of control groups",
+     SYS_mount,
+     {P("x"), NOWHERE, P("cgroup"), 0, P("memory")}},
+    {"mounts", "mount of proc", SYS_mount, {P("proc"), NOWHERE, P("proc"), 0, 0}},
+    {"mounts", "mount of sysfs", SYS_mount, {P("sysfs"), NOWHERE, P("sysfs"), 0, 0}},
+    {"mounts", "mount of overlay", SYS_mount, {P("o"), NOWHERE, P("overlay"), 0, P("lowerdir=/")}},
+    {"mounts", "mount of FUSE", SYS_mount, {P("f"), NOWHERE, P("fuse"), 0, P("fd=0")}},
+    {"mounts", "mount of a disk", SYS_mount, {P("/dev/vda"), NOWHERE, P("ext4"), 0, 0}},
+    {"mounts", "mount by moving", SYS_mount, {NOWHERE, NOWHERE, 0, MS_MOVE, 0}},
+    {"mounts", "fsopen of control groups", SYS_fsopen, {P("cgroup2"), 0}},
+    {"mounts", "fsopen of overlay", SYS_fsopen, {P("overlay"), 0}},
+    {"mounts", "open_tree_attr", 467, {AT_FDCWD, NOWHERE, 0, P(zeros), 32}},
+    {"mounts", "statmount", 457, {P(zeros), 0, 0, 0}},
+    {"mounts", "listmount", 458, {P(zeros), 0, 0, 0}},
+    {"mounts", "quotactl_fd", 443, {-1, 0x800001 << 8, 0, 0}},
     {"mounts", "umount", SYS_umount2, {NOWHERE, 0}},
     {"mounts", "umount by detaching", SYS_umount2, {NOWHERE, MNT_DETACH}},
     {"mounts", "pivot_root", SYS_pivot_root, {NOWHERE, NOWHERE}},
@@ -59,7 +75,10 @@ static const struct call refused[] = {
     {"namespaces", "unshare of host names", SYS_unshare, {CLONE_NEWUTS}},
     {"namespaces", "unshare of control groups", SYS_unshare, {CLONE_NEWCGROUP}},
     {"namespaces", "unshare of times", SYS_unshare, {CLONE_NEWTIME}},
+    {"namespaces", "unshare of everything", SYS_unshare, {0x7e020080 | CLONE_NEWNS}},
     {"namespaces", "setns", SYS_setns, {-1, 0}},
+    {"namespaces", "setns to users", SYS_setns, {-1, CLONE_NEWUSER}},
+    {"namespaces", "setns to mounts", SYS_setns, {-1, CLONE_NEWNS}},
     {"syscalls", "bpf", SYS_bpf, {0, P("\2\0\0\0\4\0\0\0\4\0\0\0\1\0\0\0"), 16}},
     {"syscalls", "perf_event_open", SYS_perf_event_open, {P(software_event), 0, -1, -1, 0}},
     {"syscalls", "userfaultfd", SYS_userfaultfd, {1}},
@@ -77,6 +96,24 @@ static const struct call refused[] = {
     {"syscalls", "reboot", SYS_reboot, {0, 0, 0, 0}},
     {"syscalls", "settimeofday", SYS_settimeofday, {0, 0}},
     {"syscalls", "syslog", SYS_syslog, {3, P(""), 0}},
+    {"syscalls", "clock_settime", SYS_clock_settime, {-1, P(zeros)}},
+    {"syscalls", "adjtimex", SYS_adjtimex, {0}},
+    {"syscalls", "clock_adjtime", SYS_clock_adjtime, {-1, 0}},
+    {"syscalls", "fanotify_mark", SYS_fanotify_mark, {-1, 0, 0, 0, 0}},
+    {"syscalls", "vhangup", SYS_vhangup, {0}},
+    {"syscalls", "bpf of a program", SYS_bpf, {5, P(zeros), 48}},
+    {"syscalls", "bpf of a token", SYS_bpf, {36, P(zeros), 16}},
+    {"syscalls", "a joined session keyring", SYS_keyctl, {1, 0}},
+    {"syscalls", "a keyring of a user", SYS_keyctl, {0, -4, 0}},
+    {"syscalls", "the log cleared", SYS_syslog, {10, 0, 0}},
+    {"syscalls", "memory of kinds moved", SYS_migrate_pages, {0, 0, 0, 0}},
+    {"syscalls", "uselib", 134, {NOWHERE}},
+    {"syscalls", "ustat", 136, {0, 0}},
+    {"syscalls", "sysfs", 139, {3}},
+    {"syscalls", "set_mempolicy_home_node", 450, {0, 0, 0, 0}},
+    {"syscalls", "setxattrat", 463, {AT_FDCWD, NOWHERE, 0, 0, 0, 0}},
+    {"syscalls", "file_getattr", 468, {AT_FDCWD, NOWHERE, 0, 0, 0}},
+    {"syscalls", "lsm_set_self_attr", 460, {0, 0, 0, 0}},
     {"syscalls", "iopl", SYS_iopl, {3}},
     {"syscalls", "ioperm", SYS_ioperm, {0x80, 1, 1}},
     {"syscalls", "modify_ldt", SYS_modify_ldt, {0, 0, 0}},
@@ -233,6 +270,27 @@ static bool clone3_is_unknown(const void *with, struct probe_text *what)
 
 static const char *const kinds[] = {"user", "mnt", "net", "pid", "ipc", "uts", "cgroup"};
 
+/* The kernel's own count, should the filter fail. */
+static bool none_may_be_made(const void *with, struct probe_text *what)
+{
+    char path[64];
+    char text[32] = "";
+    snprintf(path, sizeof path, "/proc/sys/user/max_%s_namespaces", (const char *)with);
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || read(fd, text, sizeof text - 1) <= 0)
+        return probe_fail(what, "%s: %s", path, strerror(errno));
+    return strcmp(text, "0\n") == 0 || probe_fail(what, "%s is %s", path, text);
+}
+
+/* By what leads to one's own: refused also where nothing would change. */
+static bool own_cannot_be_entered(const void *with, struct probe_text *what)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/ns/%s", (const char *)with);
+    int fd = open(path, O_RDONLY);
+    return probe_refused(what, setns(fd, 0));
+}
+
 static bool process_1_gives_no_namespace(const void *with, struct probe_text *what)
 {
     (void)with;
@@ -245,13 +303,54 @@ static bool process_1_gives_no_namespace(const void *with, struct probe_text *wh
     return true;
 }
 
+static const char *const counted[][2] = {{"user", "the count of users is 0"},
+                                         {"mnt", "the count of mounts is 0"},
+                                         {"net", "the count of networks is 0"},
+                                         {"pid", "the count of processes is 0"},
+                                         {"ipc", "the count of ipc is 0"},
+                                         {"uts", "the count of host names is 0"},
+                                         {"cgroup", "the count of control groups is 0"},
+                                         {"time", "the count of times is 0"}};
+static const char *const entered[][2] = {{"user", "users cannot be entered"},
+                                         {"mnt", "mounts cannot be entered"},
+                                         {"net", "networks cannot be entered"},
+                                         {"pid", "processes cannot be entered"},
+                                         {"ipc", "ipc cannot be entered"},
+                                         {"uts", "host names cannot be entered"},
+                                         {"cgroup", "control groups cannot be entered"}};
+
+/* What `relaxed` is there for. */
+static bool allowed_by_profile(long number)
+{
+    static const long relaxed[] = {SYS_userfaultfd,
+                                   SYS_io_uring_setup,
+                                   SYS_io_uring_enter,
+                                   SYS_io_uring_register,
+                                   SYS_kcmp,
+                                   SYS_move_pages,
+                                   SYS_process_madvise,
+                                   SYS_name_to_handle_at,
+                                   SYS_personality,
+                                   447 /* memfd_secret */};
+    for (size_t i = 0; probe_profile() == PROBE_RELAXED && i < sizeof relaxed / sizeof relaxed[0];
+         i++)
+        if (relaxed[i] == number)
+            return true;
+    return false;
+}
+
 void probe_add_calls(struct probe_list *list)
 {
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
-        probe_add(list, refused[i].group, refused[i].name, is_refused, &refused[i], false);
+        if (!allowed_by_profile(refused[i].number))
+            probe_add(list, refused[i].group, refused[i].name, is_refused, &refused[i], false);
     for (size_t i = 0; i < sizeof clones / sizeof clones[0]; i++)
         probe_add(list, "namespaces", clones[i].name, clone_is_refused, &clones[i], false);
     probe_add(list, "namespaces", "clone3 hides no namespace", clone3_is_unknown, NULL, false);
+    for (size_t i = 0; i < sizeof counted / sizeof counted[0]; i++)
+        probe_add(list, "namespaces", counted[i][1], none_may_be_made, counted[i][0], false);
+    for (size_t i = 0; i < sizeof entered / sizeof entered[0]; i++)
+        probe_add(list, "namespaces", entered[i][1], own_cannot_be_entered, entered[i][0], false);
     probe_add(list, "namespaces", "process 1 gives none away", process_1_gives_no_namespace, NULL,
               false);
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++)

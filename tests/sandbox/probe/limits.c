@@ -135,6 +135,29 @@ static bool inotify_works(const void *with, struct probe_text *what)
            probe_fail(what, "%s", strerror(errno));
 }
 
+/* CVE-2022-0847: a page of a file that lies in a pipe must not take what is written to the pipe. */
+static bool pipes_do_not_write_files(const void *with, struct probe_text *what)
+{
+    (void)with;
+    char path[] = "/tmp/probe-pipe-XXXXXX";
+    char bytes[65536];
+    int ends[2];
+    loff_t from = 0;
+    int fd = mkstemp(path);
+    if (fd < 0 || write(fd, "untouched", 9) != 9 || pipe(ends) != 0)
+        return probe_fail(what, "%s", strerror(errno));
+    unlink(path);
+    memset(bytes, 'x', sizeof bytes);
+    if (write(ends[1], bytes, sizeof bytes) != sizeof bytes ||
+        read(ends[0], bytes, sizeof bytes) != sizeof bytes)
+        return probe_fail(what, "%s", strerror(errno));
+    if (syscall(SYS_splice, fd, &from, ends[1], NULL, 1, 0) != 1)
+        return probe_refused(what, -1);
+    (void)!write(ends[1], "TOUCHED", 7);
+    return (pread(fd, bytes, 9, 0) == 9 && memcmp(bytes, "untouched", 9) == 0) ||
+           probe_fail(what, "it wrote a file");
+}
+
 void probe_add_limits(struct probe_list *list)
 {
     static const char *const folders[] = {"/tmp", "/dev/shm", "/var/tmp", "/run"};
@@ -150,6 +173,8 @@ void probe_add_limits(struct probe_list *list)
     for (size_t i = 0; i < sizeof folders / sizeof folders[0]; i++)
         probe_add(list, "limits", names[i], tmp_is_bounded, folders[i], false);
     probe_add(list, "limits", "the oom score cannot be lowered", oom_score_cannot_be_lowered, NULL,
+              false);
+    probe_add(list, "limits", "a pipe does not write a file", pipes_do_not_write_files, NULL,
               false);
     probe_add(list, "limits", "inotify works", inotify_works, NULL, false);
 }

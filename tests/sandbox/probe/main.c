@@ -48,6 +48,18 @@ bool probe_failed(struct probe_text *what, long rc)
     return rc < 0 || probe_fail(what, "it worked");
 }
 
+static enum probe_profile profile = PROBE_DEFAULT;
+
+enum probe_profile probe_profile(void)
+{
+    return profile;
+}
+
+bool probe_root_is_image(void)
+{
+    return access("/usr/bin/env", F_OK) != 0;
+}
+
 static void run_child(const struct probe_check *check, int fd)
 {
     struct probe_text what = {{0}};
@@ -110,23 +122,52 @@ static bool wanted(const struct probe_check *check, char *const *groups)
     return false;
 }
 
+static bool profile_set(const char *name)
+{
+    static const char *const names[] = {
+        [PROBE_STRICT] = "strict", [PROBE_DEFAULT] = "default", [PROBE_RELAXED] = "relaxed"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strcmp(names[i], name) == 0) {
+            profile = (enum probe_profile)i;
+            return true;
+        }
+    return false;
+}
+
+static void checks_add(struct probe_list *list)
+{
+    probe_add_paths(list);
+    probe_add_mounts(list);
+    probe_add_calls(list);
+    probe_add_profile(list);
+    probe_add_privileges(list);
+    probe_add_agent(list);
+    probe_add_network(list);
+    probe_add_neighbour(list);
+    probe_add_limits(list);
+}
+
 int main(int argc, char **argv)
 {
     struct probe_list list = {0};
     int passed = 0;
     int failed = 0;
-    bool only_list = argc > 1 && strcmp(argv[1], "--list") == 0;
+    bool only_list = false;
+    char *const *groups = argv + 1;
     signal(SIGPIPE, SIG_IGN);
-    probe_add_paths(&list);
-    probe_add_calls(&list);
-    probe_add_privileges(&list);
-    probe_add_agent(&list);
-    probe_add_network(&list);
-    probe_add_limits(&list);
+    if (argc > 1 && strcmp(argv[1], "--neighbour") == 0)
+        return probe_neighbour(argc > 2 && strcmp(argv[2], "--greedy") == 0);
+    for (; *groups != NULL && (*groups)[0] == '-'; groups++) {
+        if (strcmp(*groups, "--list") == 0)
+            only_list = true;
+        else if (strcmp(*groups, "--profile") != 0 || groups[1] == NULL || !profile_set(*++groups))
+            return 2;
+    }
+    checks_add(&list);
     for (size_t i = 0; i < list.count; i++) {
         const struct probe_check *check = &list.items[i];
         struct probe_text what = {{0}};
-        if (!wanted(check, argv + 1 + only_list))
+        if (!wanted(check, groups))
             continue;
         if (only_list) {
             printf("%s %s\n", check->group, check->name);

@@ -66,7 +66,7 @@ static bool usual_families_work(const void *with, struct probe_text *what)
         return probe_fail(what, "a pair: %s", strerror(errno));
     if (socket(AF_INET, SOCK_STREAM, 0) < 0 || socket(AF_INET, SOCK_DGRAM, 0) < 0)
         return probe_fail(what, "IPv4: %s", strerror(errno));
-    if (socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE) < 0)
+    if (probe_profile() != PROBE_STRICT && socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE) < 0)
         return probe_fail(what, "netlink of routes: %s", strerror(errno));
     return true;
 }
@@ -94,16 +94,36 @@ static bool links_cannot_be_set(const void *with, struct probe_text *what)
     return probe_refused(what, ioctl(fd, SIOCSIFFLAGS, &request));
 }
 
-static bool links_cannot_be_made(const void *with, struct probe_text *what)
+struct change {
+    const char *name;
+    unsigned short type;
+};
+
+/* Without attributes: where the change is allowed the kernel finds them wrong and says so. */
+static const struct change changes[] = {
+    {"links cannot be made", RTM_NEWLINK},
+    {"links cannot be removed", RTM_DELLINK},
+    {"addresses cannot be set", RTM_NEWADDR},
+    {"routes cannot be made", RTM_NEWROUTE},
+    {"rules of routes cannot be made", RTM_NEWRULE},
+    {"neighbours cannot be set", RTM_NEWNEIGH},
+    {"queues cannot be set", RTM_NEWQDISC},
+    {"filters of traffic cannot be set", RTM_NEWTFILTER},
+    {"namespaces cannot be numbered", RTM_NEWNSID},
+};
+
+static bool network_cannot_be_changed(const void *with, struct probe_text *what)
 {
-    (void)with;
+    const struct change *change = with;
     struct {
         struct nlmsghdr head;
-        struct ifinfomsg info;
+        union {
+            struct ifinfomsg info;
+            char zeros[64];
+        };
     } request = {.head = {.nlmsg_len = sizeof request,
-                          .nlmsg_type = RTM_NEWLINK,
-                          .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL},
-                 .info = {.ifi_family = AF_UNSPEC}};
+                          .nlmsg_type = change->type,
+                          .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL}};
     struct {
         struct nlmsghdr head;
         struct nlmsgerr error;
@@ -111,7 +131,7 @@ static bool links_cannot_be_made(const void *with, struct probe_text *what)
     } answer;
     int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
     if (fd < 0)
-        return probe_fail(what, "no netlink: %s", strerror(errno));
+        return probe_refused(what, fd);
     if (send(fd, &request, sizeof request, 0) < 0)
         return probe_refused(what, -1);
     if (recv(fd, &answer, sizeof answer, 0) < (ssize_t)sizeof answer.head ||
@@ -119,6 +139,45 @@ static bool links_cannot_be_made(const void *with, struct probe_text *what)
         return probe_fail(what, "no answer");
     errno = -answer.error.error;
     return probe_refused(what, answer.error.error == 0 ? 0 : -1);
+}
+
+struct option {
+    const char *name;
+    int level, option;
+};
+
+static const struct option options[] = {
+    {"packets cannot be marked", SOL_SOCKET, SO_MARK},
+    {"buffers cannot be forced", SOL_SOCKET, SO_RCVBUFFORCE},
+    {"sockets cannot be made to debug", SOL_SOCKET, SO_DEBUG},
+    {"priorities cannot be raised", SOL_SOCKET, SO_PRIORITY},
+    {"foreign addresses cannot be taken", SOL_IP, IP_TRANSPARENT},
+    {"tables of packets cannot be replaced", SOL_IP, 64 /* IPT_SO_SET_REPLACE */},
+    {"tables of IPv6 packets cannot be replaced", SOL_IPV6, 64},
+    {"connections cannot be repaired", IPPROTO_TCP, 19 /* TCP_REPAIR */},
+};
+
+static bool option_cannot_be_set(const void *with, struct probe_text *what)
+{
+    const struct option *o = with;
+    int value = 7;
+    int family = o->level == SOL_IPV6 ? AF_INET6 : AF_INET;
+    int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (o->option == 19)
+        value = 1;
+    return fd < 0 || probe_refused(what, setsockopt(fd, o->level, o->option, &value, sizeof value));
+}
+
+static bool addresses_cannot_be_set_by_ioctl(const void *with, struct probe_text *what)
+{
+    (void)with;
+    struct ifreq request = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (ioctl(fd, SIOCGIFADDR, &request) != 0)
+        return probe_fail(what, "no address of lo: %s", strerror(errno));
+    return probe_refused(what, ioctl(fd, SIOCSIFADDR, &request)) &&
+           probe_refused(what, ioctl(fd, 0x89a0 /* SIOCBRADDBR */, "skerry-probe")) &&
+           probe_refused(what, ioctl(fd, SIOCADDRT, &request));
 }
 
 /* --- addresses -------------------------------------------------------------------------------- */
@@ -135,12 +194,34 @@ static const struct target nowhere[] = {
     {"there is no route to the cloud's metadata", "169.254.169.254", 80},
     {"there is no route to private networks", "10.0.0.1", 22},
     {"there is no route by broadcast", "255.255.255.255", 9},
+    {"there is no route to 172.16/12", "172.17.0.1", 2375},
+    {"there is no route to 192.168/16", "192.168.0.1", 80},
+    {"there is no route to shared addresses", "100.100.100.200", 80},
+    {"there is no route to other instances", "10.166.0.2", 80},
+    {"there is no route to groups", "224.0.0.1", 9},
+    {"there is no route to a link", "169.254.1.1", 9},
+    {"there is no route to the last network", "198.18.0.1", 9},
+};
+
+static const char *const nowhere6[][2] = {
+    {"there is no IPv6 route", "2001:db8::1"},
+    {"there is no IPv6 route to a link", "fe80::1"},
+    {"there is no IPv6 route to private networks", "fd00::1"},
+    {"there is no IPv6 route to the cloud's metadata", "fd00:ec2::254"},
+    {"there is no IPv6 route to groups", "ff02::1"},
+    {"there is no mapped route to the cloud's metadata", "::ffff:169.254.169.254"},
+    {"there is no mapped route to private networks", "::ffff:10.0.0.1"},
+    {"there is no mapped route to the internet", "::ffff:192.0.2.1"},
 };
 
 static const struct target services[] = {
     {"the machine's API cannot be reached", "127.0.0.1", 8081},
     {"the machine's gateway cannot be reached", "127.0.0.1", 8080},
     {"the machine's ssh cannot be reached", "127.0.0.1", 22},
+    {"the cluster's questions cannot be reached", "127.0.0.1", 7600},
+    {"the cluster's streams cannot be reached", "127.0.0.1", 7601},
+    {"the cluster's handshake cannot be reached", "127.0.0.1", 7603},
+    {"a second node cannot be reached", "127.0.0.2", 8080},
 };
 
 /* Connecting a datagram socket looks for a route and sends nothing. */
@@ -228,13 +309,18 @@ void probe_add_network(struct probe_list *list)
     probe_add(list, "sockets", "the usual families work", usual_families_work, NULL, false);
     probe_add(list, "network", "there is only loopback", only_loopback, NULL, false);
     probe_add(list, "network", "links cannot be set", links_cannot_be_set, NULL, false);
-    probe_add(list, "network", "links cannot be made", links_cannot_be_made, NULL, false);
+    for (size_t i = 0; i < sizeof changes / sizeof changes[0]; i++)
+        probe_add(list, "network", changes[i].name, network_cannot_be_changed, &changes[i], false);
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++)
+        probe_add(list, "network", options[i].name, option_cannot_be_set, &options[i], false);
+    probe_add(list, "network", "addresses cannot be set by ioctl", addresses_cannot_be_set_by_ioctl,
+              NULL, false);
     for (size_t i = 0; i < sizeof nowhere / sizeof nowhere[0]; i++)
         probe_add(list, "network", nowhere[i].name, has_no_route, &nowhere[i], false);
     for (size_t i = 0; i < sizeof services / sizeof services[0]; i++)
         probe_add(list, "network", services[i].name, cannot_connect, &services[i], false);
-    probe_add(list, "network", "there is no IPv6 route", has_no_route6, "2001:db8::1", false);
-    probe_add(list, "network", "there is no IPv6 route to a link", has_no_route6, "fe80::1", false);
+    for (size_t i = 0; i < sizeof nowhere6 / sizeof nowhere6[0]; i++)
+        probe_add(list, "network", nowhere6[i][0], has_no_route6, nowhere6[i][1], false);
     probe_add(list, "network", "loopback works", loopback_works, NULL, false);
     probe_add(list, "network", "no foreign unix socket is visible", no_foreign_unix_sockets, NULL,
               false);

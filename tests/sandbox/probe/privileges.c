@@ -11,7 +11,9 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "probe.h"
@@ -146,6 +148,90 @@ static bool files_cannot_be_given_away(const void *with, struct probe_text *what
     return probe_refused(what, fchown(fd, 4242, 4242));
 }
 
+struct owner {
+    const char *name;
+    uid_t uid;
+};
+
+static const struct owner owners[] = {
+    {"no file for the agent", 65535},
+    {"no file for ids above the range", 65536},
+    {"no file for the machine's users", 1879048192},
+    {"no file for the last id", (uid_t)-2},
+};
+
+static bool cannot_be_owned_by(const void *with, struct probe_text *what)
+{
+    const struct owner *owner = with;
+    char path[] = "/tmp/probe-owner-XXXXXX";
+    int fd = mkstemp(path);
+    if (fd < 0)
+        return probe_fail(what, "no file in /tmp: %s", strerror(errno));
+    unlink(path);
+    return probe_failed(what, fchown(fd, owner->uid, (gid_t)-1)) &&
+           probe_failed(what, fchown(fd, (uid_t)-1, owner->uid));
+}
+
+/* A program with capabilities of its own, as the kernel keeps them with the file. */
+static bool files_get_no_capabilities(const void *with, struct probe_text *what)
+{
+    const char *name = with;
+    static const unsigned value[5] = {0x02000001, 0xffffffff, 0, 0xffffffff, 0};
+    char path[] = "/tmp/probe-capable-XXXXXX";
+    int fd = mkstemp(path);
+    if (fd < 0)
+        return probe_fail(what, "no file in /tmp: %s", strerror(errno));
+    unlink(path);
+    return probe_failed(what, fsetxattr(fd, name, value, sizeof value, 0));
+}
+
+/* Also by the ids that only files are looked at with, which answer with the old one always. */
+static bool file_ids_stay(const void *with, struct probe_text *what)
+{
+    (void)with;
+    unsigned other = getuid() == 0 ? 4242 : 0;
+    (void)syscall(SYS_setfsuid, other);
+    (void)syscall(SYS_setfsgid, other);
+    unsigned user = (unsigned)syscall(SYS_setfsuid, -1);
+    unsigned group = (unsigned)syscall(SYS_setfsgid, -1);
+    return (user != other && group != other) || probe_fail(what, "they are %u:%u", user, group);
+}
+
+static bool map_tells_no_host_id(const void *with, struct probe_text *what)
+{
+    const char *path = with;
+    unsigned long inside = 0, outside = 0, count = 0;
+    FILE *file = fopen(path, "re");
+    int fields = file == NULL ? 0 : fscanf(file, "%lu %lu %lu", &inside, &outside, &count);
+    if (file != NULL)
+        fclose(file);
+    return (fields == 3 && inside == 0 && outside == 0 && count == 65536) ||
+           probe_fail(what, "%s: %lu %lu %lu", path, inside, outside, count);
+}
+
+static bool maps_cannot_be_written(const void *with, struct probe_text *what)
+{
+    (void)with;
+    int fd = open("/proc/self/uid_map", O_WRONLY);
+    return fd < 0 || probe_failed(what, write(fd, "0 0 1", 5));
+}
+
+/* The bit can be set; the mounts and no_new_privs make it worth nothing. */
+static bool setuid_bit_is_worth_nothing(const void *with, struct probe_text *what)
+{
+    (void)with;
+    static const char *const programs[] = {"/usr/bin/su", "/usr/bin/passwd", "/usr/bin/mount",
+                                           "/usr/bin/newgrp"};
+    for (size_t i = 0; i < sizeof programs / sizeof programs[0]; i++) {
+        struct stat st;
+        struct statvfs fs;
+        if (stat(programs[i], &st) == 0 && (st.st_mode & S_ISUID) != 0 &&
+            (statvfs(programs[i], &fs) != 0 || (fs.f_flag & ST_NOSUID) == 0))
+            return probe_fail(what, "%s works", programs[i]);
+    }
+    return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1 || probe_fail(what, "privileges are gained");
+}
+
 /* --- scheduling ------------------------------------------------------------------------------- */
 
 static bool no_real_time(const void *with, struct probe_text *what)
@@ -233,6 +319,20 @@ void probe_add_privileges(struct probe_list *list)
     probe_add(list, "ids", "root inside is nobody outside", root_inside_is_nobody_outside, NULL,
               false);
     probe_add(list, "ids", "files cannot be given away", files_cannot_be_given_away, NULL, false);
+    for (size_t i = 0; i < sizeof owners / sizeof owners[0]; i++)
+        probe_add(list, "ids", owners[i].name, cannot_be_owned_by, &owners[i], false);
+    probe_add(list, "ids", "no file gets capabilities", files_get_no_capabilities,
+              "security.capability", false);
+    probe_add(list, "ids", "no file gets trusted attributes", files_get_no_capabilities,
+              "trusted.overlay.opaque", false);
+    probe_add(list, "ids", "ids for files stay", file_ids_stay, NULL, false);
+    probe_add(list, "ids", "the map of users tells nothing", map_tells_no_host_id,
+              "/proc/self/uid_map", false);
+    probe_add(list, "ids", "the map of groups tells nothing", map_tells_no_host_id,
+              "/proc/self/gid_map", false);
+    probe_add(list, "ids", "maps cannot be written", maps_cannot_be_written, NULL, false);
+    probe_add(list, "ids", "the setuid bit is worth nothing", setuid_bit_is_worth_nothing, NULL,
+              false);
     probe_add(list, "ids", "no real-time scheduling", no_real_time, NULL, false);
     probe_add(list, "ids", "no better nice value", no_better_nice, NULL, false);
     probe_add(list, "descriptors", "only 0, 1 and 2 are open", only_standard_descriptors, NULL,

@@ -1,7 +1,8 @@
 /* tests/sandbox/probe/probe.h - asserts from within a sandbox what it must not allow, and the
  * little that must work.
  *
- *     probe [--list] [GROUP...]
+ *     probe [--list] [--profile strict|default|relaxed] [GROUP...]
+ *     probe --neighbour [--greedy]
  *
  * One line a check, "ok GROUP NAME" or "FAIL GROUP NAME: what was possible", then "N passed, M
  * failed"; exit status 1 if any failed. Every check runs in a child of its own with a time bound,
@@ -46,7 +47,17 @@ bool probe_refused(struct probe_text *what, long rc);
 /* A call that must not succeed, whatever the reason. */
 bool probe_failed(struct probe_text *what, long rc);
 
+/* A call's refusal is looked for in the profiles that refuse it only. */
+enum probe_profile { PROBE_STRICT, PROBE_DEFAULT, PROBE_RELAXED };
+enum probe_profile probe_profile(void);
+/* True when the root is an image of its own, without the machine's /usr. */
+bool probe_root_is_image(void);
+int probe_neighbour(bool greedy);
+
 void probe_add_paths(struct probe_list *list);
+void probe_add_mounts(struct probe_list *list);
+void probe_add_profile(struct probe_list *list);
+void probe_add_neighbour(struct probe_list *list);
 void probe_add_calls(struct probe_list *list);
 void probe_add_privileges(struct probe_list *list);
 void probe_add_agent(struct probe_list *list);
