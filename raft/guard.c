@@ -50,7 +50,7 @@ struct guard {
     raft_io_recv_cb recv;
     raft_io_close_cb close;
     unsigned writes;       /* appends and installed snapshots in flight */
-    struct append *stuck;  /* not stored, the last first; told to libraft when it has closed */
+    struct append *stuck;  /* not stored; libraft hears of their end when it has closed */
     struct unsent *unsent; /* likewise */
     struct membership membership;
     bool failed, closing;
@@ -348,6 +348,28 @@ static void message_drop(struct raft_message *m)
     }
 }
 
+/* A leader that knows nothing of a follower asks for everything from the first entry on. What the follower
+ * has only in its snapshot libraft would take for new and put behind its last entry. It is committed, and
+ * so the same: left out. */
+static void skip_snapshot(const struct raft_log *log, struct raft_append_entries *m)
+{
+    raft_index last = log->snapshot.last_index;
+    if (m->n_entries == 0 || m->prev_log_index >= log->offset || m->prev_log_index >= last)
+        return;
+    raft_index covered = last - m->prev_log_index;
+    if (covered < m->n_entries) {
+        m->n_entries -= (unsigned)covered;
+        memmove(m->entries, m->entries + covered, m->n_entries * sizeof *m->entries);
+    } else {
+        raft_free(m->entries[0].batch);
+        raft_free(m->entries);
+        m->entries = NULL;
+        m->n_entries = 0;
+    }
+    m->prev_log_index = last;
+    m->prev_log_term = log->snapshot.last_term;
+}
+
 static void recv_cb(struct raft_io *inner, struct raft_message *m)
 {
     struct guard *g = inner->data;
@@ -359,6 +381,8 @@ static void recv_cb(struct raft_io *inner, struct raft_message *m)
         wait_push(g, m);
         return;
     }
+    if (!g->options.off && m->type == RAFT_IO_APPEND_ENTRIES)
+        skip_snapshot(&raft_of(g)->log, &m->append_entries);
     if (!g->options.off && m->type == RAFT_IO_APPEND_ENTRIES &&
         membership_end(
             g, membership_append_comes(&g->membership, raft_of(g), &m->append_entries)) != 0) {
@@ -424,14 +448,14 @@ static void put_cb(struct raft_io_snapshot_put *inner, int status)
 static void close_cb(struct raft_io *inner)
 {
     struct guard *g = inner->data;
-    /* libraft is unavailable by now and only gives memory back. The last come first, so that it cuts its
-     * log from the end. */
+    /* libraft is unavailable by now: told that a write is done it only gives the memory back. Told that it
+     * failed, what led once would cut its log from there on, and that may be beyond its end by now. */
     while (g->stuck != NULL) {
         struct append *a = g->stuck;
         g->stuck = a->next;
         struct raft_io_append *outer = a->outer;
         free(a);
-        outer->cb(outer, RAFT_CANCELED);
+        outer->cb(outer, 0);
     }
     while (g->unsent != NULL) {
         struct unsent *u = g->unsent;

@@ -32,12 +32,19 @@ static int fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buffer, voi
     return 0;
 }
 
+/* Of nothing: nobody restores it. */
 static int fsm_snapshot(struct raft_fsm *fsm, struct raft_buffer *buffers[], unsigned *count)
 {
-    (void)fsm;
-    (void)buffers;
-    (void)count;
-    return RAFT_BUSY;
+    const struct cluster_node *n = fsm->data;
+    if (!n->snapshots)
+        return RAFT_BUSY;
+    *buffers = raft_malloc(sizeof **buffers);
+    assert_always(*buffers != NULL);
+    (*buffers)[0] = (struct raft_buffer){.base = raft_malloc(8), .len = 8};
+    assert_always((*buffers)[0].base != NULL);
+    memset((*buffers)[0].base, 0, 8);
+    *count = 1;
+    return 0;
 }
 
 static int fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buffer)
@@ -50,6 +57,7 @@ static int fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buffer)
 /* --- between the guard and the disk ----------------------------------------------------------------- */
 
 static struct cluster_node *node_of(struct raft_io *inner);
+static struct raft_fixture_server *server_of(struct cluster *c, unsigned i);
 
 static int append(struct raft_io *io, struct raft_io_append *req, const struct raft_entry entries[],
                   unsigned n, raft_io_append_cb cb)
@@ -61,6 +69,44 @@ static int append(struct raft_io *io, struct raft_io_append *req, const struct r
     node->held[node->held_count++] = req;
     node->held_cb = cb;
     return 0;
+}
+
+static int start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, raft_io_recv_cb recv)
+{
+    struct cluster_node *node = node_of(io);
+    node->recv = recv;
+    return node->inner_start(io, msecs, tick, recv);
+}
+
+/* From the entry with index 1 on, which the log of `from` must have. */
+void raft_cluster_send_all(struct cluster *c, unsigned from, unsigned to)
+{
+    const struct raft *leader = raft_cluster_raft(c, from);
+    const struct raft_log *log = &leader->log;
+    assert_always(log->offset == 0);
+    unsigned n = (unsigned)raft_last_index(raft_cluster_raft(c, from));
+    size_t bytes = 1;
+    struct raft_entry *entries = raft_calloc(n, sizeof *entries);
+    assert_always(entries != NULL);
+    for (unsigned i = 0; i < n; i++)
+        bytes += log->entries[(log->front + i) % log->size].buf.len;
+    char *batch = raft_malloc(bytes);
+    assert_always(batch != NULL);
+    for (unsigned i = 0, at = 0; i < n; i++) {
+        entries[i] = log->entries[(log->front + i) % log->size];
+        memcpy(batch + at, entries[i].buf.base, entries[i].buf.len);
+        entries[i].buf.base = batch + at;
+        entries[i].batch = batch;
+        at += (unsigned)entries[i].buf.len;
+    }
+    struct raft_message m = {.type = RAFT_IO_APPEND_ENTRIES,
+                             .server_id = leader->id,
+                             .server_address = leader->address,
+                             .append_entries = {.term = leader->current_term,
+                                                .entries = entries,
+                                                .n_entries = n,
+                                                .leader_commit = leader->commit_index}};
+    c->nodes[to].recv(&server_of(c, to)->io, &m);
 }
 
 void raft_cluster_appends_finish(struct cluster *c, unsigned i, int status)
@@ -131,6 +177,8 @@ static void node_open(struct cluster *c, unsigned i, bool guard_off, unsigned ti
     s->io.data = n->guard;
     n->inner_append = s->io.append;
     s->io.append = append;
+    n->inner_start = s->io.start;
+    s->io.start = start;
     const struct proposer_options proposer = {.raft = &s->raft,
                                               .node = i + 1,
                                               .boot = 1,
@@ -176,7 +224,7 @@ void raft_cluster_close(struct cluster *c)
 
 /* --- time ------------------------------------------------------------------------------------------- */
 
-/* libraft's log is a ring, of which no entry is ever dropped here. */
+/* libraft's log is a ring. */
 static raft_term term_at(const struct raft_log *log, raft_index index)
 {
     return log->entries[(log->front + index - log->offset - 1) % log->size].term;
@@ -187,6 +235,8 @@ static void commits_follow(struct cluster *c, struct cluster_node *n)
     const struct raft *r = raft_cluster_raft(c, n->i);
     while (n->committed < r->commit_index) {
         raft_index index = ++n->committed;
+        if (index <= r->log.offset)
+            continue; /* a snapshot holds it */
         raft_term term = term_at(&r->log, index);
         assert_always(index < CLUSTER_APPLIED_MAX);
         if (c->committed[index] == 0)

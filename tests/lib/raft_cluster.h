@@ -29,7 +29,8 @@ struct cluster_node {
     raft_index committed; /* seen so far */
     bool failed;
     struct err failure;
-    bool deaf; /* the proposer does not hear what is applied */
+    bool snapshots; /* it makes some, when libraft asks */
+    bool deaf;      /* the proposer does not hear what is applied */
     /* What was applied at which index: a checksum of the command, in order. */
     uint64_t *applied_index;
     uint64_t *applied_sum;
@@ -37,6 +38,9 @@ struct cluster_node {
     /* Appends are held back, or fail. */
     int (*inner_append)(struct raft_io *io, struct raft_io_append *req,
                         const struct raft_entry entries[], unsigned n, raft_io_append_cb cb);
+    int (*inner_start)(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick,
+                       raft_io_recv_cb recv);
+    raft_io_recv_cb recv; /* the guard's */
     bool hold_appends;
     struct raft_io_append *held[CLUSTER_HELD_MAX];
     raft_io_append_cb held_cb;
@@ -72,6 +76,8 @@ void raft_cluster_isolate(struct cluster *c, unsigned i);
 void raft_cluster_heal(struct cluster *c);
 /* A command straight into node i's log: a SWEEP at `wall_ms`, so that it can be told apart. */
 int raft_cluster_put(struct cluster *c, unsigned i, uint64_t wall_ms);
+/* Node `to` is handed the whole log of the leader `from`, as if it had asked for it. */
+void raft_cluster_send_all(struct cluster *c, unsigned from, unsigned to);
 /* The held appends of node i come to their end, oldest first; no more are held. */
 void raft_cluster_appends_finish(struct cluster *c, unsigned i, int status);
 /* No two nodes ever called different entries at one index committed, or applied different commands. */

@@ -32,6 +32,7 @@ struct op {
     unsigned trailing; /* 0: the snapshot replaces everything */
     struct raft_io_append *append;
     struct raft_io_snapshot_put *put;
+    void *forgotten; /* what libraft forgets to free of a snapshot that it could not install */
 };
 
 struct disk {
@@ -205,8 +206,9 @@ static void op_do(struct disk *d, struct op *op)
 /* Some of it, when the process ended before it was done. */
 static void op_tear(struct disk *d, struct op *op)
 {
-    if (op->kind == OP_APPEND)
-        op->count = sim_below(d->sim, op->count + 1);
+    size_t kept = op->kind == OP_APPEND ? sim_below(d->sim, op->count + 1) : op->count;
+    while (op->count > kept)
+        free(op->entries[--op->count].bytes);
     if (op->kind == OP_APPEND || sim_chance(d->sim, 300)) {
         op_do(d, op);
         return;
@@ -231,6 +233,8 @@ static void op_answer(struct op *op, int status)
         op->append->cb(op->append, status);
     if (op->put != NULL)
         op->put->cb(op->put, status);
+    if (status != 0)
+        raft_free(op->forgotten);
     op_free(op);
 }
 
@@ -376,6 +380,8 @@ int disk_snapshot_put(struct disk *d, unsigned trailing, struct raft_io_snapshot
     op->put = req;
     op->trailing = trailing;
     op->snapshot = snapshot_in(snapshot);
+    if (trailing == 0)
+        op->forgotten = snapshot->bufs;
     return 0;
 }
 
@@ -483,13 +489,11 @@ void disk_cancel(struct disk *d, bool last_first)
     }
 }
 
-void disk_forget(struct disk *d)
+const void *disk_lost(struct disk *d)
 {
-    while (d->lost != NULL) {
-        struct op *op = d->lost;
-        d->lost = op->next;
-        op_free(op);
-    }
+    const struct op *lost = d->lost;
+    d->lost = NULL;
+    return lost;
 }
 
 bool disk_empty(const struct disk *d)

@@ -58,8 +58,9 @@ void disk_crash(struct disk *d);
 /* Then: tells libraft that what was under way is canceled. libraft alone must hear of the last first, or it
  * cuts its log beyond the end. */
 void disk_cancel(struct disk *d, bool last_first);
-/* Or: nobody is told, since the process is gone as it stood. */
-void disk_forget(struct disk *d);
+/* Or: nobody is told, since the process is gone as it stood. What was under way holds memory of libraft's and
+ * is the caller's, never to be freed. */
+const void *disk_lost(struct disk *d);
 
 bool disk_empty(const struct disk *d);
 

@@ -209,6 +209,29 @@ static void writes_that_fail_together_end_it_once(void **state)
     }
 }
 
+/* What it wrote as a leader is not stored yet when another leader has it cut its log, and it is closed then. */
+static void writes_of_a_former_leader_end_after_its_log_was_cut(void **state)
+{
+    (void)state;
+    struct cluster *c = open_cluster(3, false);
+    raft_cluster_elect(c, 0);
+    raft_cluster_run(c, 300);
+    raft_cluster_isolate(c, 0);
+    c->nodes[0].hold_appends = true;
+    for (uint64_t n = 1; n <= 4; n++)
+        assert_int_equal(raft_cluster_put(c, 0, n), 0);
+    raft_index written = raft_last_index(raft_cluster_raft(c, 0));
+    raft_cluster_depose(c, 0);
+    raft_cluster_elect(c, 1);
+    raft_cluster_run(c, 300);
+    raft_cluster_heal(c);
+    raft_cluster_run(c, 500);
+    assert_false(c->nodes[0].failed);
+    assert_true(raft_last_index(raft_cluster_raft(c, 0)) < written);
+    assert_true(c->nodes[0].held_count >= 4);
+    close_cluster(c);
+}
+
 static int refuse_term(struct raft_io *io, raft_term term)
 {
     (void)io;
@@ -494,6 +517,45 @@ static void a_later_term_is_told_to_who_asks_for_a_pre_vote(void **state)
     }
 }
 
+/* libraft alone puts the first entries behind the last ones, finds none where they belong, and cuts its log in
+ * front of its beginning. */
+static void entries_that_a_snapshot_replaced_are_left_out(void **state)
+{
+    (void)state;
+    struct cluster *c = open_cluster(3, false);
+    struct raft *follower = raft_cluster_raft(c, 2);
+    raft_set_snapshot_threshold(follower, 4);
+    raft_set_snapshot_trailing(follower, 1);
+    c->nodes[2].snapshots = true;
+    raft_cluster_elect(c, 0);
+    for (uint64_t n = 1; n <= 6; n++) {
+        assert_int_equal(raft_cluster_put(c, 0, n), 0);
+        raft_cluster_run(c, 200);
+    }
+    c->nodes[2].snapshots = false;
+    assert_int_equal(raft_cluster_put(c, 0, 7), 0);
+    raft_cluster_run(c, 200);
+    raft_index snapshot = follower->log.snapshot.last_index;
+    assert_true(snapshot >= 4 && follower->log.offset > 0);
+    assert_true(raft_last_index(follower) > snapshot);
+    /* It has all of it; then it lacks the last ones. */
+    raft_cluster_send_all(c, 0, 2);
+    raft_cluster_run(c, 200);
+    raft_cluster_isolate(c, 2);
+    assert_int_equal(raft_cluster_put(c, 0, 8), 0);
+    raft_cluster_run(c, 100);
+    raft_index last = raft_last_index(raft_cluster_raft(c, 0));
+    assert_int_equal(raft_last_index(follower), last - 1);
+    raft_cluster_send_all(c, 0, 2);
+    assert_int_equal(raft_last_index(follower), last);
+    raft_cluster_heal(c);
+    raft_cluster_run(c, 500);
+    assert_false(c->nodes[2].failed);
+    assert_int_equal(follower->last_applied, last);
+    assert_true(raft_cluster_agrees(c));
+    close_cluster(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -505,6 +567,7 @@ int main(void)
         cmocka_unit_test(libraft_alone_uses_the_index_of_a_lost_write_again),
         cmocka_unit_test(guarded_a_failed_write_ends_it),
         cmocka_unit_test(writes_that_fail_together_end_it_once),
+        cmocka_unit_test(writes_of_a_former_leader_end_after_its_log_was_cut),
         cmocka_unit_test(a_term_or_vote_that_cannot_be_stored_ends_it),
         cmocka_unit_test(a_log_that_cannot_be_truncated_ends_it),
         cmocka_unit_test(a_follower_does_not_campaign_with_an_append_in_flight),
@@ -514,6 +577,7 @@ int main(void)
         cmocka_unit_test(a_lone_voter_leads_a_term_of_its_own),
         cmocka_unit_test(a_later_term_is_told_to_who_asks_for_a_pre_vote),
         cmocka_unit_test(a_change_of_members_leaves_once_it_is_stored),
+        cmocka_unit_test(entries_that_a_snapshot_replaced_are_left_out),
     };
     return cmocka_run_group_tests_name("guard", tests, NULL, NULL);
 }
