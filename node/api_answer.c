@@ -5,7 +5,6 @@
 #include "base/clock.h"
 #include "gateway/problem.h"
 #include "node/api_internal.h"
-#include "node/api_relay.h"
 
 #define STREAM_IDLE_S 3600u
 
@@ -27,12 +26,13 @@ static void answer_set(struct api_request *r, unsigned status, struct MHD_Respon
     }
     r->response = response;
     r->status = status;
-    api_header_add(r, "Skerry-Request-Id", r->id);
-    api_header_add(r, "Cache-Control", "no-store");
-    api_header_add(r, "X-Content-Type-Options", "nosniff");
-    /* The next request of the connection may be another node's: only its first head is looked at. */
-    if (status != MHD_HTTP_SWITCHING_PROTOCOLS &&
-        (r->connection->relayed || api_relay_cluster(r->api)))
+    if (!r->elsewhere) {
+        api_header_add(r, "Skerry-Request-Id", r->id);
+        api_header_add(r, "Cache-Control", "no-store");
+        api_header_add(r, "X-Content-Type-Options", "nosniff");
+    }
+    /* What another node passes on is one request; its stream ends with the answer. */
+    if (status != MHD_HTTP_SWITCHING_PROTOCOLS && r->connection->relayed)
         api_header_add(r, "Connection", "close");
     api_resume(r);
 }
@@ -116,12 +116,17 @@ static ssize_t read_cb(void *user, uint64_t position, char *out, size_t size)
     return 0;
 }
 
-void api_answer_stream(struct api_request *r, const char *type)
+void api_answer_content(struct api_request *r, unsigned status, uint64_t size)
 {
     /* A pager may keep a log waiting for long. */
-    (void)MHD_set_connection_option(r->mhd, MHD_CONNECTION_OPTION_TIMEOUT, STREAM_IDLE_S);
-    answer_set(r, MHD_HTTP_OK,
-               MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 65536, read_cb, r, NULL));
+    if (size == MHD_SIZE_UNKNOWN)
+        (void)MHD_set_connection_option(r->mhd, MHD_CONNECTION_OPTION_TIMEOUT, STREAM_IDLE_S);
+    answer_set(r, status, MHD_create_response_from_callback(size, 65536, read_cb, r, NULL));
+}
+
+void api_answer_stream(struct api_request *r, const char *type)
+{
+    api_answer_content(r, MHD_HTTP_OK, MHD_SIZE_UNKNOWN);
     if (r->response != NULL)
         api_header_add(r, "Content-Type", type);
 }

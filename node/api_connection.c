@@ -1,7 +1,6 @@
 /* node/api_connection.c - connections, from accept to close.
  *
  *     arriving --head is whole and strict--> served by libmicrohttpd --> closed
- *         |----it is of another node-------> relayed --> drained --> closed
  *         '----it is not, or too slow------> refused: told why, drained --> closed
  *
  * libmicrohttpd takes bare LF, folded lines and the like, and refuses in HTML. So the first head of a
@@ -87,6 +86,12 @@ static void watch_peer(int fd)
     set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_COUNT);
 }
 
+void api_connection_prompt(int fd)
+{
+    set_option(fd, IPPROTO_TCP, TCP_CORK, 0);
+    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+}
+
 /* --- the list ----------------------------------------------------------------------------------- */
 
 static void connection_freed_cb(uv_handle_t *handle)
@@ -135,7 +140,7 @@ static void refused_cb(uv_poll_t *poll, int status, int events)
     connection_close(c);
 }
 
-void api_connection_linger(struct api_connection *c)
+static void linger(struct api_connection *c)
 {
     (void)shutdown(c->fd, SHUT_WR);
     c->phase = API_CONNECTION_REFUSED;
@@ -144,15 +149,8 @@ void api_connection_linger(struct api_connection *c)
     (void)uv_poll_start(&c->poll, UV_READABLE, refused_cb);
 }
 
-void api_connection_break(struct api_connection *c)
-{
-    const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
-    (void)setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
-    connection_close(c);
-}
-
 /* Answers without libmicrohttpd, then waits for the client to close. */
-void api_connection_refuse(struct api_connection *c, const struct problem_report *why)
+static void refuse(struct api_connection *c, const struct problem_report *why)
 {
     const struct problem_word *word = problem_word(why->problem);
     struct problem_report report = *why;
@@ -179,13 +177,13 @@ void api_connection_refuse(struct api_connection *c, const struct problem_report
     buffer_free(&answer);
     buffer_free(&body);
     c->listener->api->requests_total[word->status / 100]++;
-    api_connection_linger(c);
+    linger(c);
 }
 
 /* --- arriving ----------------------------------------------------------------------------------- */
 
 /* libmicrohttpd calls back for it, in here or later, and closes the descriptor in any case. */
-void api_connection_serve(struct api_connection *c)
+static void serve(struct api_connection *c)
 {
     struct api *api = c->listener->api;
     struct sockaddr_storage address = {0};
@@ -198,14 +196,6 @@ void api_connection_serve(struct api_connection *c)
         MHD_YES)
         connection_drop(c);
     api_dirty(api);
-}
-
-void api_connection_relay(struct api_connection *c)
-{
-    c->phase = API_CONNECTION_RELAYED;
-    c->waiting = false;
-    c->deadline_ms = 0;
-    (void)uv_poll_stop(&c->poll);
 }
 
 /* Whether the head is whole and right; else what to do about it was done. */
@@ -233,10 +223,9 @@ static void arrival_look(struct api_connection *c)
                                  ARRIVAL_AGAIN_MS);
     } else if (length < 0 || !http_request_parse(&api->head, api->peek + scan.begin,
                                                  (size_t)length - scan.begin, &bounds, &fault)) {
-        api_connection_refuse(
-            c, &(struct problem_report){.problem = fault.problem, .detail = fault.why});
-    } else if (!api_relay_begin(c)) {
-        api_connection_serve(c);
+        refuse(c, &(struct problem_report){.problem = fault.problem, .detail = fault.why});
+    } else {
+        serve(c);
     }
 }
 
@@ -343,16 +332,14 @@ void api_connection_cut(struct api_connection *c)
 {
     c->deadline_ms = 0;
     if (c->phase == API_CONNECTION_ARRIVING && c->begun && !c->listener->api->stopping) {
-        api_connection_refuse(
-            c, &(struct problem_report){.problem = PROBLEM_HEADER_TIMEOUT,
-                                        .detail = "the header block did not come in time"});
-    } else if (c->phase == API_CONNECTION_RELAYED) {
-        api_relay_end(c->relay);
-        api_connection_break(c);
+        refuse(c, &(struct problem_report){.problem = PROBLEM_HEADER_TIMEOUT,
+                                           .detail = "the header block did not come in time"});
     } else if (c->phase == API_CONNECTION_ARRIVING || c->phase == API_CONNECTION_REFUSED) {
         connection_close(c);
     } else if (c->duplex != NULL) {
         api_duplex_gone(c->duplex);
+    } else if (c->relay != NULL) {
+        api_relay_end(c->relay);
     } else {
         if (c->request != NULL)
             api_request_gone(c->request);

@@ -8,8 +8,6 @@
  * command. The end: the command ended -> what its outputs still hold -> frame 6 -> `out` written ->
  * closed. The connection stays libmicrohttpd's, which is told to close it at the end. */
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -366,13 +364,8 @@ static void upgraded_cb(void *user, struct MHD_Connection *mhd, void *request, c
     buffer_init(&d->pending, STDIN_BYTES_MAX + API_FRAME_BYTES_MAX);
     buffer_init(&d->out, API_OUTPUT_BYTES_MAX + 2 * API_FRAME_BYTES_MAX);
     d->tty = d->ask->ask.tty;
-    if (!d->connection->listener->local) {
-        /* Typed characters do not wait for more; libmicrohttpd may have corked the socket. */
-        int on = 1;
-        int off = 0;
-        (void)setsockopt(socket, IPPROTO_TCP, TCP_CORK, &off, sizeof(off));
-        (void)setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    }
+    if (!d->connection->listener->local)
+        api_connection_prompt(socket);
     d->ended = !d->ask->in_flight;
     if (d->tty) {
         d->output = take_descriptor(d, 0);

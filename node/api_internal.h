@@ -62,7 +62,6 @@ enum api_connection_phase {
     API_CONNECTION_REFUSED,  /* told why; waiting for the client to close */
     API_CONNECTION_GIVEN,    /* to libmicrohttpd, which will call back */
     API_CONNECTION_SERVED,
-    API_CONNECTION_RELAYED, /* to another node: api_relay.c */
 };
 
 /* One connection, from accept to close. */
@@ -74,9 +73,8 @@ struct api_connection {
     int fd;                                 /* libmicrohttpd's */
     bool trusted;                           /* a local peer that is admin without a token */
     bool local;                             /* over the unix socket, here or at the entry */
-    bool used;                              /* a request of it was served */
     bool relayed;                           /* another node passed it on */
-    struct api_relay *relay;                /* RELAYED: to another node */
+    struct api_relay *relay;                /* upgraded, at another node */
     char peer[64];                          /* for the log */
     uint64_t deadline_ms;                   /* monotonic; cut then; 0: none */
     uv_poll_t poll;
@@ -103,7 +101,7 @@ struct api {
     size_t listener_count;
     struct api_connection *connections;
     char *peek;            /* API_PEEK_BYTES, for the head that is looked at */
-    struct http_head head; /* likewise */
+    struct http_head head; /* of a first request, or of another node's answer, while it is read */
     size_t asks;           /* that the control thread has not answered */
     struct api_request *settling;
     struct api_request *listening; /* streams of events */
@@ -157,14 +155,16 @@ struct api_request {
     const struct api_route *route;
     char id[GATEWAY_REQUEST_ID_SIZE];
     char method[16];
-    char *target; /* decoded in place: path and query point into it */
-    char *path;   /* still encoded, for the log and asked_by */
+    char *target;       /* decoded in place: path and query point into it */
+    char *target_query; /* in it, before it is decoded; or NULL */
+    char *path;         /* still encoded, for the log and asked_by */
     char *parameter;
     struct api_query *query;
     size_t query_count;
     enum api_accept accept;
     enum token_role role; /* what its token allows here */
     bool json;            /* Content-Type */
+    bool elsewhere;       /* its answer is another node's, with all its headers */
     bool upgrade;         /* to skerry-exec/1 */
     bool head, has_body;
 
@@ -212,16 +212,10 @@ void api_connection_notify_cb(void *user, struct MHD_Connection *mhd, void **con
                               enum MHD_ConnectionNotificationCode code);
 /* Its time is over, or the API ends. */
 void api_connection_cut(struct api_connection *c);
+/* Of one that was upgraded: typed characters do not wait for more; libmicrohttpd may have corked it. */
+void api_connection_prompt(int fd);
 /* Takes the descriptor; NULL: it was closed. */
 struct api_connection *api_connection_open(struct api_listener *l, int fd);
-/* Of one that is arriving: its first head is served here; or refused, told why; or api_relay.c moves its
- * bytes, until it is answered: */
-void api_connection_serve(struct api_connection *c);
-void api_connection_refuse(struct api_connection *c, const struct problem_report *report);
-void api_connection_relay(struct api_connection *c);
-void api_connection_linger(
-    struct api_connection *c); /* all is sent; waits for the client to close */
-void api_connection_break(struct api_connection *c); /* with a reset: the answer is not whole */
 
 /* --- api_request.c --- */
 void api_request_id(char out[GATEWAY_REQUEST_ID_SIZE]);
@@ -232,6 +226,10 @@ enum MHD_Result api_request_access_cb(void *user, struct MHD_Connection *mhd, co
 void api_request_completed_cb(void *user, struct MHD_Connection *mhd, void **request,
                               enum MHD_RequestTerminationCode code);
 void api_request_suspend(struct api_request *r);
+/* UINT64_MAX: chunked; 0: none. */
+uint64_t api_request_body_length(const struct api_request *r);
+/* Of a request that was to be another node's, before a byte of it went there: it is served here. */
+void api_request_keep(struct api_request *r);
 void api_resume(struct api_request *r);
 /* The client is away, or the API stops: breaks the request off. */
 void api_request_gone(struct api_request *r);
@@ -267,6 +265,8 @@ void api_answer_file(struct api_request *r, const char *type, int fd, uint64_t s
 void api_answer_empty(struct api_request *r, unsigned status);
 /* r->read fills it. Headers may be added to r->response before the handler returns. */
 void api_answer_stream(struct api_request *r, const char *type);
+/* Likewise, of any status and of `size` bytes; MHD_SIZE_UNKNOWN: until r->read says so. */
+void api_answer_content(struct api_request *r, unsigned status, uint64_t size);
 /* 101; `upgraded` gets the request. */
 void api_answer_upgrade(struct api_request *r, MHD_UpgradeHandler upgraded);
 void api_problem(struct api_request *r, enum problem problem, const char *format, ...)

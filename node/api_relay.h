@@ -1,22 +1,24 @@
 /* node/api_relay.h - requests about an instance of another node: carried to that node's API and back.
  *
  *     client --- entry's API ===secure stream (SECURE_API)=== owner's API --- a connection like others
- *               peeks at the head          bytes as they are               (one end of a socketpair)
+ *              request by request      one request each              (one end of a socketpair)
  *
- * An instance's id names its owner. Where the first head of a connection is about an instance of
- * another node, the entry takes no byte of it: it opens a stream to the owner, says in one small record
- * who asks, and from then on moves bytes both ways, each direction with its own end and no more than
- * API_RELAY_BYTES of it in between. On the owner it arrives like a new connection of a client: its
- * token is checked there. Who is trusted on the entry's unix socket is trusted by the owner, as nodes
- * trust each other; all others need a token.
+ * An instance's id names its owner. The entry reads a request as it reads all of them, and where it is
+ * about an instance of another node, opens a stream to the owner, says in one small record who asks, and
+ * writes the request anew: its head from what was read, so that both understand the same, and its body by
+ * piece, as it comes. The answer is read as strictly (gateway/http.h) and becomes the answer of the
+ * client's connection, with the owner's headers, trailers and upgrade. So requests that stay and requests
+ * that travel may follow each other on one connection in any order. No direction holds more than
+ * API_RELAY_BYTES and a head; whoever does not take, is not read for.
+ *
+ * On the owner it arrives like a new connection of a client: its token is checked there. Who is trusted
+ * on the entry's unix socket is trusted by the owner, as nodes trust each other; all others need a token.
  *
  *     record:  u8 flags (1: trusted, 2: over the unix socket) | u8 length | length bytes: who, for logs
  *
  * What the registry alone can answer (an instance as it is listed, why it ended) is answered by the
- * entry when the owner cannot be reached; anything else is then 503 owner_unreachable. A relayed
- * connection serves one request and is never relayed again: at most one hop. Since only the head that
- * a connection begins with is looked at, in a cluster of several nodes every connection to the API
- * serves one request.
+ * entry when the owner cannot be reached; anything else is then 503 owner_unreachable. What was relayed is
+ * never relayed again: at most one hop.
  *
  * Thread: the API's, but for api_relay_accept (node/api.h). */
 #ifndef SKERRY_NODE_API_RELAY_H
@@ -31,15 +33,12 @@
 
 struct api_relay;
 
-/* For a connection whose first head is whole (in api->head): true when it is taken care of. */
-bool api_relay_begin(struct api_connection *c);
-/* Of another node that is there, what the route and its parameter are about; 0: nothing, or ours. */
-node_id api_relay_owner(struct api *api, const struct api_route *route, const char *parameter,
-                        char name[64]);
-/* Whether this cluster has several nodes. */
-bool api_relay_cluster(struct api *api);
-/* At once; its connection, if it has one, is the caller's again. */
-void api_relay_end(struct api_relay *r);
+/* For a request whose route is found: true when it is another node's, and taken care of: on its way, or a
+ * problem was answered. Otherwise it is served here, now or (api_request_keep) when its owner could not be
+ * reached. */
+bool api_relay_begin(struct api_request *r);
+/* At once. A connection that was upgraded is closed, with a reset: what came was not the whole. */
+void api_relay_end(struct api_relay *relay);
 /* Of api_sweep_cb: what is late. */
 void api_relay_sweep(struct api *api, uint64_t now_ms);
 /* All that came from other nodes. */

@@ -1,4 +1,14 @@
-/* node/api_relay_internal.h - what the files of api_relay.h share. */
+/* node/api_relay_internal.h - what the files of api_relay.h share.
+ *
+ * The entry's side of one request (api_relay.c, api_relay_entry.c):
+ *
+ *     CONNECTING --open--> HEAD --the answer's head--> BODY --> END       freed with its request
+ *         |                  |
+ *         |                  '-- 101 --> OPEN                             freed with the connection
+ *         '--not reached--> answered here, or a problem
+ *
+ * The owner's side (api_relay_owner.c): RECORD -> OPEN. While OPEN, api_relay_pump.c moves bytes as they
+ * are, between a descriptor and the stream. */
 #ifndef SKERRY_NODE_API_RELAY_INTERNAL_H
 #define SKERRY_NODE_API_RELAY_INTERNAL_H
 
@@ -6,6 +16,9 @@
 
 enum relay_phase {
     RELAY_CONNECTING, /* entry: the stream is not open */
+    RELAY_HEAD,       /* entry: the answer's head has not come */
+    RELAY_BODY,       /* entry: its body is read */
+    RELAY_END,        /* entry: nothing more is read: the answer was whole, or broke off */
     RELAY_RECORD,     /* owner: the record has not come */
     RELAY_OPEN,
     RELAY_CLOSING
@@ -13,7 +26,7 @@ enum relay_phase {
 
 /* One direction: source -> bytes -> sink. */
 struct relay_way {
-    char *bytes; /* API_RELAY_BYTES */
+    char *bytes; /* API_RELAY_BYTES, or what came behind an upgrade */
     size_t from, to;
     bool ended, passed; /* the source has ended; the sink was told */
     bool thrown_away;   /* the sink takes no more */
@@ -25,27 +38,46 @@ struct api_relay {
     enum relay_phase phase;
     bool entry;
     node_id peer;
-    struct api_connection
-        *connection;   /* entry: whose descriptor and poll are used; never freed here */
-    int fd;            /* owner: our end of the socketpair; entry: the client's */
-    uv_poll_t poll;    /* owner: of fd */
-    uv_poll_t *poller; /* of fd, or NULL */
     struct secure_stream *stream;
     unsigned handles;
-    struct relay_way up, down; /* from fd to the stream; from the stream to fd */
-    bool answered;             /* entry: a byte of the answer came */
-    bool local_can;            /* entry: answered here if the owner is away */
-    char name[64];             /* of the owner */
+    uint64_t deadline_ms;      /* monotonic; 0: none */
+    struct relay_way up, down; /* from fd to the stream; from the stream to fd, or to the request */
+
+    /* OPEN */
+    int fd;            /* owner: our end of the socketpair; entry: the upgraded client's */
+    uv_poll_t poll;    /* owner: of fd */
+    uv_poll_t *poller; /* of fd, or NULL */
+    struct api_connection *connection; /* entry: that was upgraded */
+    struct MHD_UpgradeResponseHandle *upgraded;
+
+    /* entry */
+    struct api_request *request; /* NULL: it has ended, or was upgraded */
+    struct buffer out;           /* the record, the head, and what waits of the body */
+    bool expects;                /* the client waits for 100 before its body */
+    bool full;                   /* the request was suspended in its body, for want of room */
+    struct http_scan scan;
+    enum http_body body; /* of the answer */
+    uint64_t remaining;  /* HTTP_BODY_LENGTH */
+    struct http_chunked chunked;
+    struct buffer trailers;
+    bool broken;    /* the answer ended before its end */
+    bool local_can; /* answered here if the owner is away */
+    char name[64];  /* of the owner */
     char instance[INSTANCE_ID_LENGTH_MAX + 1];
-    uint64_t deadline_ms; /* monotonic; 0: none */
 };
+
+#define API_RELAY_OUT_BYTES_MAX                                                                    \
+    (API_RELAY_RECORD_BYTES_MAX + API_HEADER_BYTES_MAX + API_TARGET_LENGTH_MAX + API_RELAY_BYTES)
 
 /* --- api_relay_pump.c --- */
 struct api_relay *api_relay_new(struct api *api, bool entry);
-/* Its answer is over (`why` NULL), or cannot come any more: what is left of the connection is done here. */
-void api_relay_finish(struct api_relay *r, const char *why);
 /* Moves what can be moved and says what is waited for; r may be closing afterwards. */
 void api_relay_pump(struct api_relay *r);
 void api_relay_ready_cb(struct secure_stream *s, bool readable, bool writable);
+
+/* --- api_relay_entry.c --- */
+/* The stream is open: the record and the request's head leave. */
+void api_relay_ask(struct api_relay *relay);
+void api_relay_answer_ready_cb(struct secure_stream *s, bool readable, bool writable);
 
 #endif

@@ -165,7 +165,7 @@ void api_relay_sweep(struct api *api, uint64_t now_ms)
     for (struct api_relay *r = api->relays; r != NULL; r = next) {
         next = r->next;
         if (r->deadline_ms != 0 && now_ms >= r->deadline_ms && r->phase != RELAY_CLOSING)
-            api_relay_finish(r, "too slow");
+            api_relay_end(r); /* too slow */
     }
 }
 

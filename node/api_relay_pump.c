@@ -1,4 +1,5 @@
-/* Relays: their lives, and bytes both ways. */
+/* Relays: their lives, and bytes both ways between a descriptor and a stream: all of the owner's, and of the
+ * entry those whose connection was upgraded. */
 #include "node/api_relay_internal.h"
 
 #include <errno.h>
@@ -12,6 +13,7 @@
 #include "gateway/problem.h"
 
 #define MOVES_PER_TURN 8u /* of each direction: then others have theirs */
+#define LINGER_MS 2000u
 
 /* --- life --------------------------------------------------------------------------------------- */
 
@@ -23,9 +25,11 @@ struct api_relay *api_relay_new(struct api *api, bool entry)
     r->api = api;
     r->entry = entry;
     r->fd = -1;
-    r->up.bytes = malloc(API_RELAY_BYTES);
+    buffer_init(&r->out, API_RELAY_OUT_BYTES_MAX);
+    buffer_init(&r->trailers, HTTP_TRAILER_BYTES_MAX);
+    r->up.bytes = entry ? NULL : malloc(API_RELAY_BYTES); /* an entry's, when it is upgraded */
     r->down.bytes = malloc(API_RELAY_BYTES);
-    if (r->up.bytes == NULL || r->down.bytes == NULL) {
+    if ((r->up.bytes == NULL && !entry) || r->down.bytes == NULL) {
         free(r->up.bytes);
         free(r->down.bytes);
         free(r);
@@ -49,6 +53,8 @@ static void relay_free(struct api_relay *r)
     if (r->next != NULL)
         r->next->previous = r->previous;
     api->relay_count--;
+    buffer_free(&r->out);
+    buffer_free(&r->trailers);
     free(r->up.bytes);
     free(r->down.bytes);
     free(r);
@@ -71,6 +77,20 @@ static void poll_closed_cb(uv_handle_t *handle)
     part_closed(handle->data);
 }
 
+/* An upgraded connection is libmicrohttpd's to close; our poll lets go of it before. */
+static void connection_end(struct api_relay *r)
+{
+    const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+    (void)uv_poll_stop(&r->connection->poll);
+    if (!r->down.passed)
+        (void)setsockopt(r->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    r->connection->relay = NULL;
+    r->connection->deadline_ms = 0;
+    r->connection = NULL;
+    (void)MHD_upgrade_action(r->upgraded, MHD_UPGRADE_ACTION_CLOSE);
+    api_dirty(r->api);
+}
+
 void api_relay_end(struct api_relay *r)
 {
     if (r->phase == RELAY_CLOSING)
@@ -78,8 +98,7 @@ void api_relay_end(struct api_relay *r)
     r->phase = RELAY_CLOSING;
     r->handles = 1; /* ours, until all was told to close */
     if (r->connection != NULL) {
-        r->connection->relay = NULL;
-        (void)uv_poll_stop(&r->connection->poll);
+        connection_end(r);
     } else if (r->poller != NULL) {
         r->handles++;
         uv_close((uv_handle_t *)&r->poll, poll_closed_cb);
@@ -91,30 +110,6 @@ void api_relay_end(struct api_relay *r)
         secure_stream_close(r->stream, stream_closed_cb);
     }
     part_closed(r);
-}
-
-/* The answer is over, or cannot come any more. */
-void api_relay_finish(struct api_relay *r, const char *why)
-{
-    struct api_connection *c = r->connection;
-    bool told = r->down.passed;
-    bool answered = r->answered;
-    char detail[300];
-    if (why != NULL && !told)
-        log_debug("api", "a request at node %llu broke off: %s", (unsigned long long)r->peer, why);
-    (void)text_format(detail, sizeof detail, "%s, which owns instance %s, broke off: %s", r->name,
-                      r->instance, why == NULL ? "" : why);
-    api_relay_end(r);
-    if (c == NULL)
-        return;
-    if (told)
-        api_connection_linger(c);
-    else if (!answered)
-        api_connection_refuse(c, &(struct problem_report){.problem = PROBLEM_OWNER_UNREACHABLE,
-                                                          .ran = RAN_MAYBE,
-                                                          .detail = detail});
-    else
-        api_connection_break(c);
 }
 
 /* --- moving ------------------------------------------------------------------------------------- */
@@ -179,7 +174,6 @@ static enum moved take_from_stream(struct api_relay *r)
     case SECURE_DONE:
         w->from = 0;
         w->to = w->thrown_away ? 0 : count;
-        r->answered = true;
         return MOVED_SOME;
     case SECURE_END:
         w->ended = true;
@@ -253,10 +247,35 @@ static void want(struct api_relay *r)
         r->deadline_ms = clock_monotonic_ms() + r->api->options.idle_timeout_ms;
 }
 
-static const char *stream_trouble(const struct api_relay *r)
+/* The client has all, and closes first: a socket that is closed with unread bytes resets the connection,
+ * and the client may lose the end of what it was sent. */
+static void left_cb(uv_poll_t *poll, int status, int events)
 {
-    const struct err *e = secure_stream_error(r->stream);
-    return e == NULL ? "the stream ended" : e->msg;
+    const struct api_connection *c = poll->data;
+    struct api_relay *r = c->relay;
+    (void)events;
+    for (unsigned times = 0; status >= 0 && times < MOVES_PER_TURN; times++) {
+        ssize_t count = recv(r->fd, r->up.bytes, API_RELAY_BYTES, MSG_DONTWAIT);
+        if (count < 0 && (errno == EAGAIN || errno == EINTR))
+            return;
+        if (count <= 0)
+            break;
+        if (times + 1 == MOVES_PER_TURN)
+            return; /* more, the next time */
+    }
+    api_relay_end(r);
+}
+
+static void passed(struct api_relay *r)
+{
+    if (!r->entry) {
+        api_relay_end(r);
+        return;
+    }
+    r->phase = RELAY_END;
+    r->deadline_ms = clock_monotonic_ms() + LINGER_MS;
+    secure_stream_want(r->stream, 0);
+    (void)uv_poll_start(r->poller, UV_READABLE, left_cb);
 }
 
 void api_relay_pump(struct api_relay *r)
@@ -267,14 +286,9 @@ void api_relay_pump(struct api_relay *r)
         enum moved given = give_to_stream(r);
         enum moved came = take_from_stream(r);
         enum moved gone = give_to_fd(r);
-        if (given == MOVED_BROKEN || came == MOVED_BROKEN) {
-            api_relay_finish(r, stream_trouble(r));
-            return;
-        }
-        if (taken == MOVED_BROKEN || gone == MOVED_BROKEN) {
-            struct api_connection *c = r->connection;
+        if (given == MOVED_BROKEN || came == MOVED_BROKEN || taken == MOVED_BROKEN ||
+            gone == MOVED_BROKEN) {
             api_relay_end(r);
-            api_connection_break(c);
             return;
         }
         if (gone == MOVED_SOME)
@@ -285,7 +299,7 @@ void api_relay_pump(struct api_relay *r)
     /* The entry ends it once the client has it all; the owner then sees the stream close, or has seen
      * its end before. */
     if (r->entry ? r->down.passed : both_ended(r) && secure_stream_pending(r->stream) == 0)
-        api_relay_finish(r, NULL);
+        passed(r);
     else
         want(r);
 }

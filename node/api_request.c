@@ -19,10 +19,10 @@
 
 /* --- the target --------------------------------------------------------------------------------- */
 
-static bool query_parse(struct api_request *r, char *query)
+static bool query_parse(struct api_request *r)
 {
     struct err e = {0};
-    if (api_query_split(query, &r->query, &r->query_count, &e) == 0)
+    if (api_query_split(r->target_query, &r->query, &r->query_count, &e) == 0)
         return true;
     api_problem(r, e.code == ERR_NO_MEMORY ? PROBLEM_INTERNAL : PROBLEM_BAD_REQUEST, "query: %s",
                 e.msg);
@@ -53,7 +53,7 @@ static void refuse_method(struct api_request *r)
 }
 
 /* Splits the target and finds the route. */
-static bool target_parse(struct api_request *r)
+static bool route_find(struct api_request *r)
 {
     if (r->target == NULL || r->path == NULL) {
         api_problem(r, PROBLEM_URI_TOO_LONG, "the target is longer than %u bytes",
@@ -63,6 +63,7 @@ static bool target_parse(struct api_request *r)
     char *query = strchr(r->target, '?');
     if (query != NULL)
         *query++ = '\0';
+    r->target_query = query;
     const char *parameter = NULL;
     size_t length = 0;
     bool known = false;
@@ -84,7 +85,7 @@ static bool target_parse(struct api_request *r)
             return false;
         }
     }
-    return query_parse(r, query) && query_known(r);
+    return true;
 }
 
 /* --- the body ----------------------------------------------------------------------------------- */
@@ -103,8 +104,7 @@ static void read_headers(struct api_request *r)
                  api_list_has(api_header(r, "Upgrade"), "skerry-exec/1");
 }
 
-/* UINT64_MAX: chunked; 0: none. */
-static uint64_t body_length(const struct api_request *r)
+uint64_t api_request_body_length(const struct api_request *r)
 {
     if (api_header(r, "Transfer-Encoding") != NULL)
         return UINT64_MAX;
@@ -157,23 +157,6 @@ static bool header_check(struct api_request *r)
     return r->response == NULL;
 }
 
-/* A connection that was opened before the cluster had a second node may go on to ask about an instance
- * there: too late to pass it on. */
-static bool place_check(struct api_request *r)
-{
-    char name[64];
-    bool first = !r->connection->used;
-    r->connection->used = true;
-    if (first || r->connection->relayed ||
-        api_relay_owner(r->api, r->route, r->parameter, name) == 0)
-        return true;
-    api_problem(r, PROBLEM_OWNER_UNREACHABLE,
-                "instance %.40s is on %s, where only the first request of a connection can go; "
-                "send it again on a new one",
-                r->parameter, name);
-    return false;
-}
-
 static enum MHD_Result queue(struct api_request *r)
 {
     r->queued = true;
@@ -183,21 +166,35 @@ static enum MHD_Result queue(struct api_request *r)
 /* A refusal that need not wait for the body. */
 static bool refuse_now(const struct api_request *r)
 {
-    uint64_t length = body_length(r);
+    uint64_t length = api_request_body_length(r);
     return r->response != NULL && length != 0 &&
            (length > REFUSED_BODY_READ_MAX || api_header(r, "Expect") != NULL);
 }
 
+/* Whether it may be served here; else a problem was answered. */
+static bool local_check(struct api_request *r)
+{
+    return query_parse(r) && query_known(r) && api_origin_check(r) && api_authorize(r) &&
+           body_check(r, api_request_body_length(r));
+}
+
+void api_request_keep(struct api_request *r)
+{
+    if (local_check(r) && r->body_kind == API_BODY_STREAM)
+        r->route->handle(r);
+    api_resume(r);
+}
+
 static enum MHD_Result begin(struct api_request *r)
 {
-    uint64_t length = body_length(r);
+    uint64_t length = api_request_body_length(r);
     uint64_t now = clock_monotonic_ms();
     r->begun = true;
     r->has_body = length != 0;
     r->connection->deadline_ms = 0;
     read_headers(r);
-    if (header_check(r) && target_parse(r) && place_check(r) && api_origin_check(r) &&
-        api_authorize(r) && body_check(r, length) && r->body_kind == API_BODY_STREAM)
+    if (header_check(r) && route_find(r) && !api_relay_begin(r) && local_check(r) &&
+        r->body_kind == API_BODY_STREAM)
         r->route->handle(r);
     if (r->gone)
         return MHD_NO;
@@ -339,7 +336,7 @@ void api_request_completed_cb(void *user, struct MHD_Connection *mhd, void **req
     *request = NULL;
     bool whole = code == MHD_REQUEST_TERMINATED_COMPLETED_OK && r->status != 0;
     r->api->requests_total[whole ? r->status / 100 : 0]++;
-    if (r->connection != NULL && r->connection->duplex == NULL) {
+    if (r->connection != NULL && r->connection->duplex == NULL && r->connection->relay == NULL) {
         r->connection->request = NULL;
         r->connection->deadline_ms = clock_monotonic_ms() + r->api->options.keepalive_timeout_ms;
     }

@@ -184,6 +184,33 @@ class ThreeNodes(unittest.TestCase):
         self.n.cli(other, "stop", instance)
         self.assertEqual(self.n.join(owner, "/i/%s/" % instance).status, 410)
 
+    def test_one_connection_carries_requests_about_all_nodes(self):
+        """Requests that stay and requests that travel, on one connection through each node."""
+        instance, _ = self.hello()
+        for node in (1, 2, 3):
+            self.wait(lambda: self.n.api(node, "GET", "/v1/instances").json(), 5, "it is known")
+            c = UnixConnection(self.n.path(node, "run", "api.sock"), 20)
+            c.connect()
+            socket_used = c.sock
+            for turn in range(100):
+                if turn % 4 == 3:
+                    # The body is chunked: its length is not known before.
+                    c.request("POST", "/v1/instances/%s/exec?command=cat" % instance,
+                              iter([b"a body ", b"%d" % turn]), encode_chunked=True)
+                    want = b"a body %d" % turn
+                elif turn % 4 == 1:
+                    c.request("GET", "/v1/workloads")
+                    want = b"hello"
+                else:
+                    c.request("GET", "/v1/instances/%s" % instance)
+                    want = instance.encode()
+                answer = c.getresponse()
+                body = answer.read()
+                self.assertEqual(answer.status, 200, body)
+                self.assertIn(want, body)
+                self.assertIs(c.sock, socket_used, "request %d closed the connection" % turn)
+            c.close()
+
     def test_a_killed_owner_is_replaced_and_comes_back(self):
         instance, owner = self.hello()
         others = self.n.others(owner)

@@ -240,27 +240,142 @@ static void a_client_that_leaves_ends_its_command(void **state)
     fake_wait_for(fake_get(&owner, canceled) == before + 1);
 }
 
-static void one_connection_serves_one_request(void **state)
+/* One answer of a connection that lives on: its head, and a body of the length that it says. */
+static void raw_answer(int fd, char *head, size_t head_size, char *body, size_t body_size)
+{
+    raw_head(fd, head, head_size);
+    const char *length = strcasestr(head, "content-length: ");
+    if (length == NULL || strcasestr(head, "connection: close") != NULL)
+        fail_msg("an answer after which the connection cannot go on: %s", head);
+    size_t size = strtoul(length + strlen("content-length: "), NULL, 10);
+    assert_true(size < body_size);
+    assert_true(raw_read(fd, body, size));
+    body[size] = '\0';
+}
+
+static void requests_that_stay_and_that_travel_share_a_connection(void **state)
 {
     (void)state;
-    char request[512], answer[8192];
+    char request[512], head[8192], body[8192];
     int fd = raw_connect(&entry, false);
-    (void)text_format(request, sizeof request, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n",
-                      path_of(""));
+    for (unsigned i = 0; i < 100; i++) {
+        bool travels = i % 2 == 1;
+        (void)text_format(request, sizeof request, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                          travels ? path_of("") : "/v1/version");
+        raw_send(fd, request, strlen(request));
+        raw_answer(fd, head, sizeof head, body, sizeof body);
+        assert_non_null(strstr(head, "200 OK"));
+        assert_non_null(strstr(body, travels ? instance.text : "\"version\""));
+    }
+    (void)close(fd);
+}
+
+static void pipelined_requests_are_answered_in_order(void **state)
+{
+    (void)state;
+    char requests[4096], head[8192], body[8192];
+    int fd = raw_connect(&entry, false);
+    fake_set(&owner, extended_ms, 0);
+    (void)text_format(requests, sizeof requests,
+                      "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                      "GET /v1/version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                      "POST %s/extend HTTP/1.1\r\nHost: localhost\r\n"
+                      "Transfer-Encoding: chunked\r\n\r\n"
+                      "d\r\n{\"for\":\"70s\"}\r\n0\r\nX-Late: 1\r\n\r\n"
+                      "HEAD %s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                      "GET /v1/version HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                      path_of(""), path_of(""), path_of(""));
+    raw_send(fd, requests, strlen(requests));
+    raw_answer(fd, head, sizeof head, body, sizeof body);
+    assert_non_null(strstr(body, instance.text));
+    raw_answer(fd, head, sizeof head, body, sizeof body);
+    assert_non_null(strstr(body, "\"version\""));
+    raw_answer(fd, head, sizeof head, body, sizeof body);
+    assert_non_null(strstr(head, "200 OK"));
+    assert_int_equal(fake_get(&owner, extended_ms), 70000);
+    raw_head(fd, head, sizeof head); /* of HEAD: no body follows */
+    assert_non_null(strstr(head, "200 OK"));
+    assert_non_null(strcasestr(head, "content-length: "));
+    raw_answer(fd, head, sizeof head, body, sizeof body);
+    assert_non_null(strstr(body, "\"version\""));
+    (void)close(fd);
+}
+
+static void a_client_that_expects_is_answered_before_its_body(void **state)
+{
+    (void)state;
+    char request[1024], head[8192];
+    int fd = raw_connect(&entry, true);
+    (void)text_format(request, sizeof request,
+                      "PUT %s HTTP/1.1\r\nHost: 127.0.0.1\r\nSkerry-Token: %s\r\n"
+                      "Expect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+                      path_of("/files?plain=1&path=/tmp/x"), entry.admin);
     raw_send(fd, request, strlen(request));
-    raw_head(fd, answer, sizeof answer);
-    assert_non_null(strstr(answer, "200 OK"));
-    assert_non_null(strcasestr(answer, "connection: close"));
-    char byte;
-    while (raw_read(fd, &byte, 1))
-        ; /* to its end */
+    raw_head(fd, head, sizeof head); /* the owner knows no such token */
+    assert_non_null(strstr(head, " 401 "));
     (void)close(fd);
-    /* What is served here likewise: the next request could be another node's. */
-    fd = raw_connect(&entry, false);
-    raw_send(fd, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 41);
-    raw_head(fd, answer, sizeof answer);
-    assert_non_null(strcasestr(answer, "connection: close"));
+    fd = raw_connect(&entry, true);
+    (void)text_format(request, sizeof request,
+                      "PUT %s%s/expected HTTP/1.1\r\nHost: 127.0.0.1\r\nSkerry-Token: %s\r\n"
+                      "Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n",
+                      path_of("/files?plain=1&path="), owner.directory, owner.admin);
+    raw_send(fd, request, strlen(request));
+    raw_head(fd, head, sizeof head);
+    assert_non_null(strstr(head, " 100 "));
+    raw_send(fd, "3\r\nabc\r\n", 8);
+    raw_send(fd, "2;x=y\r\nde\r\n0\r\n\r\n", 16);
+    raw_head(fd, head, sizeof head);
+    assert_non_null(strstr(head, " 204 "));
+    (void)text_format(request, sizeof request, "%s/expected", owner.directory);
+    char text[16] = "";
+    int file = open(request, O_RDONLY | O_CLOEXEC);
+    assert_true(file >= 0);
+    assert_int_equal(read(file, text, sizeof text), 5);
+    assert_memory_equal(text, "abcde", 5);
+    (void)close(file);
     (void)close(fd);
+}
+
+static void trailers_come_back(void **state)
+{
+    (void)state;
+    struct request q = {.method = "POST",
+                        .path = path_of("/exec"),
+                        .headers = {"Content-Type: application/json"},
+                        .body =
+                            "{\"command\":[\"sh\",\"-c\",\"head -c 300000 /dev/zero; exit 7\"]}"};
+    struct answer a = client(&entry, &q);
+    assert_int_equal(a.status, 200);
+    assert_int_equal(a.length, 300000);
+    assert_non_null(strstr(a.headers, "Skerry-Exit-Code: 7"));
+    answer_free(&a);
+}
+
+static void what_two_readers_could_take_differently_does_not_travel(void **state)
+{
+    (void)state;
+    static const char *const fields[] = {"Content-Length: 2\r\nContent-Length: 3\r\n",
+                                         "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n",
+                                         "Transfer-Encoding: gzip, chunked\r\n",
+                                         "X: a\rY: b\r\n",
+                                         "Bad Name: a\r\n",
+                                         "X: \001\r\n"};
+    for (size_t i = 0; i < ARRAY_SIZE(fields); i++) {
+        char request[1024], head[8192], body[8192];
+        int fd = raw_connect(&entry, false);
+        /* Behind a first request, which the gateway's reader looks at. */
+        raw_send(fd, "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 41);
+        raw_answer(fd, head, sizeof head, body, sizeof body);
+        fake_set(&owner, extended_ms, 0);
+        (void)text_format(request, sizeof request,
+                          "POST %s HTTP/1.1\r\nHost: localhost\r\n%s\r\n2\r\n{}\r\n0\r\n\r\n",
+                          path_of("/extend?for=80s"), fields[i]);
+        raw_send(fd, request, strlen(request));
+        raw_head(fd, head, sizeof head);
+        if (strstr(head, " 200 ") != NULL || fake_get(&owner, extended_ms) != 0)
+            fail_msg("%s went through", fields[i]);
+        (void)close(fd);
+    }
 }
 
 static void an_owner_that_is_away_is_told(void **state)
@@ -323,7 +438,11 @@ int main(void)
         cmocka_unit_test(a_refusal_overtakes_a_long_body),
         cmocka_unit_test(exec_runs_over_an_upgraded_connection),
         cmocka_unit_test(a_client_that_leaves_ends_its_command),
-        cmocka_unit_test(one_connection_serves_one_request),
+        cmocka_unit_test(requests_that_stay_and_that_travel_share_a_connection),
+        cmocka_unit_test(pipelined_requests_are_answered_in_order),
+        cmocka_unit_test(a_client_that_expects_is_answered_before_its_body),
+        cmocka_unit_test(trailers_come_back),
+        cmocka_unit_test(what_two_readers_could_take_differently_does_not_travel),
         cmocka_unit_test(an_owner_that_is_away_is_told),
         cmocka_unit_test(what_is_passed_on_is_not_passed_on_again),
         cmocka_unit_test(a_record_reads_as_it_was_written),
