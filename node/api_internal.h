@@ -303,6 +303,7 @@ struct api_ask {
     struct registry_command command;
     struct registry_image image;
     struct registry_token token;
+    struct registry_ssh_key ssh_key;
     struct registry_node node;
     uint8_t gossip_key[REGISTRY_GOSSIP_KEY_BYTES]; /* wiped with the ask */
     char *texts[API_TEXTS_MAX];
@@ -406,6 +407,10 @@ void api_version(struct api_request *r);
 void api_livez(struct api_request *r);
 void api_readyz(struct api_request *r);
 void api_metrics(struct api_request *r);
+
+void api_ssh_keys_list(struct api_request *r);
+void api_ssh_key_add(struct api_request *r);
+void api_ssh_key_remove(struct api_request *r);
 
 void api_tokens_list(struct api_request *r);
 void api_token_create(struct api_request *r);

@@ -5,6 +5,7 @@
  *
  * Each step is looked at again whenever the registry changes, and each tick: what failed is tried again.
  * A follower proposes like the leader; its proposals travel. */
+#include <sodium.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -112,6 +113,23 @@ static bool has_key(struct members *m, const struct registry_root *root)
     return used;
 }
 
+/* By which clients of SSH know the cluster: the first leader makes it. */
+static void put_ssh_seed(struct members *m)
+{
+    uint8_t seed[REGISTRY_SSH_SEED_BYTES];
+    randombytes_buf(seed, sizeof seed);
+    propose(m, &(struct registry_command){.kind = REGISTRY_SSH_HOST_KEY, .ssh_seed = seed});
+    explicit_bzero(seed, sizeof seed);
+}
+
+static bool has_ssh_seed(const struct registry_root *root)
+{
+    uint8_t seed[REGISTRY_SSH_SEED_BYTES];
+    bool made = registry_root_ssh_seed(root, seed);
+    explicit_bzero(seed, sizeof seed);
+    return made;
+}
+
 static void make_cluster(struct members *m)
 {
     propose(m, &(struct registry_command){.kind = REGISTRY_CLUSTER_INIT,
@@ -144,6 +162,8 @@ static void look(struct members *m, const struct registry_root *root)
         node_stop(n, 1);
     } else if (!has_key(m, root)) {
         return; /* a key first */
+    } else if (n->leader && !has_ssh_seed(root)) {
+        put_ssh_seed(m);
     } else if (is_registered(m, self)) {
         registered(m);
     } else if (self != NULL || registry_root_node_id_next(root) == n->id) {
