@@ -80,15 +80,28 @@ class Restart(unittest.TestCase):
             again = node.get("/w/slow/")
             self.assertEqual((again.instance, again.body), (first.instance, first.body))
 
-    def test_runner_killed(self):
+    def test_runner_killed_under_load(self):
         with Node() as node:
             node.deploy(server_spec("hello"), server(PLAIN))
-            first = node.get("/w/hello/")
-            node.kill_runner()
-            node.start_runner()
-            wait_until(lambda: node.status()["healthy"], 15, "the runner is back")
-            again = node.get("/i/%s/" % first.instance)
-            self.assertEqual((again.status, again.body), (200, first.body))
+            node.deploy(server_spec("other"), server(PLAIN))
+            before = {name: node.get("/w/%s/" % name) for name in ("hello", "other")}
+            first = before["hello"]
+            load = Load(node, "/w/hello/")
+            try:
+                wait_until(lambda: load.good > 20, 10, "load runs")
+                for _ in range(2):
+                    node.kill_runner()
+                    good = load.good
+                    wait_until(lambda: load.good > good + 20, 10, "joins go on without a runner")
+                    node.start_runner()
+                    wait_until(lambda: node.status()["healthy"], 15, "the runner is back")
+            finally:
+                load.end()
+            self.assertEqual(load.broken, 0)
+            for name, known in before.items():
+                again = node.get("/i/%s/" % known.instance)
+                self.assertEqual((again.status, again.body), (200, known.body))
+            self.assertEqual(len(node.ps()), 2)
             self.assertEqual(node.cli("exec", first.instance, "--", "echo", "in").stdout, b"in\n")
             node.cli("stop", first.instance)
             self.assertEqual(node.get("/i/%s/" % first.instance).status, 410)
