@@ -14,7 +14,7 @@ B ?= build$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
 
 LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl libarchive
 # nng has no .pc file: it stands where the libraries are used.
-LIBS_RUNNER := libprotobuf-c jansson yaml-0.1 libsodium libseccomp libcap libnl-route-3.0 libarchive
+LIBS_RUNNER := libprotobuf-c jansson yaml-0.1 libsodium libseccomp libcap libnl-route-3.0 libnftables libarchive
 LIBS_TEST := cmocka
 
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wstrict-prototypes \
@@ -27,7 +27,8 @@ SANFLAGS_address := -fsanitize=address,undefined -fno-omit-frame-pointer -fno-sa
 SANFLAGS_thread := -fsanitize=thread -fno-omit-frame-pointer
 SANFLAGS := $(SANFLAGS_$(SAN))
 OPT ?= -O2 -g
-CPPFLAGS_ALL = -iquote . -I$(B)/gen -D_GNU_SOURCE -DSKERRY_VERSION='"$(VERSION)"' $(CPPFLAGS)
+# Headers of libnl have a folder of their own.
+CPPFLAGS_ALL = -iquote . -isystem /usr/include/libnl3 -I$(B)/gen -D_GNU_SOURCE -DSKERRY_VERSION='"$(VERSION)"' $(CPPFLAGS)
 CFLAGS_ALL = -std=gnu11 $(OPT) $(WARNINGS) $(HARDENING) $(SANFLAGS) -pthread $(CFLAGS)
 LDFLAGS_ALL = -pie -Wl,-z,relro,-z,now $(SANFLAGS) -pthread $(LDFLAGS)
 RUNNER_LDFLAGS = -pie -Wl,-z,relro,-z,now $(RUNNER_SANFLAGS) -pthread $(LDFLAGS)

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/destination.h"
 #include "base/id.h"
 #include "base/memory.h"
 
@@ -207,6 +208,35 @@ static int check_labels(const struct workload *w, const struct document *d, stru
     return 0;
 }
 
+static int check_network(const struct workload *w, const struct document *d, struct err *e)
+{
+    static const char *const paths[] = {"network.allow", "network.deny"};
+    const struct field_list *lists[] = {&w->network.allow, &w->network.deny};
+    for (size_t i = 0; i < ARRAY_SIZE(lists); i++) {
+        if (lists[i]->count > 0 && w->network.mode == NETWORK_NONE)
+            return fields_refuse(d, paths[i], e,
+                                 "network.mode is none, so this cannot act; leave it out, or mode: "
+                                 "egress");
+        for (size_t n = 0; n < lists[i]->count; n++) {
+            struct destination to;
+            struct err why;
+            if (destination_parse(&to, lists[i]->items[n], &why) < 0)
+                return fields_refuse(d, paths[i], e, "%s", why.msg);
+            if (lists[i] == &w->network.allow && to.kind == DESTINATION_NAME)
+                return fields_refuse(d, paths[i], e,
+                                     "%s is a name; this version takes networks: write "
+                                     "203.0.113.0/24 or 203.0.113.7:443",
+                                     to.name);
+            if (lists[i] == &w->network.deny && to.kind == DESTINATION_NAME)
+                return fields_refuse(d, paths[i], e,
+                                     "%s is a name, whose addresses nobody knows beforehand; "
+                                     "write the network that is to be denied",
+                                     to.name);
+        }
+    }
+    return 0;
+}
+
 static size_t list_bytes(const struct field_list *list)
 {
     size_t bytes = 0;
@@ -355,6 +385,8 @@ static int check(struct workload *w, const struct document *d, struct err *e)
         rc = check_environment(w, d, e);
     if (rc == 0)
         rc = check_labels(w, d, e);
+    if (rc == 0)
+        rc = check_network(w, d, e);
     if (rc == 0)
         rc = check_lists(w, d, e);
     if (rc == 0)

@@ -17,6 +17,7 @@
 enum workload_kind { WORKLOAD_SERVER, WORKLOAD_COMMAND };
 enum workload_ready { READY_LISTEN, READY_HEALTHCHECK, READY_NONE };
 enum workload_access { ACCESS_PRIVATE, ACCESS_PUBLIC };
+#define WORKLOAD_DESTINATIONS_MAX 64
 enum network_mode { NETWORK_NONE, NETWORK_EGRESS };
 enum placement_spread { SPREAD_NONE, SPREAD_NODE, SPREAD_ZONE };
 enum join_key_source {
@@ -61,7 +62,8 @@ struct workload {
         uint64_t cpus_thousandths, memory_bytes, pids, disk_bytes;
     } limits; /* deploy.resources.limits */
     struct {
-        int mode; /* enum network_mode */
+        int mode;                      /* enum network_mode */
+        struct field_list allow, deny; /* as base/destination.h; no allow: all that is not denied */
     } network;
     struct {
         char *zone;               /* of nodes that may have it; "" any */

@@ -210,6 +210,10 @@ static int prepare(struct instance *i, struct err *e)
     p.read_only = w->read_only;
     p.profile = (char *)"default";
     p.network = (uint32_t)w->network.mode;
+    p.n_network_allow = w->network.allow.count;
+    p.network_allow = w->network.allow.items;
+    p.n_network_deny = w->network.deny.count;
+    p.network_deny = w->network.deny.items;
     fill_limits(i, &p);
     bool command = w->kind == WORKLOAD_COMMAND;
     p.port = control_narrow(w->port);

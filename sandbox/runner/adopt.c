@@ -106,6 +106,25 @@ static void layers_hold(struct instance *i, const Skerry__State__State *s)
     }
 }
 
+/* Its rules are in its namespace; what it was allowed is needed for the names it asks for. A policy that
+ * root's file does not take any more keeps what it has, and gets no further names. */
+static void egress_hold(struct instance *i, const Skerry__State__State *s)
+{
+    struct err e;
+    if (!s->egress)
+        return;
+    i->egress = calloc(1, sizeof *i->egress);
+    if (i->egress == NULL) {
+        log_error("runner", "%s: no memory for its network", i->id);
+        return;
+    }
+    if (net_policy_parse(i->egress, net_egress_site(i->runner->egress), s->network_allow,
+                         s->n_network_allow, s->network_deny, s->n_network_deny, &e) < 0) {
+        log_warn("runner", "%s: %s", i->id, e.msg);
+        memset(i->egress, 0, sizeof *i->egress);
+    }
+}
+
 /* From here on the instance is whole: what fails ends it in the usual way. */
 static int live_start(struct instance *i, int pidfd, const Skerry__State__State *s, struct err *e)
 {
@@ -119,6 +138,7 @@ static int live_start(struct instance *i, int pidfd, const Skerry__State__State 
     if (i->channel < 0)
         return i->channel;
     layers_hold(i, s);
+    egress_hold(i, s);
     rc = loop_watch_start(i->runner->loop, &i->channel_watch, i->channel, EPOLLIN,
                           instance_channel_cb, e);
     if (rc == 0)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "sandbox/runner/net_egress.h"
 #include "sandbox/runner/seccomp.h"
 
 #define AT(member) offsetof(struct runner_config, member)
@@ -50,6 +51,27 @@ static const struct field fields[] = {
      .offset = AT(egress),
      .fallback = "false",
      .meaning = "Whether an instance may reach out of its network namespace."},
+    {.path = "allow.destinations",
+     .type = FIELD_TEXT_LIST,
+     .offset = AT(destinations),
+     .fallback = "",
+     .max = NET_DESTINATIONS_MAX,
+     .meaning = "What instances with egress may reach although it is always denied: private "
+                "networks, this machine."},
+    {.path = "sandbox.network",
+     .type = FIELD_TEXT,
+     .offset = AT(sandbox.network),
+     .fallback = "10.166.0.0/16",
+     .min = 1,
+     .max = 18,
+     .meaning = "The IPv4 network that instances with egress get their addresses from."},
+    {.path = "sandbox.uplinks",
+     .type = FIELD_TEXT_LIST,
+     .offset = AT(sandbox.uplinks),
+     .fallback = "",
+     .max = NET_UPLINKS_MAX,
+     .meaning = "Interfaces that instances with egress go out by. If empty: those of the default "
+                "routes."},
     {.path = "max.cpus",
      .type = FIELD_CPUS,
      .offset = AT(max.cpus_thousandths),
@@ -211,6 +233,12 @@ static int check(const struct runner_config *c, const struct document *d, struct
                 e, ERR_INVALID,
                 "%s:%d: allow.profiles: %.32s is none; there are strict, default, relaxed",
                 document_name(d), fields_line(d, "allow.profiles"), c->profiles.items[i]);
+    struct net_site site;
+    struct net_uplinks uplinks;
+    const char *key;
+    struct err why;
+    if (net_site_read(&site, &uplinks, c, &key, &why) < 0)
+        return fields_refuse(d, key, e, "%s", why.msg);
     if (strchr(c->cgroup, '/') != NULL || c->cgroup[0] == '.')
         return err_set(e, ERR_INVALID, "%s:%d: cgroup: a name without slashes and leading dots",
                        document_name(d), fields_line(d, "cgroup"));

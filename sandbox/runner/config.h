@@ -25,6 +25,11 @@ struct runner_config {
     char *node_user; /* its uid and gid may connect; see node_uid, node_gid */
     struct field_list profiles;
     bool egress;
+    struct field_list destinations;
+    struct {
+        char *network;
+        struct field_list uplinks;
+    } sandbox;
     struct {
         uint64_t cpus_thousandths, memory_bytes, pids, disk_bytes, instances;
     } max; /* of one instance; instances: on this machine */

@@ -36,7 +36,10 @@ static void hello(struct runner *r, const Skerry__Runner__Hello *h, const struct
     hello.version = (char *)(uintptr_t)SKERRY_VERSION;
     hello.profiles = r->config.profiles.items;
     hello.n_profiles = r->config.profiles.count;
-    hello.egress_allowed = false; /* no instance of this version has a way out */
+    hello.egress_allowed = net_egress_refusal(r->egress) == NULL;
+    char *warnings[] = {(char *)(uintptr_t)net_egress_warning(r->egress)};
+    hello.warnings = warnings;
+    hello.n_warnings = warnings[0] != NULL ? 1 : 0;
     hello.cgroup = (char *)(uintptr_t)cgroup_host_kind(&r->cgroups);
     hello.memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     hello.cpus = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);

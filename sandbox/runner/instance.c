@@ -60,6 +60,19 @@ size_t instances_held_count(const struct instances *all)
     return HASH_COUNT(all->table) - all->ended_count;
 }
 
+bool instances_use_egress(const struct instances *all)
+{
+    for (const struct instance *i = all->table; i != NULL; i = i->hh.next)
+        if (i->egress != NULL && i->place != NULL)
+            return true;
+    return false;
+}
+
+uint32_t instance_place_number(const struct instance *i)
+{
+    return (i->place->uid_base - RUNNER_UID_BASE) / RUNNER_UIDS_PER_INSTANCE;
+}
+
 bool instances_log_in_use(struct instances *all, const char *id)
 {
     struct instance *i = instance_find(all, id);
@@ -109,6 +122,7 @@ static void release(struct instance *i)
     if (i->request != NULL)
         skerry__runner__request__free_unpacked(i->request, NULL);
     i->request = NULL;
+    free(steal_pointer(&i->egress));
 }
 
 static void layers_release(struct instance *i)
@@ -155,20 +169,30 @@ void instances_close(struct instances *all)
 
 /* --- the end ----------------------------------------------------------------------------------- */
 
-static void stats_message(const struct instance *i, Skerry__Runner__Stats *out)
+void instance_usage_read(struct instance *i)
+{
+    cgroup_stats_read(&i->place->cgroup, &i->stats);
+    if (i->egress != NULL)
+        (void)net_egress_bytes(i->runner->egress, instance_place_number(i), &i->network_in_bytes,
+                               &i->network_out_bytes);
+}
+
+void instance_stats_fill(const struct instance *i, Skerry__Runner__Stats *out)
 {
     skerry__runner__stats__init(out);
     out->cpu_us = i->stats.cpu_us;
     out->memory_bytes = i->stats.memory_bytes;
     out->memory_peak_bytes = i->stats.memory_peak_bytes;
     out->pids = i->stats.pids;
+    out->network_in_bytes = i->network_in_bytes;
+    out->network_out_bytes = i->network_out_bytes;
 }
 
 static void ended_message(const struct instance *i, Skerry__Runner__Ended *out,
                           Skerry__Runner__Stats *stats)
 {
     skerry__runner__ended__init(out);
-    stats_message(i, stats);
+    instance_stats_fill(i, stats);
     out->id = (char *)(uintptr_t)i->id;
     out->reason = (uint32_t)i->reason;
     out->exit_code = i->exit_code;
@@ -227,7 +251,7 @@ static void ended(struct instance *i)
     struct err e;
     bool adopting = i->phase == INSTANCE_ADOPTING;
     i->oom = i->oom || cgroup_oom_happened(&i->place->cgroup);
-    cgroup_stats_read(&i->place->cgroup, &i->stats);
+    instance_usage_read(i);
     i->stats.pids = 0;
     if (i->started_us != 0)
         i->wall_us = clock_monotonic_us() - i->started_us;

@@ -76,6 +76,7 @@ struct instance {
     int channel;
     struct loop_watch channel_watch;
     int network_fd;
+    struct net_policy *egress; /* NULL: it has no way out */
     int oom_fd;
     struct loop_watch oom_watch;
     struct loop_timer oom_look;
@@ -125,6 +126,7 @@ struct instance {
     bool oom;
     uint64_t wall_us;
     struct cgroup_stats stats;
+    uint64_t network_in_bytes, network_out_bytes;
     char stderr_tail[257];
     char message[257];
 };
@@ -136,6 +138,8 @@ void instances_close(struct instances *all);
 struct instance *instance_find(struct instances *all, const char *id);
 struct instance *instances_first(struct instances *all); /* then hh.next */
 size_t instances_held_count(const struct instances *all);
+/* Whether one that lives has a way out. */
+bool instances_use_egress(const struct instances *all);
 struct runner *instances_runner(struct instances *all);
 bool instances_log_in_use(struct instances *all, const char *id);
 /* In the order of their coming, the one behind `after` first ("": from the start). */
@@ -153,6 +157,12 @@ int instance_watch(struct instance *i, int pidfd, bool ours, struct err *e) ERR_
 void instance_kill(struct instance *i, enum end_reason reason);
 /* Process 1 was found dead: the end, as if it had been seen. */
 void instance_ended_unseen(struct instance *i);
+/* Reads what it uses into its fields, while its place is there. */
+void instance_usage_read(struct instance *i);
+/* Into a message. */
+void instance_stats_fill(const struct instance *i, Skerry__Runner__Stats *out);
+/* The number of its place on this machine, for its addresses. */
+uint32_t instance_place_number(const struct instance *i);
 
 /* --- instance_start.c ------------------------------------------------------------------------- */
 

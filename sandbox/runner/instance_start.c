@@ -44,10 +44,9 @@ static int check_enforced(const struct runner *r, const Skerry__Runner__Prepare 
         const char *name;
     } names[] = {
         {CGROUP_LIMIT_CPU, "cpus"}, {CGROUP_LIMIT_MEMORY, "memory"}, {CGROUP_LIMIT_PIDS, "pids"}};
-    if (p->network != 0)
-        return err_set(e, ERR_UNSUPPORTED,
-                       "network: egress: this version of skerry gives instances no way out; "
-                       "use network: {mode: none}");
+    const char *refusal = p->network != 0 ? net_egress_refusal(r->egress) : NULL;
+    if (refusal != NULL)
+        return err_set(e, ERR_UNSUPPORTED, "%s", refusal);
     const bool asked[] = {p->cpu_thousandths > 0, p->memory_bytes > 0, p->pids > 0};
     for (size_t n = 0; n < ARRAY_SIZE(names) && !p->allow_unenforced; n++)
         if (asked[n] && (r->cgroups.enforced & names[n].limit) == 0)
@@ -188,6 +187,23 @@ static int mounts_tell(struct instance *i, const struct root_options *options, s
     return rc;
 }
 
+/* Its network has loopback only until here; nothing of it runs before that. */
+static int egress_make(struct instance *i, struct err *e)
+{
+    struct runner *r = i->runner;
+    const Skerry__Runner__Prepare *p = i->request->prepare;
+    if (p->network == 0)
+        return 0;
+    i->egress = calloc(1, sizeof *i->egress);
+    if (i->egress == NULL)
+        return err_set(e, ERR_NO_MEMORY, "egress");
+    int rc = net_policy_parse(i->egress, net_egress_site(r->egress), p->network_allow,
+                              p->n_network_allow, p->network_deny, p->n_network_deny, e);
+    if (rc < 0)
+        return rc;
+    return net_egress_attach(r->egress, i->network_fd, instance_place_number(i), i->egress, e);
+}
+
 /* The blank begins as soon as it has the plan; the rest is made while it works. */
 static int root_tell(struct instance *i, struct err *e)
 {
@@ -212,6 +228,8 @@ static int root_tell(struct instance *i, struct err *e)
     memory_close(&layers.source);
     if (rc == 0)
         rc = limits_set(i, disk, options.inodes, e);
+    if (rc == 0)
+        rc = egress_make(i, e);
     if (rc == 0)
         rc = folder_make(i, &listener, e);
     return rc == 0 ? blank_go(&i->blank, listener, e) : rc;

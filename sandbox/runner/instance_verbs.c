@@ -347,12 +347,9 @@ static uint64_t disk_bytes(const struct instance *i)
 void instance_stats(struct instance *i, const struct asker *asker)
 {
     if (i->place != NULL)
-        cgroup_stats_read(&i->place->cgroup, &i->stats);
-    Skerry__Runner__Stats stats = SKERRY__RUNNER__STATS__INIT;
-    stats.cpu_us = i->stats.cpu_us;
-    stats.memory_bytes = i->stats.memory_bytes;
-    stats.memory_peak_bytes = i->stats.memory_peak_bytes;
-    stats.pids = i->stats.pids;
+        instance_usage_read(i);
+    Skerry__Runner__Stats stats;
+    instance_stats_fill(i, &stats);
     stats.disk_bytes = disk_bytes(i);
     Skerry__Runner__Reply reply = SKERRY__RUNNER__REPLY__INIT;
     reply.result_case = SKERRY__RUNNER__REPLY__RESULT_STATS;

@@ -39,6 +39,11 @@ void network_close(struct network *network)
     free(network);
 }
 
+int network_host(const struct network *network)
+{
+    return network->host;
+}
+
 int network_enter(struct network *network, int namespace_fd, struct err *e)
 {
     (void)network;

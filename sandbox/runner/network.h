@@ -15,6 +15,8 @@
 struct network; /* knows the machine's own namespace */
 int network_open(struct network **out, struct err *e) ERR_CHECKED;
 void network_close(struct network *network);
+/* The machine's own namespace; stays ours. */
+int network_host(const struct network *network);
 
 /* A namespace with loopback up, where any user may bind any port. *out_fd is the caller's. */
 int network_namespace_make(struct network *network, int *out_fd, struct err *e) ERR_CHECKED;

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/units.h"
 #include "base/words.h"
+#include "sandbox/runner/net_rules.h"
 #include "sandbox/runner/seccomp.h"
 
 #define UID_MAX_INSIDE 65534u /* 65535 is the agent */
@@ -134,6 +135,29 @@ static int check_permissions(const Skerry__Runner__Prepare *p, const struct requ
     return 0;
 }
 
+static int check_network(const Skerry__Runner__Prepare *p, struct err *e)
+{
+    const struct {
+        const char *key;
+        char **texts;
+        size_t count;
+    } lists[] = {{"network.allow", p->network_allow, p->n_network_allow},
+                 {"network.deny", p->network_deny, p->n_network_deny}};
+    for (size_t i = 0; i < ARRAY_SIZE(lists); i++) {
+        if (lists[i].count > 0 && p->network == 0)
+            return err_set(e, ERR_INVALID, "%s: without egress it cannot act", lists[i].key);
+        if (lists[i].count > NET_DESTINATIONS_MAX)
+            return err_set(e, ERR_INVALID, "%s: more than %d destinations", lists[i].key,
+                           NET_DESTINATIONS_MAX);
+        for (size_t n = 0; n < lists[i].count; n++) {
+            struct destination d;
+            if (destination_parse(&d, lists[i].texts[n], e) < 0)
+                return err_wrap(e, "%s", lists[i].key);
+        }
+    }
+    return 0;
+}
+
 static int check_health(const Skerry__Runner__Healthcheck *h, struct err *e)
 {
     if (h == NULL || h->n_test == 0)
@@ -160,6 +184,8 @@ static int check_prepare(const Skerry__Runner__Prepare *p, const struct request_
         rc = check_user(p->uid, p->gid, e);
     if (rc == 0)
         rc = check_permissions(p, b, e);
+    if (rc == 0)
+        rc = check_network(p, e);
     if (rc == 0)
         rc = check_limits(p, b, e);
     if (rc == 0)

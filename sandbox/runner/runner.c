@@ -288,6 +288,8 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
     if (rc == 0)
         rc = network_open(&r->network, e);
     if (rc == 0)
+        rc = net_egress_open(&r->egress, r->network, &r->config, e);
+    if (rc == 0)
         rc = groups_open(r, e);
     if (rc == 0) {
         char mounts[128];
@@ -311,6 +313,7 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
 
 static void close_all(struct runner *r)
 {
+    bool egress_in_use = r->instances != NULL && instances_use_egress(r->instances);
     server_close(r->server);
     instances_close(r->instances);
     imports_close(r->imports);
@@ -320,6 +323,7 @@ static void close_all(struct runner *r)
     cgroup_host_close(&r->cgroups);
     loop_close(r->loop);
     root_base_close(r->root_base);
+    net_egress_close(r->egress, egress_in_use);
     network_close(r->network);
     for (size_t n = 0; n < ARRAY_SIZE(r->filters); n++)
         seccomp_filter_free(&r->filters[n]);

@@ -14,6 +14,7 @@
 #include "sandbox/runner/cgroup.h"
 #include "sandbox/runner/config.h"
 #include "sandbox/runner/loop.h"
+#include "sandbox/runner/net_egress.h"
 #include "sandbox/runner/network.h"
 #include "sandbox/runner/request.h"
 #include "sandbox/runner/root.h"
@@ -40,6 +41,7 @@ struct runner {
     struct loop *loop;
     struct cgroup_host cgroups;
     struct network *network;
+    struct net_egress *egress;
     struct root_base *root_base;
     struct seccomp_filter filters[SECCOMP_PROFILE_COUNT];
     struct server *server; /* NULL until adoption is over */

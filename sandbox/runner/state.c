@@ -92,6 +92,14 @@ int state_write(const struct instance *i, struct err *e)
     state.layers = layers;
     state.uid = i->uid;
     state.gid = i->gid;
+    const Skerry__Runner__Prepare *p = i->request == NULL ? NULL : i->request->prepare;
+    if (i->egress != NULL && p != NULL) {
+        state.egress = true;
+        state.network_allow = p->network_allow;
+        state.n_network_allow = p->n_network_allow;
+        state.network_deny = p->network_deny;
+        state.n_network_deny = p->n_network_deny;
+    }
     return write_packed(i->folder_fd, &state, e);
 }
 
