@@ -79,6 +79,11 @@ bool secure_stream_trusted(const struct secure_stream *s)
     return s->peer.known && believe(s, s->peer.id, &s->peer.key);
 }
 
+bool secure_stream_distrusted(const struct secure_stream *s)
+{
+    return s->peer.known && !believe(s, s->peer.id, &s->peer.key);
+}
+
 /* --- protocols ------------------------------------------------------------------------------------ */
 
 static bool protocol_find(const unsigned char *name, size_t length, enum secure_protocol *out)

@@ -116,6 +116,8 @@ const struct sockaddr_storage *secure_stream_address(const struct secure_stream 
 enum secure_protocol secure_stream_protocol(const struct secure_stream *s);
 /* Asks key_of again: false when the peer was removed since. */
 bool secure_stream_trusted(const struct secure_stream *s);
+/* The peer was trusted once, and is not any more: unlike the above false while a handshake goes on. */
+bool secure_stream_distrusted(const struct secure_stream *s);
 
 enum secure_result {
     SECURE_DONE,    /* at least a byte was read; everything was written */

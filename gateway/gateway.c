@@ -223,6 +223,12 @@ unsigned gateway_thread_count(const struct gateway *g)
     return g->thread_count;
 }
 
+void gateway_review(struct gateway *g)
+{
+    for (unsigned i = 0; !g->closing && i < g->thread_count; i++)
+        thread_review(g->threads[i]);
+}
+
 void gateway_leave(struct gateway *g)
 {
     if (g->leaving || g->draining || g->closing)

@@ -8,7 +8,7 @@
  * HTTP is read by our own strict parser (gateway/http.h; RFC 9112, RFC 9110). Errors of Skerry's own
  * are problem+json (RFC 9457).
  *
- * Threads: gateway_open, _publish, _leave, _drain, _close: the control thread. Calls in struct
+ * Threads: gateway_open, _publish, _leave, _review, _drain, _close: the control thread. Calls in struct
  * gateway_calls come from gateway threads; answers may be posted from any thread. */
 #ifndef SKERRY_GATEWAY_GATEWAY_H
 #define SKERRY_GATEWAY_GATEWAY_H
@@ -212,6 +212,8 @@ void gateway_accept(struct gateway *g, struct secure_parcel *parcel);
 void gateway_leave(struct gateway *g);
 /* Stops accepting, answers `Connection: close`, closes idle connections; what runs goes on. */
 void gateway_drain(struct gateway *g);
+/* A node was removed: joins from it and to it end now, not when the threads next look. */
+void gateway_review(struct gateway *g);
 /* Of clients, and joins of other nodes that are under way. Any thread. */
 unsigned gateway_connections(const struct gateway *g);
 /* Breaks what is left and joins the threads; all asks must be answered before it returns, so the

@@ -704,9 +704,17 @@ void remote_sweep(struct gateway_thread *t)
     {
         while (peer->idle_last != NULL && peer->idle_last->idle_until_ms <= now_ms)
             remote_close(peer->idle_last);
-        /* A node that was removed from the cluster gets nothing more. */
-        while (peer->idle_first != NULL && !secure_stream_trusted(peer->idle_first->stream))
-            remote_close(peer->idle_first);
+    }
+    remote_review(t);
+}
+
+void remote_review(struct gateway_thread *t)
+{
+    for (struct remote *r = t->remotes; r != NULL; r = r->next) {
+        if (r->closing || r->lost || !secure_stream_distrusted(r->stream))
+            continue;
+        r->lost = true;
+        due_add(r);
     }
 }
 

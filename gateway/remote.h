@@ -82,6 +82,8 @@ void remote_end_sending(struct remote *r);
 /* For thread.c: */
 void remote_prepare(struct gateway_thread *t);
 void remote_sweep(struct gateway_thread *t);
+/* A node that was removed from the cluster gets nothing more, and what it says is nobody's answer. */
+void remote_review(struct gateway_thread *t);
 void remote_close_all(struct gateway_thread *t);
 void remote_free_all(struct gateway_thread *t);
 

@@ -147,6 +147,14 @@ bool thread_publish(struct gateway_thread *t, const void *routes)
     return false;
 }
 
+static void review_deliver(struct inbox_message *message, void *owner)
+{
+    struct gateway_thread *t = owner;
+    free(message);
+    arrival_sweep(t);
+    remote_review(t);
+}
+
 static void leave_deliver(struct inbox_message *message, void *owner)
 {
     struct gateway_thread *t = owner;
@@ -184,6 +192,16 @@ static void close_deliver(struct inbox_message *message, void *owner)
     /* The sweep looks whether the others have come so far too. */
     uv_timer_start(&t->sweep, sweep_cb, CLOSE_CHECK_MS, CLOSE_CHECK_MS);
     thread_check_closed(t);
+}
+
+void thread_review(struct gateway_thread *t)
+{
+    struct inbox_message *message = malloc(sizeof *message);
+    if (message == NULL)
+        return; /* the sweep looks within SWEEP_MS */
+    message->deliver = review_deliver;
+    if (!inbox_post_always(t->inbox, message))
+        free(message);
 }
 
 void thread_leave(struct gateway_thread *t)

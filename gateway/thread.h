@@ -357,6 +357,8 @@ int thread_listen(struct gateway_thread *t, int fd, struct err *e) ERR_CHECKED;
 int thread_start(struct gateway_thread *t, struct err *e) ERR_CHECKED;
 /* From the control thread: */
 bool thread_publish(struct gateway_thread *t, const void *routes);
+/* Streams of nodes that are none any more. */
+void thread_review(struct gateway_thread *t);
 void thread_leave(struct gateway_thread *t);
 void thread_drain(struct gateway_thread *t);
 void thread_close(struct gateway_thread *t);

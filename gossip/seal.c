@@ -28,6 +28,7 @@ struct key {
 struct sender {
     node_id id; /* 0: free */
     uint64_t boot, newest, heard;
+    uint8_t key_id[KEY_ID_BYTES]; /* of its last packet */
     uint64_t seen[SEAL_WINDOW / 64];
 };
 
@@ -229,7 +230,7 @@ static size_t place_of(const struct seal *s, node_id id)
     return (size_t)((id * 0x9e3779b97f4a7c15ull) >> 32) & (s->sender_places - 1);
 }
 
-static struct sender *sender_slot(struct seal *s, node_id id)
+static struct sender *sender_slot(const struct seal *s, node_id id)
 {
     size_t at = place_of(s, id);
     while (s->senders[at].id != 0 && s->senders[at].id != id)
@@ -283,6 +284,16 @@ void seal_forget(struct seal *s, node_id id)
         sender_remove(s, sender);
 }
 
+bool seal_sender_uses(const struct seal *s, node_id id, const char *name)
+{
+    char used[SEAL_KEY_ID_SIZE];
+    const struct sender *sender = id == 0 ? NULL : sender_slot(s, id);
+    if (sender == NULL || sender->id != id || sender->heard == 0)
+        return false;
+    (void)sodium_bin2hex(used, sizeof used, sender->key_id, sizeof sender->key_id);
+    return strcmp(used, name) == 0;
+}
+
 static void window_shift(struct sender *sender, uint64_t by)
 {
     enum { WORDS = SEAL_WINDOW / 64 };
@@ -298,7 +309,8 @@ static void window_shift(struct sender *sender, uint64_t by)
     }
 }
 
-static enum seal_refusal sender_accept(struct seal *s, node_id id, uint64_t boot, uint64_t counter)
+static enum seal_refusal sender_accept(struct seal *s, node_id id, uint64_t boot, uint64_t counter,
+                                       const struct key *key)
 {
     struct sender *sender = sender_get(s, id);
     if (boot < sender->boot)
@@ -315,6 +327,8 @@ static enum seal_refusal sender_accept(struct seal *s, node_id id, uint64_t boot
         return SEAL_REPLAYED;
     sender->seen[behind / 64] |= 1ull << (behind % 64);
     sender->heard = ++s->opened;
+    if (behind == 0)
+        memcpy(sender->key_id, key->id, sizeof sender->key_id);
     return SEAL_TAKEN;
 }
 
@@ -341,7 +355,7 @@ static enum seal_refusal open_it(struct seal *s, uint8_t *datagram, size_t size,
         from == s->options.self || from == 0 || boot == 0 || counter == 0)
         return SEAL_MISDIRECTED;
     key->opened++;
-    enum seal_refusal refusal = sender_accept(s, from, boot, counter);
+    enum seal_refusal refusal = sender_accept(s, from, boot, counter, key);
     *out = (struct seal_opened){from, boot, inner + INNER_BYTES, (size_t)opened - INNER_BYTES};
     return refusal;
 }

@@ -86,6 +86,8 @@ struct seal_opened {
 };
 enum seal_refusal seal_open(struct seal *s, uint8_t *datagram, size_t size,
                             struct seal_opened *out);
+/* Whether the last packet of `sender` that was taken was sealed with that key: then it has it. */
+bool seal_sender_uses(const struct seal *s, node_id sender, const char *key_id);
 /* A removed node's counters need not be kept. */
 void seal_forget(struct seal *s, node_id sender);
 uint64_t seal_count(const struct seal *s, enum seal_refusal refusal);

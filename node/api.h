@@ -81,6 +81,8 @@ unsigned api_port(const struct api *api, size_t listener);
 /* A request that another node passes on: an open SECURE_API stream, taken in any case. Any thread,
  * until api_close was called. */
 void api_relay_accept(struct api *api, struct secure_parcel *parcel);
+/* A node was removed: what is passed on to it or by it ends now. Likewise. */
+void api_relay_review(struct api *api);
 /* Ends all streams and joins the thread. What was asked must be answered before that is done, so
  * `pump` is called again and again to let the control thread go on answering; it may wait a few
  * milliseconds. After 15 s without all answers the API is left to the end of the process. Removes

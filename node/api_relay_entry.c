@@ -29,7 +29,7 @@ static void ended(struct api_relay *relay)
 }
 
 /* No answer comes, or not the rest of it. */
-static void broke_off(struct api_relay *relay, const char *why)
+void api_relay_broke_off(struct api_relay *relay, const char *why)
 {
     struct api_request *r = relay->request;
     char detail[400];
@@ -135,7 +135,7 @@ static bool flush(struct api_relay *relay)
     buffer_consume(&relay->out, count);
     if (result != SECURE_BROKEN)
         return true;
-    broke_off(relay, stream_trouble(relay));
+    api_relay_broke_off(relay, stream_trouble(relay));
     return false;
 }
 
@@ -154,7 +154,7 @@ static bool body_append(struct api_relay *relay, const char *data, size_t size, 
         buffer_append(&relay->out, data, *taken) &&
         (!chunked || buffer_append_text(&relay->out, "\r\n")))
         return flush(relay);
-    broke_off(relay, "out of memory");
+    api_relay_broke_off(relay, "out of memory");
     return false;
 }
 
@@ -182,7 +182,7 @@ static void body_end(struct api_request *r)
     if (relay->phase != RELAY_HEAD || api_request_body_length(r) != UINT64_MAX)
         return;
     if (!buffer_append_text(&relay->out, "0\r\n\r\n"))
-        broke_off(relay, "out of memory");
+        api_relay_broke_off(relay, "out of memory");
     else if (flush(relay))
         want(relay);
 }
@@ -277,7 +277,7 @@ static bool body_fill(struct api_relay *relay)
     case SECURE_BROKEN:
         break;
     }
-    broke_off(relay, stream_trouble(relay));
+    api_relay_broke_off(relay, stream_trouble(relay));
     return false;
 }
 
@@ -323,7 +323,7 @@ static ssize_t body_read(struct api_request *r, char *out, size_t size)
         }
         if (!body_take(relay, size, &content)) {
             content.length = 0;
-            broke_off(relay, "its answer is not HTTP");
+            api_relay_broke_off(relay, "its answer is not HTTP");
         }
     }
     if (content.length > 0) {
@@ -409,7 +409,7 @@ static bool head_take(struct api_relay *relay)
         !http_answer_parse(head, w->bytes + w->from, (size_t)length,
                            relay->request->head ? HTTP_METHOD_HEAD : HTTP_METHOD_OTHER, &fault) ||
         (head->status == MHD_HTTP_SWITCHING_PROTOCOLS && !relay->request->upgrade)) {
-        broke_off(relay, "its answer is not HTTP");
+        api_relay_broke_off(relay, "its answer is not HTTP");
         return false;
     }
     w->from += (size_t)length;
@@ -441,7 +441,7 @@ static void heads_read(struct api_relay *relay)
         while (head_take(relay))
             ;
     else if (result != SECURE_BLOCKED)
-        broke_off(relay, stream_trouble(relay));
+        api_relay_broke_off(relay, stream_trouble(relay));
 }
 
 void api_relay_answer_ready_cb(struct secure_stream *s, bool readable, bool writable)

@@ -78,6 +78,8 @@ void api_relay_ready_cb(struct secure_stream *s, bool readable, bool writable);
 /* --- api_relay_entry.c --- */
 /* The stream is open: the record and the request's head leave. */
 void api_relay_ask(struct api_relay *relay);
+/* Nothing more comes of the answer: a problem, or the answer breaks. */
+void api_relay_broke_off(struct api_relay *relay, const char *why);
 void api_relay_answer_ready_cb(struct secure_stream *s, bool readable, bool writable);
 
 #endif

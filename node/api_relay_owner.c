@@ -157,6 +157,34 @@ void api_relay_accept(struct api *api, struct secure_parcel *parcel)
     secure_parcel_drop(parcel);
 }
 
+/* --- who was removed --- */
+
+static void review_cb(struct inbox_message *message, void *owner)
+{
+    struct api *api = owner;
+    struct api_relay *next;
+    free(message);
+    for (struct api_relay *r = api->relays; r != NULL; r = next) {
+        next = r->next;
+        if (r->phase == RELAY_CLOSING || r->stream == NULL || !secure_stream_distrusted(r->stream))
+            continue;
+        if (r->phase == RELAY_HEAD || r->phase == RELAY_BODY)
+            api_relay_broke_off(r, "it was removed from the cluster");
+        else if (r->phase == RELAY_RECORD || r->phase == RELAY_OPEN)
+            api_relay_end(r);
+    }
+}
+
+void api_relay_review(struct api *api)
+{
+    struct inbox_message *message = malloc(sizeof *message);
+    if (message == NULL)
+        return;
+    message->deliver = review_cb;
+    if (!inbox_post_always(api->inbox, message))
+        free(message);
+}
+
 /* --- all of them -------------------------------------------------------------------------------- */
 
 void api_relay_sweep(struct api *api, uint64_t now_ms)

@@ -58,8 +58,10 @@ const struct cli_command cli_keyring_add_command = {
     .summary = "a new random key, which opens and does not seal yet",
     .text = "To change keys without losing a packet, let each step reach all nodes (a second):\n\n"
             "  key=$(skerry operator keyring add)\n"
-            "  skerry operator keyring use $key\n"
-            "  skerry operator keyring remove OLD",
+            "  skerry operator keyring use $key\n\n"
+            "Keys that are older than the used one are taken out when all nodes seal with that. "
+            "When a node\n"
+            "is removed or replaced, all of this is done by itself.",
     .flags = CLI_API | CLI_JSON,
     .run = add,
 };

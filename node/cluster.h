@@ -69,6 +69,9 @@ struct cluster_options {
     void (*left)(void *user);
     /* Another process runs under our id with a later boot: this one must stop. */
     void (*impostor)(void *user);
+    /* Out of cluster_follow: another node was removed, or has another key now. Whatever it has open is to be
+     * closed. */
+    void (*forgot)(void *user, node_id id, bool removed);
     /* The registry says that this node was removed: it must stop, and can only join anew. */
     void (*removed)(void *user);
 };
@@ -120,6 +123,8 @@ struct cluster_refusals {
     uint64_t streams; /* that were never accepted */
 };
 void cluster_refusals(const struct cluster *c, struct cluster_refusals *out);
+/* Whether all that live seal with that key, as far as was heard: then none needs an older one. */
+bool cluster_all_seal_with(struct cluster *c, const char *key_id);
 /* The keyring as gossip uses it: for `skerry operator keyring list`. */
 size_t cluster_keyring(const struct cluster *c, struct seal_key_shown *out, size_t out_max);
 

@@ -14,6 +14,12 @@ static bool same_node(const struct known_node *a, const struct known_node *b)
            a->has_key == b->has_key && (!a->has_key || identity_public_equal(&a->key, &b->key));
 }
 
+static void tell_forgot(struct cluster *c, node_id id, bool removed)
+{
+    if (c->options.forgot != NULL)
+        c->options.forgot(c->options.user, id, removed);
+}
+
 /* True if that was new. */
 static bool learn_node(struct cluster *c, const struct known_node *node)
 {
@@ -27,8 +33,10 @@ static bool learn_node(struct cluster *c, const struct known_node *node)
         log_error("cluster", "%s", e.msg);
         return false;
     }
-    if (other_key)
+    if (other_key) {
         peer_rpc_forget(c->rpc, node->id);
+        tell_forgot(c, node->id, false);
+    }
     cluster_gossip_seed(c, node);
     return true;
 }
@@ -36,13 +44,16 @@ static bool learn_node(struct cluster *c, const struct known_node *node)
 static void forget_node(struct cluster *c, node_id id)
 {
     const struct cluster_entry *entry = cluster_table_find(&c->table, id);
-    if (entry->known.name[0] != '\0')
+    bool known = entry->known.name[0] != '\0';
+    if (known)
         log_info("cluster", "node %llu (%s) was removed; nothing of it is believed any more",
                  (unsigned long long)id, entry->known.name);
     /* The key first: from here on it is refused. */
     cluster_table_remove(&c->table, id);
     peer_rpc_forget(c->rpc, id);
     cluster_gossip_remove(c, id);
+    if (known)
+        tell_forgot(c, id, true);
 }
 
 /* Ourselves we know better than the registry, which may not have heard yet where we are. */

@@ -165,6 +165,17 @@ void cluster_gossip_remove(struct cluster *c, node_id id)
     seal_forget(c->seal, id);
 }
 
+bool cluster_all_seal_with(struct cluster *c, const char *key_id)
+{
+    struct cluster_node node;
+    for (node_id at = 0; cluster_next(c, &at, &node);) {
+        if (!node.self && node.state <= GOSSIP_SUSPECT &&
+            !seal_sender_uses(c->seal, node.id, key_id))
+            return false;
+    }
+    return true;
+}
+
 void cluster_tell_load(struct cluster *c, const struct gossip_load *load)
 {
     step(c, &(struct gossip_event){.kind = GOSSIP_TELL_LOAD, .load = load});

@@ -72,6 +72,8 @@ void layers_follow(struct layers *l, struct registry_root *root);
 
 /* An open SECURE_IMAGE stream that another node asked for. */
 void layers_accept(struct layers *l, struct secure_stream *s);
+/* That node was removed: what it is being given breaks off. What it gives is known by its digest. */
+void layers_forget(struct layers *l, node_id id);
 /* An event of the runner. False: the import was not ours. */
 bool layers_import_ended(struct layers *l, const Skerry__Runner__ImportEnded *ended);
 void layers_runner_gone(struct layers *l);

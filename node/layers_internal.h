@@ -56,6 +56,7 @@ struct asker {
 struct serve {
     struct serve *next;
     struct layers *layers;
+    node_id to;
     struct layer_transfer *transfer;
 };
 

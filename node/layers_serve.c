@@ -93,6 +93,7 @@ static void detached_cb(void *user, struct secure_parcel *parcel)
     int fd = steal_fd(&a->fd);
     if (s != NULL && !l->closing) {
         s->layers = l;
+        s->to = secure_parcel_peer(parcel);
         s->next = l->serves;
         l->serves = s;
         l->serve_count++;
@@ -222,6 +223,16 @@ void layers_askers_look(struct layers *l, uint64_t now_ms)
         else if (a->until_ms != UINT64_MAX)
             layers_wake(l, a->until_ms - now_ms);
     }
+}
+
+void layers_forget(struct layers *l, node_id id)
+{
+    for (struct serve *s = l->serves; s != NULL; s = s->next)
+        if (s->to == id)
+            layer_transfer_stop(s->transfer);
+    for (struct asker *a = l->askers; a != NULL; a = a->next)
+        if (!a->closing && a->until_ms != UINT64_MAX && secure_stream_peer(a->stream) == id)
+            asker_close(a);
 }
 
 void layers_serves_stop(struct layers *l)

@@ -252,6 +252,20 @@ static void removed_cb(void *user)
     node_stop(n, 1);
 }
 
+/* Its streams and connections end now; raft looks by itself. */
+static void forgot_cb(void *user, node_id id, bool removed)
+{
+    struct node *n = user;
+    if (removed)
+        members_keyring_removed(n->members);
+    if (n->gateway != NULL)
+        gateway_review(n->gateway);
+    if (n->api != NULL)
+        api_relay_review(n->api);
+    if (n->layers != NULL)
+        layers_forget(n->layers, id);
+}
+
 static void left_cb(void *user)
 {
     struct node *n = user;
@@ -271,6 +285,7 @@ static void follow_cb(uv_timer_t *timer)
         return;
     struct registry_root *root = registry_root(n->registry);
     cluster_follow(n->cluster, root, m->caught_up);
+    members_keyring_follow(m, root);
     registry_root_release(root);
     members_register(m);
 }
@@ -323,8 +338,10 @@ static void tick_cb(uv_timer_t *timer)
         return;
     members_tell(m);
     members_register(m);
-    if (n->leader)
+    if (n->leader) {
         give_roles(m);
+        members_keyring_lead(m);
+    }
 }
 
 /* --- leaving ---------------------------------------------------------------------------------------- */
@@ -411,6 +428,7 @@ int members_open(struct node *n, struct err *e)
     if (m->peers == NULL)
         return err_set(e, ERR_NO_MEMORY, "start the node: no memory");
     members_meta(m, &m->meta);
+    members_keyring_open(m);
     m->begun_ms = clock_monotonic_ms();
     struct cluster_options o = {.data = n->config->data,
                                 .bind = n->config->bind,
@@ -423,6 +441,7 @@ int members_open(struct node *n, struct err *e)
                                 .changed = changed_cb,
                                 .left = left_cb,
                                 .impostor = impostor_cb,
+                                .forgot = forgot_cb,
                                 .removed = removed_cb};
     int rc = cluster_open(&n->cluster, &n->loop, &o, e);
     if (rc != 0)

@@ -5,6 +5,8 @@
  *   registry read, caught up  ->   registered as name, address and key say  ->  node_progress
  *   members_leave                  SIGTERM: leadership is handed over, the others are told
  *
+ *   a node removed             ->  what it has open ends, gossip's keys change (members_keyring.c)
+ *
  * What asks other nodes goes through members_ask; what they ask and their streams are dispatched here.
  *
  * Thread: the control loop; members_begin before it runs, and blocks. */

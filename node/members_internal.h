@@ -22,6 +22,14 @@ struct members {
     bool reading, proposing;
     uint64_t begun_ms, waiting_told_ms, refused_told_ms;
 
+    struct {
+        char used[SEAL_KEY_ID_SIZE]; /* "": not known yet */
+        uint64_t since_ms;
+        bool wanted;                  /* somebody who was removed knows it */
+        char added[SEAL_KEY_ID_SIZE]; /* by this node, to be used next */
+        bool proposing;
+    } keyring; /* members_keyring.c */
+
     void (*left)(struct node *n);
     bool stopping;
     unsigned open_parts, detaching; /* streams on their way to another thread */
@@ -32,6 +40,15 @@ struct members {
 /* --- members_register.c --- */
 /* Reads the registry strongly and brings its entry of this node up to date, a step a call. */
 void members_register(struct members *m);
+
+/* --- members_keyring.c --- */
+/* With what was kept of the last run: a node that was removed since knows it. */
+void members_keyring_open(struct members *m);
+/* A node was removed or replaced; before the root that says so is followed. */
+void members_keyring_removed(struct members *m);
+void members_keyring_follow(struct members *m, const struct registry_root *root);
+/* While this node leads, now and then. */
+void members_keyring_lead(struct members *m);
 
 /* --- members_load.c --- */
 /* Of this node, as it is now. */

@@ -161,6 +161,7 @@ void peer_rpc_forget(struct peer_rpc *rpc, node_id id)
     HASH_FIND(hh, rpc->links, &id, sizeof id, link);
     if (link != NULL)
         link_retire(link);
+    peer_questions_forget(rpc, id);
     peer_seal_forget(rpc->seal, id);
 }
 

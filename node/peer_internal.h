@@ -54,6 +54,13 @@ struct peer_slot {
     bool again;        /* was asked a second time already */
 };
 
+/* By which connection a node asked last. */
+struct peer_pipe {
+    node_id id;
+    nng_pipe pipe;
+    UT_hash_handle hh;
+};
+
 struct peer_rpc {
     struct peer_rpc_options options;
     uv_loop_t *loop;
@@ -63,6 +70,7 @@ struct peer_rpc {
     struct peer_question *questions;
     struct peer_link *links;
     struct peer_link *retired;
+    struct peer_pipe *pipes; /* of members only: a table is bounded by the registry's */
     struct peer_rpc_counts counts;
     unsigned connections; /* in; nng's threads, atomic */
     bool closing;
@@ -74,6 +82,8 @@ int peer_questions_open(struct peer_rpc *rpc, struct err *e) ERR_CHECKED;
 /* Waits for nng's callbacks; what they posted is in the inbox. */
 void peer_questions_stop(struct peer_rpc *rpc);
 void peer_questions_free(struct peer_rpc *rpc);
+/* Its connection closes. */
+void peer_questions_forget(struct peer_rpc *rpc, node_id id);
 
 /* peer_call.c */
 /* As with questions. */

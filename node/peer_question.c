@@ -88,6 +88,31 @@ static void reply(struct peer_question *q, enum peer_seal_kind kind, const void 
     nng_ctx_send(q->context, q->aio);
 }
 
+static void note_pipe(struct peer_rpc *rpc, node_id id, nng_pipe pipe)
+{
+    struct peer_pipe *p = NULL;
+    HASH_FIND(hh, rpc->pipes, &id, sizeof id, p);
+    if (p == NULL) {
+        p = calloc(1, sizeof *p);
+        if (p == NULL)
+            return; /* it closes when the other side ends */
+        p->id = id;
+        HASH_ADD(hh, rpc->pipes, id, sizeof p->id, p);
+    }
+    p->pipe = pipe;
+}
+
+void peer_questions_forget(struct peer_rpc *rpc, node_id id)
+{
+    struct peer_pipe *p = NULL;
+    HASH_FIND(hh, rpc->pipes, &id, sizeof id, p);
+    if (p == NULL)
+        return;
+    HASH_DEL(rpc->pipes, p);
+    (void)nng_pipe_close(p->pipe);
+    free(p);
+}
+
 static void question_deliver(struct inbox_message *message, void *owner)
 {
     struct peer_question *q = container_of(message, struct peer_question, message);
@@ -106,6 +131,7 @@ static void question_deliver(struct inbox_message *message, void *owner)
         release(q);
         receive(q);
     } else {
+        note_pipe(rpc, q->content.peer, nng_msg_get_pipe(q->body));
         rpc->counts.questions++;
         rpc->counts.questions_now++;
         rpc->options.asked(rpc->options.user, q);
@@ -237,4 +263,10 @@ void peer_questions_free(struct peer_rpc *rpc)
             nng_aio_free(rpc->questions[i].aio);
     }
     free(rpc->questions);
+    struct peer_pipe *p, *next;
+    HASH_ITER(hh, rpc->pipes, p, next)
+    {
+        HASH_DEL(rpc->pipes, p);
+        free(p);
+    }
 }

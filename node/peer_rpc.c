@@ -82,6 +82,7 @@ void peer_rpc_close(struct peer_rpc *rpc, void (*cb)(void *user))
 void peer_rpc_counts(const struct peer_rpc *rpc, struct peer_rpc_counts *out)
 {
     *out = rpc->counts;
+    out->connections_now = __atomic_load_n(&rpc->connections, __ATOMIC_RELAXED);
 }
 
 const struct refusals *peer_rpc_refusals(const struct peer_rpc *rpc)

@@ -85,7 +85,7 @@ struct peer_call {
 /* Fails at once (and does not call back) when the peer is no member, has no private address, too
  * many calls to it are under way, or the payload is too large. */
 int peer_rpc_call(struct peer_rpc *rpc, const struct peer_call *call, struct err *e) ERR_CHECKED;
-/* A node that was removed: its connection closes, its calls end. */
+/* A node that was removed: the connections to it and from it close, calls end. */
 void peer_rpc_forget(struct peer_rpc *rpc, node_id id);
 
 /* --- answering ------------------------------------------------------------------------------------ */
@@ -103,6 +103,7 @@ void peer_question_drop(struct peer_question *q);
 struct peer_rpc_counts {
     uint64_t calls, answered, timed_out, failed, questions;
     unsigned calls_now, questions_now;
+    unsigned connections_now; /* in */
 };
 void peer_rpc_counts(const struct peer_rpc *rpc, struct peer_rpc_counts *out);
 const struct refusals *peer_rpc_refusals(const struct peer_rpc *rpc);

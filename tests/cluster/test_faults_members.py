@@ -21,6 +21,9 @@ class Lost(unittest.TestCase):
     def entry(self, name, by):
         return [n for n in by.status()["nodes"] if n["name"] == name]
 
+    def keys(self, node):
+        return [key["id"] for key in node.api("GET", "/v1/operator/keyring").json()]
+
     def works(self, node):
         wait_until(lambda: node.api("POST", "/v1/tokens", {"role": "invoke"}).status == 201, 10,
                    "a write through %s" % node.name)
@@ -58,6 +61,7 @@ class Lost(unittest.TestCase):
         held = room(lost, lost.name)
         self.assertEqual(held.header("Skerry-Node"), lost.name)
         old = self.entry(lost.name, nodes[0])[0]["id"]
+        keys = self.keys(nodes[0])
         lost.kill()
         shutil.rmtree(lost.data)
         os.mkdir(lost.data)
@@ -67,6 +71,9 @@ class Lost(unittest.TestCase):
         lost.configure()
         lost.start()  # with a new token
         nodes.wait_settled()
+        # Whoever has the lost folder has gossip's key.
+        wait_until(lambda: len(self.keys(nodes[1])) == 1 and self.keys(nodes[1]) != keys, 20,
+                   "gossip has another key, and that alone")
         for node in nodes.nodes:
             entries = self.entry(lost.name, node)
             self.assertEqual(len(entries), 1, entries)

@@ -1,9 +1,12 @@
 """Who has no key in the registry gets nothing: strangers, late and forged tokens, noise."""
+import concurrent.futures
 import contextlib
+import http.client
 import os
 import random
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -11,9 +14,14 @@ import tempfile
 import time
 import unittest
 
-from cluster import NODE_UID, SKERRY, wait_until
+from cluster import NODE_UID, SKERRY, server, server_spec, wait_until
 from network import Cluster
 
+HELD = """
+def handle(h):
+    if "hold" in h.path: time.sleep(20)
+    h.say("x")
+"""
 COUNTERS = ("questions", "streams", "gossip", "joins")
 
 
@@ -186,6 +194,47 @@ class Trust(unittest.TestCase):
         wait_until(lambda: all(refused(node)["gossip"] > before for node, before in
                                zip(nodes.nodes, begun)), 5, "packets that come again are counted")
         nodes.network.repeat(False)
+
+
+class Removed(unittest.TestCase):
+    def test_what_a_removed_node_has_open_ends_at_once(self):
+        # It stands still, and so does not end by itself.
+        with Cluster(3) as nodes:
+            leader = nodes.wait_leader()
+            gone, entry = nodes.others(leader)
+            leader.deploy(server_spec("held", life={"idle": "none"}, join={"max_joiners": 10}),
+                          server(HELD))
+            own = {node: wait_until(lambda n=node: self.start(n), 20, "an instance")
+                   for node in (gone, entry)}
+            with concurrent.futures.ThreadPoolExecutor() as pool:
+                outwards = pool.submit(self.held, entry, own[gone])
+                inwards = pool.submit(self.held, gone, own[entry])
+                wait_until(lambda: self.joiners(gone, own[gone]) == 1
+                           and self.joiners(entry, own[entry]) == 1, 10, "both are inside")
+                gone.serve_process.send_signal(signal.SIGSTOP)
+                begun = time.monotonic()
+                leader.cli("node", "rm", gone.name)
+                wait_until(lambda: self.joiners(entry, own[entry]) == 0, 5, "its join has left")
+                self.assertIn(outwards.result(), (None, 410, 503))
+                # By their silence they would have ended after seconds at the earliest.
+                self.assertLess(time.monotonic() - begun, 2.5)
+                gone.serve_process.send_signal(signal.SIGCONT)
+                self.assertEqual(gone.serve_process.wait(20), 1)
+                inwards.result()
+
+    def start(self, node):
+        answer = node.api("POST", "/v1/instances", {"workload": "held"})
+        return answer.json()["id"] if answer.status == 201 else None
+
+    def joiners(self, node, instance):
+        return node.api("GET", "/v1/instances/" + instance).json()["joiners"]
+
+    def held(self, node, instance):
+        """The status of what came; None: it broke."""
+        try:
+            return node.get("/i/%s/?hold" % instance, timeout=30).status
+        except (OSError, http.client.HTTPException):
+            return None
 
 
 if __name__ == "__main__":

@@ -196,11 +196,21 @@ static void an_owner_that_dies_within_an_answer(void **state)
     test_client_close(&c);
 }
 
+static bool answers_with(struct gateway_fixture *f, unsigned status)
+{
+    struct test_answer a;
+    gateway_fixture_get(f, &a, GET("/w/web/"));
+    bool same = a.status == status;
+    test_answer_free(&a);
+    return same;
+}
+
 static void a_draining_owner_refuses_and_ends_its_streams(void **state)
 {
     struct gateway_nodes *n = *state;
     gateway_expect_body(entry(n), GET("/w/web/"), "ok");
     gateway_drain(owner(n)->gateway);
+    wait_until(answers_with(entry(n), 503)); /* its threads hear of it a moment later */
     for (int i = 0; i < 5; i++) /* what was not read there is surely safe to send again */
         gateway_expect_problem(entry(n),
                                "POST /w/web/ HTTP/1.1\r\n" HOST "Content-Length: 2\r\n\r\nxx", 503,
@@ -637,6 +647,28 @@ static void a_node_that_was_removed_loses_its_streams(void **state)
     n->world.removed[3] = false;
 }
 
+/* At the entry, of an owner that goes on answering; at once, not when its streams are looked at next. */
+static void a_join_ends_when_its_owner_is_removed(void **state)
+{
+    struct gateway_nodes *n = *state;
+    struct test_client c;
+    struct test_answer a;
+    owner(n)->backend_hold = true;
+    test_client_open(&c, entry(n));
+    test_client_send(&c, GET("/w/web/stream"));
+    struct gateway_counters counters;
+    wait_until((gateway_counters(entry(n)->gateway, &counters), counters.bytes_out > 0));
+    n->world.removed[2] = true;
+    uint64_t begun_ms = clock_monotonic_ms();
+    gateway_review(entry(n)->gateway);
+    test_client_read(&c, &a, false);
+    assert_true(a.broken);
+    assert_true(clock_monotonic_ms() - begun_ms < 900); /* the sweep's second */
+    n->world.removed[2] = false;
+    test_answer_free(&a);
+    test_client_close(&c);
+}
+
 #define TEST(test, start) cmocka_unit_test_setup_teardown(test, start, stop)
 
 int main(void)
@@ -662,6 +694,7 @@ int main(void)
         TEST(a_join_travels_once, start_two),
         TEST(a_peer_that_sends_without_end_is_not_read, start_two),
         TEST(a_node_that_was_removed_loses_its_streams, start_two),
+        TEST(a_join_ends_when_its_owner_is_removed, start_two),
     };
     return cmocka_run_group_tests_name("gateway_forward_faults", tests, NULL, NULL);
 }

@@ -188,6 +188,31 @@ static void keys_rotate_while_packets_flow(void **state)
     seal_free(b);
 }
 
+static void a_senders_key_is_that_of_its_newest_packet(void **state)
+{
+    (void)state;
+    struct seal *a = make(1, 10), *b = make(2, 20);
+    char id_a[SEAL_KEY_ID_SIZE], id_b[SEAL_KEY_ID_SIZE];
+    seal_key_id(key_a, id_a);
+    seal_key_id(key_b, id_b);
+    assert_int_equal(seal_key_add(a, key_b, NULL), 0);
+    assert_int_equal(seal_key_add(b, key_b, NULL), 0);
+    assert_false(seal_sender_uses(b, 1, id_a)); /* not heard yet */
+    struct datagram early = seal(a, 2, 20), late = seal(a, 2, 20);
+    assert_int_equal(open(b, late), SEAL_TAKEN);
+    assert_true(seal_sender_uses(b, 1, id_a));
+    assert_int_equal(seal_key_use(a, id_b, NULL), 0);
+    assert_int_equal(open(b, seal(a, 2, 20)), SEAL_TAKEN);
+    /* One that was on its way for long says nothing of now. */
+    assert_int_equal(open(b, early), SEAL_TAKEN);
+    assert_true(seal_sender_uses(b, 1, id_b));
+    assert_false(seal_sender_uses(b, 1, id_a));
+    seal_forget(b, 1);
+    assert_false(seal_sender_uses(b, 1, id_b));
+    seal_free(a);
+    seal_free(b);
+}
+
 static void the_keyring_has_a_bound_and_may_be_empty(void **state)
 {
     struct seal_options options = {.self = 1, .boot = 1, .senders_max = 1};
@@ -238,6 +263,7 @@ int main(void)
         cmocka_unit_test(packets_in_any_order_within_the_window_open_once),
         cmocka_unit_test(a_restart_on_either_side_ends_what_was_recorded),
         cmocka_unit_test(keys_rotate_while_packets_flow),
+        cmocka_unit_test(a_senders_key_is_that_of_its_newest_packet),
         cmocka_unit_test(the_keyring_has_a_bound_and_may_be_empty),
         cmocka_unit_test(beyond_senders_max_the_silent_one_is_forgotten),
     };

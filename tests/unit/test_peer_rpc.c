@@ -464,6 +464,32 @@ static void a_removed_peer_is_neither_asked_nor_heard(void **state)
     assert_int_equal(refused(w, 2, PEER_SEAL_REFUSED_STRANGER), 1);
 }
 
+static bool has_connections(void *user)
+{
+    const struct node_end *end = user;
+    struct peer_rpc_counts counts;
+    peer_rpc_counts(end->rpc, &counts);
+    return counts.connections_now == 1;
+}
+
+static bool has_no_connections(void *user)
+{
+    return !has_connections(user);
+}
+
+/* It may connect again, as any stranger may; what it had is gone. */
+static void a_removed_peers_connection_closes(void **state)
+{
+    struct world *w = *state;
+    struct asking a;
+    ask(w, &a, 2, "x", 9000);
+    assert_true(wait_until(w, has_ended, &a));
+    assert_true(wait_until(w, has_connections, &w->ends[2]));
+    w->removed[1] = true;
+    peer_rpc_forget(w->ends[2].rpc, 1);
+    assert_true(wait_until(w, has_no_connections, &w->ends[2]));
+}
+
 static void public_addresses_are_refused(void **state)
 {
     struct world *w = *state;
@@ -618,6 +644,7 @@ int main(void)
         TEST(a_thousand_calls_at_once),
         TEST(closing_ends_calls_and_forgets_questions),
         TEST(a_removed_peer_is_neither_asked_nor_heard),
+        TEST(a_removed_peers_connection_closes),
         TEST(public_addresses_are_refused),
         TEST(strangers_get_no_answer),
         TEST(an_oversize_message_harms_its_own_connection_only),
