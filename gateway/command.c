@@ -55,6 +55,7 @@ struct command {
     struct result_end end;
     enum end_reason reason;
     char detail[256];
+    char node_name[64];     /* of the one that runs it, if that is another */
     uint64_t wait_until_ms; /* for its end, once canceled, or for its outputs, once over */
 };
 
@@ -133,8 +134,10 @@ static void cancel(struct command *cmd, enum end_reason reason)
 /* The connection goes its own way; pipes are closed. */
 static void detach(struct command *cmd)
 {
-    if (cmd->connection != NULL)
+    if (cmd->connection != NULL) {
         cmd->connection->x.command = NULL;
+        cmd->connection->x.node_name = NULL;
+    }
     cmd->connection = NULL;
     for (size_t i = 0; i < STREAM_COUNT; i++)
         pipe_close(&cmd->pipes[i]);
@@ -301,6 +304,8 @@ static void finish_problem(struct connection *c, struct command *cmd, enum probl
                   "the command used up its memory; raise deploy.resources.limits.memory");
     detach(cmd);
     c->phase = PHASE_FLUSH;
+    if (cmd->node_name[0] != '\0') /* the caller keeps the command until this is written */
+        c->x.node_name = cmd->node_name;
     answer_problem(c, &(struct problem_report){
                           .problem = problem, .ran = RAN_YES, .detail = detail, .reason = reason});
 }
@@ -536,6 +541,19 @@ static void exchange_start(struct connection *c, struct command *cmd)
     c->phase = PHASE_COMMAND;
 }
 
+/* The instance's id names its owner. */
+static void name_owner(struct command *cmd)
+{
+    const struct gateway *g = cmd->thread->gateway;
+    const struct gateway_calls *calls = &g->options.calls;
+    node_id owner = instance_id_owner(&cmd->ask->id);
+    struct gateway_peer peer = {0};
+    if (owner == g->options.id || calls->peer == NULL || !calls->peer(calls->user, owner, &peer))
+        return;
+    (void)text_copy(cmd->node_name, sizeof cmd->node_name, peer.name);
+    cmd->connection->x.node_name = cmd->node_name;
+}
+
 void command_begin(struct connection *c, struct gateway_ask *ask)
 {
     struct gateway_thread *t = ask->thread;
@@ -562,6 +580,7 @@ void command_begin(struct connection *c, struct gateway_ask *ask)
     buffer_init(&cmd->held[STREAM_ERR], held_max);
     ask->request = cmd;
     exchange_start(c, cmd);
+    name_owner(cmd);
     bool ok = pipes_open(cmd, ask);
     if (ok && cmd->mode == MODE_EVENTS)
         ok = stream_begin(c, "text/event-stream", false);

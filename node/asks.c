@@ -13,6 +13,7 @@
 #include "node/config.h"
 #include "node/control.h"
 #include "node/copies.h"
+#include "node/errands.h"
 #include "node/fences.h"
 #include "node/places.h"
 
@@ -179,15 +180,56 @@ struct instance *asks_need_instance(struct node *n, struct node_ask *ask)
     return NULL;
 }
 
-/* By hand an instance is started on the node that was asked: whoever asks another is told so. */
-static bool start_is_elsewhere(struct node *n, struct node_ask *ask)
+static struct places_want want_of(const struct node *n, const struct node_ask *ask)
 {
-    const struct places_want want = {.workload = ask->workload, .stays = true};
-    struct places_found found;
-    places_start(n, &want, &found);
-    if (found.verdict == PLACES_HERE)
+    return (struct places_want){.workload = ask->workload,
+                                .key = ask->key,
+                                .stays = ask->stays || n->errands == NULL,
+                                .refused = ask->refused,
+                                .refused_count = ARRAY_SIZE(ask->refused)};
+}
+
+/* True: it is answered, or on its way to another node. */
+static bool is_placed(struct node *n, struct node_ask *ask, const struct places_found *found)
+{
+    if (found->verdict == PLACES_HERE)
         return false;
-    asks_refuse(ask, found.problem, "%s", found.detail);
+    if (found->verdict == PLACES_THERE) {
+        errands_ask(n, ask, found->node);
+        return true;
+    }
+    ask->id = found->id;
+    asks_refuse(ask, found->problem, "%s", found->detail);
+    return true;
+}
+
+bool asks_elsewhere(struct node *n, struct node_ask *ask, enum problem problem,
+                    const struct instance *i)
+{
+    struct places_want want = want_of(n, ask);
+    struct places_found found = {.verdict = PLACES_HERE};
+    bool run = ask->kind == NODE_ASK_RUN;
+    if (n->stopping || want.stays)
+        return false;
+    if (run && (problem == PROBLEM_NODE_FULL || problem == PROBLEM_NOT_ENFORCED)) {
+        ask->refused[ARRAY_SIZE(ask->refused) - 1] =
+            n->id; /* its own slot: others take the first */
+        places_run(n, ask->spec, &want, &found);
+    } else if (ask->kind == NODE_ASK_START) {
+        places_after(n, &want, problem, i, &found);
+    }
+    return found.verdict == PLACES_THERE && is_placed(n, ask, &found);
+}
+
+/* One of another node does not wait here for a place: it may find one elsewhere at once. */
+static bool is_crowded(struct node *n, struct node_ask *ask)
+{
+    if (n->instance_count < n->config->limits.instances_max ||
+        (ask->kind != NODE_ASK_RUN && !ask->stays))
+        return false;
+    if (!asks_elsewhere(n, ask, PROBLEM_NODE_FULL, NULL))
+        asks_refuse(ask, PROBLEM_NODE_FULL, "%u instances run on %s: limits.instances_max",
+                    n->instance_count, n->config->name);
     return true;
 }
 
@@ -202,14 +244,20 @@ static void ask_start(struct node *n, struct node_ask *ask)
         asks_refuse(ask, PROBLEM_WORKLOAD_UNKNOWN, "%s", ask->workload);
         return;
     }
-    if (command) {
+    if (command != (ask->kind == NODE_ASK_COMMAND)) {
         asks_refuse(ask, PROBLEM_CONFLICT,
                     "%s is of kind command: each request runs its own instance; invoke it",
                     ask->workload);
         return;
     }
     bool keyed = ask->key != NULL && ask->key[0] != '\0';
-    if (!keyed && start_is_elsewhere(n, ask))
+    struct places_want want = want_of(n, ask);
+    struct places_found found;
+    if (keyed && !ask->stays)
+        places_find(n, &want, &found);
+    else
+        places_start(n, &want, &found);
+    if (is_placed(n, ask, &found) || is_crowded(n, ask))
         return;
     struct waiter *waiter = waiter_new(n, NULL, ask);
     if (waiter == NULL) {
@@ -220,7 +268,7 @@ static void ask_start(struct node *n, struct node_ask *ask)
                                            .waiter = waiter->handle,
                                            .name = ask->workload,
                                            .key = ask->key,
-                                           .exclusive = !keyed});
+                                           .exclusive = !keyed || command});
 }
 
 static void run_timeout_cb(uv_timer_t *timer)
@@ -231,11 +279,11 @@ static void run_timeout_cb(uv_timer_t *timer)
 
 static void ask_run(struct node *n, struct node_ask *ask)
 {
-    if (n->instance_count >= n->config->limits.instances_max) {
-        asks_refuse(ask, PROBLEM_NODE_FULL, "%u instances run here: limits.instances_max",
-                    n->instance_count);
+    struct places_want want = want_of(n, ask);
+    struct places_found found;
+    places_run(n, ask->spec, &want, &found);
+    if (is_placed(n, ask, &found) || is_crowded(n, ask))
         return;
-    }
     char why[512];
     enum problem hold = fences_hold(n, why, sizeof why);
     if (hold != PROBLEM_NONE) {
@@ -355,6 +403,16 @@ static void ask_extend(struct node *n, struct node_ask *ask)
     asks_answer(ask);
 }
 
+void asks_again(struct node *n, struct node_ask *ask)
+{
+    ask->problem = PROBLEM_NONE;
+    ask->id.text[0] = '\0';
+    if (ask->kind == NODE_ASK_RUN)
+        ask_run(n, ask);
+    else
+        ask_start(n, ask);
+}
+
 /* --- ends ---------------------------------------------------------------------------------------- */
 
 void asks_instance_ended(struct instance *i)
@@ -366,11 +424,11 @@ void asks_instance_ended(struct instance *i)
         ask->control = NULL;
         fill_end(ask, i);
         ask->id = i->id;
+        enum problem problem = i->problem != PROBLEM_NONE ? i->problem : PROBLEM_START_FAILED;
         if (granted)
             asks_ended(ask);
-        else
-            asks_refuse(ask, i->problem != PROBLEM_NONE ? i->problem : PROBLEM_START_FAILED, "%s",
-                        i->detail);
+        else if (!asks_elsewhere(i->node, ask, problem, i))
+            asks_refuse(ask, problem, "%s", i->detail);
     }
     while (i->stop_asks != NULL) {
         struct node_ask *ask = i->stop_asks;
@@ -460,7 +518,8 @@ static void deliver(struct inbox_message *message, void *owner)
     struct node *n = owner;
     struct node_ask *ask = container_of(message, struct node_ask, message);
     bool makes = ask->kind == NODE_ASK_START || ask->kind == NODE_ASK_RUN ||
-                 ask->kind == NODE_ASK_EXEC || ask->kind == NODE_ASK_IMPORT;
+                 ask->kind == NODE_ASK_COMMAND || ask->kind == NODE_ASK_EXEC ||
+                 ask->kind == NODE_ASK_IMPORT;
     if (n->stopping && makes) {
         asks_refuse(ask, PROBLEM_DRAINING, "the node is stopping");
         return;
@@ -470,6 +529,7 @@ static void deliver(struct inbox_message *message, void *owner)
         ask_propose(n, ask);
         break;
     case NODE_ASK_START:
+    case NODE_ASK_COMMAND:
         ask_start(n, ask);
         break;
     case NODE_ASK_RUN:
@@ -526,6 +586,7 @@ bool node_ask(struct node *n, struct node_ask *ask)
     ask->id.text[0] = '\0';
     ask->json = NULL;
     ask->control = NULL;
+    memset(ask->refused, 0, sizeof ask->refused);
     ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
     memset(&ask->end, 0, sizeof ask->end);
     ask->end.exit_code = -1;

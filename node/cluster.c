@@ -297,7 +297,8 @@ static int open_ports(struct cluster *c, const struct gossip_meta *meta,
     struct secure_listen_options listen = {.context = c->secure,
                                            .address = &address,
                                            .protocols = 1u << SECURE_RAFT | 1u << SECURE_JOIN |
-                                                        1u << SECURE_IMAGE | 1u << SECURE_API,
+                                                        1u << SECURE_IMAGE | 1u << SECURE_API |
+                                                        1u << SECURE_ERRAND,
                                            .accepted = accepted_cb,
                                            .user = c};
     rc = secure_listener_open(&c->listener, c->loop, &listen, e);

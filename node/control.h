@@ -40,6 +40,7 @@ struct api;
 struct certain;
 struct cluster;
 struct elsewhere;
+struct errands;
 struct fences;
 struct layers;
 struct members;
@@ -116,7 +117,7 @@ struct instance {
     uint32_t joiners_peak;
 
     struct gateway_ask *command_ask; /* granted to a gateway command */
-    struct node_ask *run_ask;        /* a `run` */
+    struct node_ask *run_ask;        /* a `run`, or a command for another node */
     struct node_ask *stop_asks;      /* answered when it has ended; linked by node_ask.control */
     struct exec *exec_list;
     uint32_t exec_next;
@@ -181,6 +182,7 @@ struct node {
     struct members *members;
     struct fences *fences;
     struct certain *certain;
+    struct errands *errands; /* NULL until the node is open, and once it closes */
     struct copies *copies;
     node_id id;
     uint64_t boot;
@@ -328,6 +330,10 @@ void joins_slot_left(void *user, struct slot_ref slot, unsigned what);
 void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum scheduler_start start);
 void joins_answer_problem(struct node *n, struct gateway_ask *ask, enum problem problem,
                           const char *detail, uint64_t retry_after_ms);
+void joins_answer_ran(struct node *n, struct gateway_ask *ask, enum problem problem, enum ran ran,
+                      const char *detail, uint64_t retry_after_ms);
+/* One that another node refused; ask->refused names it. */
+void joins_ask_again(struct node *n, struct gateway_ask *ask);
 void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const char *detail,
                   uint64_t retry_after_ms, const struct instance *i);
 /* Asks for sockets ahead, unless there are some or they are on their way. */
@@ -346,6 +352,12 @@ void asks_answer(struct node_ask *ask);
 void asks_refuse(struct node_ask *ask, enum problem problem, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void asks_ended(struct node_ask *ask);
+/* A RUN or START that a node refused, which is in ask->refused. */
+void asks_again(struct node *n, struct node_ask *ask);
+/* Of a RUN, COMMAND or START that was refused here: true if another node is asked now. `i`: the instance that
+ * it is about, or NULL. */
+bool asks_elsewhere(struct node *n, struct node_ask *ask, enum problem problem,
+                    const struct instance *i);
 void asks_run_granted(struct instance *i);
 void asks_instance_ended(struct instance *i);
 enum problem asks_problem_of(const struct err *error);
@@ -356,7 +368,7 @@ struct instance *asks_need_instance(struct node *n, struct node_ask *ask);
 /* --- execs.c, imports.c -------------------------------------------------------------------------- */
 
 void execs_ask(struct node *n, struct node_ask *ask);
-/* SIGNAL, RESIZE and CANCEL of a run or exec that is under way. */
+/* SIGNAL, RESIZE and CANCEL of a run, command or exec that is under way. */
 void execs_ask_target(struct node *n, struct node_ask *ask);
 void execs_ended(struct instance *i, const Skerry__Runner__ExecEnded *ended);
 void execs_instance_ended(struct instance *i);

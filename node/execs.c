@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "node/control.h"
+#include "node/errands.h"
 
 static struct exec *exec_of(const struct node_ask *target)
 {
@@ -198,12 +199,28 @@ void execs_instance_ended(struct instance *i)
 
 /* --- of what runs ------------------------------------------------------------------------------------------- */
 
+/* A command that waits for a place still. */
+static bool cancel_waiter(struct node *n, const struct node_ask *ask)
+{
+    struct waiter *w = ask->kind == NODE_ASK_CANCEL ? waiter_by_ask(n, ask->target) : NULL;
+    if (w == NULL)
+        return false;
+    steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_CANCEL, .waiter = w->handle});
+    w = waiter_by_ask(n, ask->target);
+    if (w != NULL)
+        joins_refuse(n, w, PROBLEM_INTERNAL, "the client left", 0, NULL);
+    return true;
+}
+
 void execs_ask_target(struct node *n, struct node_ask *ask)
 {
     struct exec *x = exec_of(ask->target);
-    struct instance *i = x != NULL                           ? x->instance
-                         : ask->target->kind == NODE_ASK_RUN ? ask->target->control
-                                                             : NULL;
+    bool command = ask->target->kind == NODE_ASK_RUN || ask->target->kind == NODE_ASK_COMMAND;
+    struct instance *i = x != NULL ? x->instance : command ? ask->target->control : NULL;
+    if (command && (errands_target(n, ask) || cancel_waiter(n, ask))) {
+        asks_answer(ask);
+        return;
+    }
     if (i == NULL) {
         asks_answer(ask); /* it has ended meanwhile: nothing is left to do */
         return;
@@ -215,7 +232,7 @@ void execs_ask_target(struct node *n, struct node_ask *ask)
         if (x != NULL)
             send_signal(n, i, exec_id, SIGKILL);
         else
-            instance_stop(i, END_CLIENT_GONE, 0);
+            instance_stop(i, ask->reason != END_NONE ? ask->reason : END_CLIENT_GONE, 0);
     } else {
         Skerry__Runner__Resize m = SKERRY__RUNNER__RESIZE__INIT;
         m.id = i->id.text;

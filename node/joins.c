@@ -10,6 +10,7 @@
 #include "node/certain.h"
 #include "node/config.h"
 #include "node/control.h"
+#include "node/errands.h"
 #include "node/fences.h"
 #include "node/places.h"
 
@@ -72,8 +73,14 @@ static void fill_timing(struct gateway_ask *ask, const struct instance *i,
 void joins_answer_problem(struct node *n, struct gateway_ask *ask, enum problem problem,
                           const char *detail, uint64_t retry_after_ms)
 {
+    joins_answer_ran(n, ask, problem, RAN_NO, detail, retry_after_ms);
+}
+
+void joins_answer_ran(struct node *n, struct gateway_ask *ask, enum problem problem, enum ran ran,
+                      const char *detail, uint64_t retry_after_ms)
+{
     ask->problem = problem;
-    ask->ran = RAN_NO;
+    ask->ran = ran;
     ask->retry_after_s = problem_word(problem)->retryable ? seconds_up(retry_after_ms) : 0;
     text_copy(ask->detail, sizeof ask->detail, detail != NULL ? detail : "");
     explain_remember(n, ask->request_id, ask->id.text[0] != '\0' ? &ask->id : NULL, problem,
@@ -86,6 +93,11 @@ void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum sche
     struct gateway_ask *ask = w->gateway_ask;
     struct node_ask *node_ask = w->node_ask;
     waiter_free(n, w);
+    if (ask == NULL && i->spec->kind == WORKLOAD_COMMAND) {
+        i->run_ask = node_ask;
+        asks_run_granted(i);
+        return;
+    }
     if (ask == NULL) {
         node_ask->id = i->id;
         asks_answer(node_ask);
@@ -122,8 +134,7 @@ static struct places_want want_of(const struct gateway_ask *ask)
     return (struct places_want){
         .workload = ask->workload,
         .key = ask->key,
-        /* Commands run where they were asked for: their pipes do not travel. */
-        .stays = ask->forwarded || ask->kind == WORKLOAD_COMMAND,
+        .stays = ask->forwarded,
         .refused = ask->refused,
         .refused_count = ARRAY_SIZE(ask->refused),
     };
@@ -137,6 +148,10 @@ static bool answer_place(struct node *n, struct gateway_ask *ask, const struct p
     ask->id = found->id;
     if (found->verdict == PLACES_NOWHERE) {
         joins_answer_problem(n, ask, found->problem, found->detail, found->retry_after_ms);
+        return true;
+    }
+    if (ask->kind == WORKLOAD_COMMAND) {
+        errands_command(n, ask, found->node);
         return true;
     }
     ask->problem = PROBLEM_NONE;
@@ -163,6 +178,8 @@ void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const 
     struct gateway_ask *ask = w->gateway_ask;
     struct node_ask *node_ask = w->node_ask;
     waiter_free(n, w);
+    if (ask == NULL && asks_elsewhere(n, node_ask, problem, i))
+        return;
     if (ask == NULL) {
         node_ask->retry_after_s = seconds_up(retry_after_ms);
         if (i != NULL)
@@ -466,6 +483,13 @@ static void ask_surely(struct node *n, struct gateway_ask *ask)
     ask_now(n, ask, true);
 }
 
+void joins_ask_again(struct node *n, struct gateway_ask *ask)
+{
+    ask->problem = PROBLEM_NONE;
+    ask->id.text[0] = '\0';
+    ask_surely(n, ask);
+}
+
 static void ask_deliver(struct inbox_message *message, void *owner)
 {
     struct node *n = owner;
@@ -506,7 +530,7 @@ static void cancel_deliver(struct inbox_message *message, void *owner)
         w = waiter_by_ask(n, c->ask);
         if (w != NULL)
             joins_refuse(n, w, PROBLEM_INTERNAL, "the client left", 0, NULL);
-    } else {
+    } else if (!errands_cancel(n, c->ask, c->reason)) {
         /* Not waiting any more: a command that runs, or an answer that is under way. */
         HASH_ITER(by_handle, n->instances_by_handle, i, next)
         if (i->command_ask == c->ask)

@@ -17,6 +17,7 @@
 #include "node/cluster_table.h"
 #include "node/config.h"
 #include "node/copies.h"
+#include "node/errands.h"
 #include "node/fences.h"
 #include "node/members_internal.h"
 
@@ -177,9 +178,12 @@ static void maybe_closed(struct members *m);
 static void detached_cb(void *user, struct secure_parcel *parcel)
 {
     struct members *m = user;
-    bool join = secure_parcel_protocol(parcel) == SECURE_JOIN;
+    enum secure_protocol protocol = secure_parcel_protocol(parcel);
+    bool join = protocol == SECURE_JOIN;
     m->detaching--;
-    if (m->stopping || (join ? m->node->gateway == NULL : m->node->api == NULL))
+    if (!m->stopping && protocol == SECURE_ERRAND)
+        errands_accept(m->node, parcel);
+    else if (m->stopping || (join ? m->node->gateway == NULL : m->node->api == NULL))
         secure_parcel_drop(parcel);
     else if (join)
         gateway_accept(m->node->gateway, parcel);
@@ -209,7 +213,8 @@ static void accepted_cb(void *user, struct secure_stream *s)
     enum secure_protocol protocol = secure_stream_protocol(s);
     secure_stream_set_events(s, &none, m);
     bool elsewhere = (protocol == SECURE_API && n->api != NULL) ||
-                     (protocol == SECURE_JOIN && n->gateway != NULL);
+                     (protocol == SECURE_JOIN && n->gateway != NULL) ||
+                     (protocol == SECURE_ERRAND && n->errands != NULL);
     if (!m->stopping && protocol == SECURE_RAFT && n->registry != NULL) {
         registry_accept(n->registry, s);
     } else if (!m->stopping && protocol == SECURE_IMAGE && n->layers != NULL) {
@@ -230,6 +235,7 @@ static void changed_cb(void *user)
     n->elsewhere_dirty = true;
     routes_dirty(n);
     events_nodes(n);
+    errands_changed(n);
 }
 
 static void impostor_cb(void *user)

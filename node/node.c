@@ -27,6 +27,7 @@
 #include "node/config.h"
 #include "node/control.h"
 #include "node/copies.h"
+#include "node/errands.h"
 #include "node/fences.h"
 #include "node/layers.h"
 #include "node/members.h"
@@ -384,8 +385,8 @@ static void drain_timer_cb(uv_timer_t *timer)
         return;
     if (!n->stopping)
         drain_begin(n);
-    if (n->gateway != NULL && gateway_connections(n->gateway) > 0 &&
-        uv_now(&n->loop) < n->drain_until_ms)
+    bool busy = errands_count(n) > 0 || (n->gateway != NULL && gateway_connections(n->gateway) > 0);
+    if (busy && uv_now(&n->loop) < n->drain_until_ms)
         return;
     uv_timer_stop(timer);
     members_leave(n, left_cb);
@@ -432,6 +433,7 @@ static void close_all(struct node *n)
 {
     n->stopping = true;
     members_stop(n);
+    errands_close(n, pump, n);
     copies_stop(n);
     /* The API first: it reads the gateway's counters. */
     if (n->api != NULL)
@@ -537,7 +539,7 @@ static int open_all(struct node *n, struct err *e)
         slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
         members_open(n, e) != 0 || open_registry(n, e) != 0 || fences_open(n, e) != 0 ||
         certain_open(n, e) != 0 || open_runner(n, e) != 0 || open_layers(n, e) != 0 ||
-        copies_open(n, e) != 0)
+        copies_open(n, e) != 0 || errands_open(n, e) != 0)
         return -(int)(e->code);
     routes_publish(n);
     return open_api(n, e);

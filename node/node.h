@@ -27,8 +27,9 @@ enum node_ask_kind {
     NODE_ASK_READ,    /* -> result.index: all that was committed before is in roots from there on */
     NODE_ASK_START,   /* workload, key: an instance, or the keyed one that there is -> id; answered
                           when it is ready */
-    NODE_ASK_RUN,  /* spec (ad hoc, kind command), pipes or tty -> id, descriptors; then `ended` */
-    NODE_ASK_STOP, /* instance, reason END_KILLED -> when it has ended */
+    NODE_ASK_RUN, /* spec (ad hoc, kind command), pipes or tty -> id, descriptors; then `ended` */
+    NODE_ASK_COMMAND, /* workload, of kind command, key: as RUN */
+    NODE_ASK_STOP,    /* instance, reason END_KILLED -> when it has ended */
     NODE_ASK_EXTEND,  /* instance, duration_ms: its life ends so long from now */
     NODE_ASK_EXEC,    /* instance, spec.command, environment, tty or file_verb -> descriptors; then
                           `ended` */
@@ -69,7 +70,8 @@ struct node_ask {
     enum node_ask_kind kind;
     void *user;
     void (*answered)(struct node_ask *ask, void *loop_owner);
-    void (*ended)(struct node_ask *ask, void *loop_owner); /* RUN, EXEC and IMPORT, after `answered`
+    void (*ended)(struct node_ask *ask,
+                  void *loop_owner); /* RUN, COMMAND, EXEC, IMPORT, after `answered`
                                                                without problem */
     /* question */
     const struct registry_command *command; /* PROPOSE */
@@ -82,8 +84,11 @@ struct node_ask {
     struct node_ask *target;
     unsigned signal;
     uint64_t duration_ms;
-    uint64_t timeout_ms; /* RUN and EXEC: 0 none */
-    node_id node;        /* TRANSFER */
+    uint64_t timeout_ms;    /* RUN and EXEC: 0 none */
+    bool stays;             /* RUN, COMMAND and START: here or not at all; another node sent it */
+    node_id refused[4];     /* RUN and START: nodes that refused it; 0: none */
+    enum end_reason reason; /* CANCEL: NONE is CLIENT_GONE */
+    node_id node;           /* TRANSFER */
     bool import_source;
     const char *name;       /* IMPORT: for errors; COPIES */
     const char *asked_by;   /* for explain: "POST /v1/run" */

@@ -317,6 +317,16 @@ void places_start(struct node *n, const struct places_want *want, struct places_
     registry_root_release(root);
 }
 
+void places_run(struct node *n, const struct workload *spec, const struct places_want *want,
+                struct places_found *out)
+{
+    struct registry_workload w = {.spec = *spec};
+    *out = (struct places_found){.verdict = PLACES_HERE};
+    struct registry_root *root = registry_root(n->registry);
+    to_place(n, root, &w, want, out);
+    registry_root_release(root);
+}
+
 void places_after(struct node *n, const struct places_want *want, enum problem problem,
                   const struct instance *i, struct places_found *out)
 {
@@ -338,6 +348,7 @@ void places_after(struct node *n, const struct places_want *want, enum problem p
         break;
     case PROBLEM_NODE_FULL:
     case PROBLEM_DRAINING:
+    case PROBLEM_NOT_ENFORCED:
         if (w != NULL) {
             /* This node has said no already. */
             node_id refused[8] = {n->id};

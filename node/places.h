@@ -18,6 +18,7 @@
 struct instance;
 struct node;
 struct registry_workload;
+struct workload;
 
 struct places_want {
     const char *workload;
@@ -41,6 +42,9 @@ struct places_found {
 void places_find(struct node *n, const struct places_want *want, struct places_found *out);
 /* Likewise, for what is to have an instance of its own. */
 void places_start(struct node *n, const struct places_want *want, struct places_found *out);
+/* Likewise, for a command that is no workload's. */
+void places_run(struct node *n, const struct workload *spec, const struct places_want *want,
+                struct places_found *out);
 /* After it has refused: HERE means that the refusal stands. */
 void places_after(struct node *n, const struct places_want *want, enum problem problem,
                   const struct instance *i, struct places_found *out);

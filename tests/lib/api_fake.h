@@ -434,6 +434,7 @@ static void fake_ask_locked(struct fake *f, struct node_ask *ask)
     case NODE_ASK_START:
         fake_start(f, ask);
         break;
+    case NODE_ASK_COMMAND:
     case NODE_ASK_RUN:
     case NODE_ASK_EXEC:
         fake_command(f, ask);
