@@ -17,6 +17,8 @@
 enum workload_kind { WORKLOAD_SERVER, WORKLOAD_COMMAND };
 enum workload_ready { READY_LISTEN, READY_HEALTHCHECK, READY_NONE };
 enum workload_access { ACCESS_PRIVATE, ACCESS_PUBLIC };
+/* In the order of sandbox/runner/seccomp.h, from few system calls to many. */
+enum sandbox_profile { PROFILE_STRICT, PROFILE_DEFAULT, PROFILE_RELAXED };
 #define WORKLOAD_DESTINATIONS_MAX 64
 enum network_mode { NETWORK_NONE, NETWORK_EGRESS };
 enum placement_spread { SPREAD_NONE, SPREAD_NODE, SPREAD_ZONE };
@@ -66,6 +68,9 @@ struct workload {
         struct field_list allow, deny; /* as base/destination.h; no allow: all that is not denied */
     } network;
     struct {
+        int profile; /* enum sandbox_profile */
+    } sandbox;
+    struct {
         char *zone;               /* of nodes that may have it; "" any */
         struct field_list labels; /* NAME=value, all of which such a node has */
         int spread;               /* enum placement_spread */
@@ -79,6 +84,8 @@ int workload_parse(struct workload *w, const char *name, const char *text, size_
 json_t *workload_to_json(const struct workload *w);
 int workload_copy(struct workload *to, const struct workload *from, struct err *e) ERR_CHECKED;
 void workload_free(struct workload *w);
+/* "strict", "default" or "relaxed". */
+const char *workload_profile_name(const struct workload *w);
 /* The table, for docs and `--help`. */
 const struct field_table *workload_fields(void);
 enum join_key_source workload_key_source(const struct workload *w, const char **out_name);

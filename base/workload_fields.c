@@ -15,6 +15,7 @@ static const char *const kind_words[] = {"server", "command", NULL};
 static const char *const ready_words[] = {"listen", "healthcheck", "none", NULL};
 static const char *const access_words[] = {"private", "public", NULL};
 static const char *const network_words[] = {"none", "egress", NULL};
+static const char *const profile_words[] = {"strict", "default", "relaxed", NULL};
 static const char *const spread_words[] = {"none", "node", "zone", NULL};
 
 /* Durations that may be "none" are bounds on what code or clients do; the others bound what Skerry
@@ -270,6 +271,14 @@ static const struct field fields[] = {
      .fallback = "",
      .max = WORKLOAD_DESTINATIONS_MAX,
      .meaning = "where it may not call, also where allow: has it"},
+    {.path = "sandbox.profile",
+     .type = FIELD_WORD,
+     .offset = AT(sandbox.profile),
+     .fallback = "default",
+     .words = profile_words,
+     .meaning =
+         "system calls: strict has fewer, for code that only computes and serves; relaxed has "
+         "more, where runner.yaml allows it, and only an admin may ask for it"},
     {.path = "placement.zone",
      .type = FIELD_TEXT,
      .offset = AT(placement.zone),
@@ -389,7 +398,7 @@ static const struct field_hint hints[] = {
     {"privileged", "Nothing is privileged in a sandbox; leave it out."},
     {"cap_add", "There are no capabilities in a sandbox; leave it out."},
     {"cap_drop", "All capabilities are dropped already; leave it out."},
-    {"security_opt", "The sandbox sets its profile by itself; leave it out."},
+    {"security_opt", OURS "sandbox: {profile: strict}."},
     {"devices", "A sandbox has no devices; leave it out."},
     {"pid", "Each instance has its own processes; leave it out."},
     {"ipc", "Each instance has its own IPC; leave it out."},
@@ -430,4 +439,9 @@ static const struct field_table table = {
 const struct field_table *workload_fields(void)
 {
     return &table;
+}
+
+const char *workload_profile_name(const struct workload *w)
+{
+    return profile_words[w->sandbox.profile];
 }

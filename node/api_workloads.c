@@ -184,10 +184,17 @@ static void dry_run_answer(struct api_request *r, const struct workload *spec, c
     root_give(r, root);
 }
 
-/* Whether the token may deploy this one; a token with a scope has no say in others. */
-static bool deploy_allowed(struct api_request *r, const char *name)
+/* Whether the token may deploy this one; a token with a scope has no say in others. More system calls
+ * than code needs are a danger to all workloads of a machine, so who deploys one may not decide it. */
+static bool deploy_allowed(struct api_request *r, const struct workload *spec)
 {
-    return r->parameter != NULL || api_may(r, TOKEN_ROLE_DEPLOY, name);
+    if (r->parameter == NULL && !api_may(r, TOKEN_ROLE_DEPLOY, spec->id))
+        return false;
+    if (spec->sandbox.profile != PROFILE_RELAXED || r->role == TOKEN_ROLE_ADMIN)
+        return true;
+    api_problem(r, PROBLEM_FORBIDDEN,
+                "sandbox.profile: relaxed needs a token of role admin; strict and default do not");
+    return false;
 }
 
 static bool source_check(struct api_request *r, const struct workload *spec)
@@ -222,7 +229,7 @@ static void deploy(struct api_request *r)
                     a->spec.id, r->parameter);
         return;
     }
-    if (!deploy_allowed(r, a->spec.id) || !source_check(r, &a->spec))
+    if (!deploy_allowed(r, &a->spec) || !source_check(r, &a->spec))
         return;
     json_t *json = workload_to_json(&a->spec);
     char *text = json == NULL ? NULL : json_dumps(json, JSON_COMPACT);

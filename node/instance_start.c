@@ -79,10 +79,10 @@ static void prepare_cb(void *user, const struct err *error, const Skerry__Runner
             i->agent_us = p->agent_us;
         }
         instance_note(i, "sandbox",
-                      "image %s, profile default (%.1f ms namespaces, %.1f ms root, "
+                      "image %s, profile %s (%.1f ms namespaces, %.1f ms root, "
                       "%.1f ms agent)",
-                      i->spec->image, (double)i->blank_us / 1e3, (double)i->bind_us / 1e3,
-                      (double)i->agent_us / 1e3);
+                      i->spec->image, workload_profile_name(i->spec), (double)i->blank_us / 1e3,
+                      (double)i->bind_us / 1e3, (double)i->agent_us / 1e3);
         /* With no stdin, or a pty, fewer descriptors come: they fill from the right place on. */
         size_t first = descriptor_count == 2 ? 1 : 0;
         for (size_t k = 0; k < descriptor_count; k++) {
@@ -208,7 +208,7 @@ static int prepare(struct instance *i, struct err *e)
     p.uid = uid;
     p.gid = gid;
     p.read_only = w->read_only;
-    p.profile = (char *)"default";
+    p.profile = (char *)(uintptr_t)workload_profile_name(w);
     p.network = (uint32_t)w->network.mode;
     p.n_network_allow = w->network.allow.count;
     p.network_allow = w->network.allow.items;

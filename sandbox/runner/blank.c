@@ -322,11 +322,12 @@ static pid_t clone_as(uint32_t uid, int cgroup_fd, int *pidfd)
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = (unsigned)cgroup_fd;
     }
-    if (setegid(uid) < 0 || seteuid(uid) < 0)
-        return -1;
-    if (cgroup_fd >= 0)
-        (void)setfsuid(0);
-    pid_t pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+    pid_t pid = -1;
+    if (setegid(uid) == 0 && seteuid(uid) == 0) {
+        if (cgroup_fd >= 0)
+            (void)setfsuid(0);
+        pid = (pid_t)syscall(SYS_clone3, &args, sizeof args);
+    }
     int sys = errno;
     if (pid != 0)
         assert_always(seteuid(0) == 0 && setegid(0) == 0);

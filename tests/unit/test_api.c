@@ -297,6 +297,14 @@ static void roles_and_scopes_bound_what_a_token_may(void **state)
     json_decref(client_json(f, &q, 200));
     q.body = "{\"id\":\"other\",\"command\":[\"true\"],\"port\":80}";
     client_refused(f, &q, PROBLEM_FORBIDDEN);
+    /* More system calls are an admin's to give, whichever way the workload is named. */
+    q.body = HELLO "sandbox: {profile: relaxed}\n";
+    client_refused(f, &q, PROBLEM_FORBIDDEN);
+    q.method = "PUT";
+    q.path = "/v1/workloads/hello";
+    client_refused(f, &q, PROBLEM_FORBIDDEN);
+    q.token = ADMIN;
+    json_decref(client_json(f, &q, 200));
     q = (struct request){.path = "/v1/tokens", .tcp = true, .token = deploy};
     client_refused(f, &q, PROBLEM_FORBIDDEN);
     q = (struct request){

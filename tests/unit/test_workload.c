@@ -120,6 +120,20 @@ static void placement_is_read(void **state)
     workload_free(&w);
 }
 
+static void profile_is_read(void **state)
+{
+    (void)state;
+    struct workload w;
+    taken(&w, SERVER "sandbox: {profile: strict}\n");
+    assert_int_equal(w.sandbox.profile, PROFILE_STRICT);
+    assert_string_equal(workload_profile_name(&w), "strict");
+    workload_free(&w);
+    taken(&w, SERVER);
+    assert_string_equal(workload_profile_name(&w), "default");
+    workload_free(&w);
+    refused(SERVER "sandbox: {profile: none}\n", "strict");
+}
+
 static void defaults_are_as_documented(void **state)
 {
     (void)state;
@@ -429,6 +443,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_file_of_the_design_is_read),
         cmocka_unit_test(placement_is_read),
+        cmocka_unit_test(profile_is_read),
         cmocka_unit_test(defaults_are_as_documented),
         cmocka_unit_test(a_command_joins_nobody_and_waits_for_nothing),
         cmocka_unit_test(defaults_give_way_to_what_is_written),
