@@ -49,10 +49,12 @@ json_t *api_instance_json(struct api *api, const struct registry_root *root,
 
 static json_t *usage_json(const struct node_usage *u)
 {
-    return json_pack("{s:f, s:I, s:I, s:I, s:I}", "cpu_seconds", (double)u->cpu_us / 1e6,
+    return json_pack("{s:f, s:I, s:I, s:I, s:I, s:I, s:I}", "cpu_seconds", (double)u->cpu_us / 1e6,
                      "memory_bytes", (json_int_t)u->memory_bytes, "memory_peak_bytes",
                      (json_int_t)u->memory_peak_bytes, "disk_bytes", (json_int_t)u->disk_bytes,
-                     "pids", (json_int_t)u->pids);
+                     "pids", (json_int_t)u->pids, "network_in_bytes",
+                     (json_int_t)u->network_in_bytes, "network_out_bytes",
+                     (json_int_t)u->network_out_bytes);
 }
 
 static json_t *detail_json(struct api *api, const struct registry_root *root,

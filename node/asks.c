@@ -456,6 +456,8 @@ static void stats_cb(void *user, const struct err *error, const Skerry__Runner__
     ask->usage.memory_bytes = reply->stats->memory_bytes;
     ask->usage.memory_peak_bytes = reply->stats->memory_peak_bytes;
     ask->usage.disk_bytes = reply->stats->disk_bytes;
+    ask->usage.network_in_bytes = reply->stats->network_in_bytes;
+    ask->usage.network_out_bytes = reply->stats->network_out_bytes;
     ask->usage.pids = reply->stats->pids;
     asks_answer(ask);
 }

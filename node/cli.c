@@ -45,6 +45,7 @@ static const struct cli_command *const commands[] = {
     &cli_node_undrain_command,
     &cli_node_remove_command,
     &cli_events_command,
+    &cli_network_check_command,
     &cli_raft_peers_command,
     &cli_raft_transfer_command,
     &cli_raft_remove_command,

@@ -264,6 +264,27 @@ static void check_ports(struct cli *c, struct report *r)
     }
 }
 
+/* What the node that answers says of its runner: whether instances can call out. */
+static void check_egress(struct cli *c, struct report *r)
+{
+    struct client_answer answer = {0};
+    struct client_request request = {
+        .path = "/v1/status", .accept = "application/json", .timeout_ms = 2000};
+    struct err e = {0};
+    if (client_do(c->client, &request, &answer, &e) != 0)
+        return;
+    json_t *status = answer.status == 200 ? client_json(&answer) : NULL, *warning;
+    size_t i;
+    json_array_foreach(json_object_get(status, "warnings"), i, warning)
+    {
+        const char *text = json_string_value(warning);
+        if (text != NULL && strstr(text, "egress") != NULL)
+            tell(r, "egress", VERDICT_WARN, NULL, "%s", text);
+    }
+    json_decref(status);
+    client_answer_free(&answer);
+}
+
 static void check_space(struct report *r)
 {
     struct statvfs fs;
@@ -313,6 +334,7 @@ static int doctor(struct cli *c)
     check_limits(&r);
     check_programs(&r);
     check_ports(c, &r);
+    check_egress(c, &r);
     check_space(&r);
     check_time(&r);
     json_t *check;

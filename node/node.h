@@ -59,6 +59,7 @@ enum node_file_verb {
 
 struct node_usage {
     uint64_t cpu_us, memory_bytes, memory_peak_bytes, disk_bytes;
+    uint64_t network_in_bytes, network_out_bytes; /* over its way out; 0 without one */
     uint32_t pids, joiners;
 };
 

@@ -107,6 +107,13 @@ int net_egress_attach(struct net_egress *egress, int namespace_fd, uint32_t plac
     return rc < 0 ? err_wrap(e, "network: egress") : 0;
 }
 
+void net_egress_guard(struct net_egress *egress)
+{
+    struct err e;
+    if (egress->usable && net_host_check(&egress->host, &e) < 0)
+        log_warn("runner", "egress: %s", e.msg);
+}
+
 bool net_egress_bytes(struct net_egress *egress, uint32_t place, uint64_t *in, uint64_t *out)
 {
     char link[NET_NAME_SIZE];

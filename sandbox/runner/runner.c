@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -314,6 +315,8 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
 static void close_all(struct runner *r)
 {
     bool egress_in_use = r->instances != NULL && instances_use_egress(r->instances);
+    if (r->loop != NULL)
+        loop_timer_stop(r->loop, &r->egress_guard);
     server_close(r->server);
     instances_close(r->instances);
     imports_close(r->imports);
@@ -334,9 +337,22 @@ static void close_all(struct runner *r)
     runner_config_free(&r->config);
 }
 
+/* For as long as the runner lives, if instances may have a way out at all. */
+static void egress_guard_cb(struct loop_timer *timer)
+{
+    struct runner *r = container_of(timer, struct runner, egress_guard);
+    struct err e;
+    if (instances_use_egress(r->instances))
+        net_egress_guard(r->egress);
+    if (loop_timer_start(r->loop, timer, clock_boot_ms() + NET_GUARD_MS, egress_guard_cb, &e) < 0)
+        log_error("runner", "egress: %s", e.msg);
+}
+
 void runner_serve(struct runner *r)
 {
     struct err e;
+    if (net_egress_refusal(r->egress) == NULL)
+        egress_guard_cb(&r->egress_guard);
     if (server_open(&r->server, r, &e) < 0) {
         log_error("runner", "%s", e.msg);
         loop_stop(r->loop);

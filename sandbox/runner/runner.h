@@ -42,6 +42,7 @@ struct runner {
     struct cgroup_host cgroups;
     struct network *network;
     struct net_egress *egress;
+    struct loop_timer egress_guard;
     struct root_base *root_base;
     struct seccomp_filter filters[SECCOMP_PROFILE_COUNT];
     struct server *server; /* NULL until adoption is over */

@@ -170,7 +170,7 @@ static void image_is_a_root_of_its_own(void **state)
     fixture_run_command(f, &p, NULL, &r);
     assert_string_equal(r.message, "");
     assert_string_equal(r.err, "");
-    assert_string_equal(r.out, "image\nmine\nd\n# This instance has no network.\ndrwxr-xr-x 1000\n"
+    assert_string_equal(r.out, "image\nmine\nd\n# Nobody answers names here.\ndrwxr-xr-x 1000\n"
                                "drwx------ 0\n");
     /* What one wrote, no other sees. */
     fixture_id(ids[1]);
