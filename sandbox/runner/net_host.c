@@ -139,8 +139,10 @@ static int switched_decide(struct net_host *host, struct err *e)
     struct net_uplinks elsewhere;
     struct err none;
     net_table_name(host->site, table);
-    if (switched_read(table, &host->switched, &none) < 0)
-        host->switched.count = 0;
+    /* Of an earlier runner; when somebody removed the table, what this one remembers. */
+    struct net_uplinks kept;
+    if (switched_read(table, &kept, &none) == 0)
+        host->switched = kept;
     int rc = switched_elsewhere(host, &elsewhere, e);
     for (size_t i = 0; rc == 0 && i < host->uplinks.count; i++) {
         const char *name = host->uplinks.names[i];
