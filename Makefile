@@ -144,7 +144,7 @@ $(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call robj,node/pack
 
 # A real runner and a plain client of it.
 $(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart \
-$(B)/tests/runner_test_probe $(B)/tests/runner_test_layers: \
+$(B)/tests/runner_test_probe $(B)/tests/runner_test_layers $(B)/tests/runner_test_leaks: \
 	$(call robj,tests/lib/runner_fixture.c)
 
 # Programs to measure by hand.
