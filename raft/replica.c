@@ -217,12 +217,44 @@ static int directory_open(struct replica *r, struct err *e)
     return sys == 0 ? 0 : err_sys(e, ERR_IO, sys, "lock %s", path);
 }
 
+/* Which of those that may follow the leader this node is, by id; 0: the first. */
+static unsigned rank_without(const struct replica *r, node_id leader)
+{
+    const struct raft_configuration *all = &r->raft.configuration;
+    unsigned rank = 0;
+    for (unsigned i = 0; i < all->n; i++)
+        rank += all->servers[i].role == RAFT_VOTER && all->servers[i].id != leader &&
+                all->servers[i].id < r->options.id;
+    return rank;
+}
+
+/* The process of a leader that ends closes its streams at once; waiting for an election's timeout would
+ * teach nothing more. So its followers forget it, which lets them answer a pre-vote, and one after the
+ * other stands for election, a rank each REPLICA_SUCCESSION_MS: two at once would split the votes. If it
+ * lives and only the way is broken, the others still follow it and refuse the pre-vote, and its next
+ * message is obeyed as ever. */
+static void lost(void *user, node_id id)
+{
+    struct replica *r = user;
+    struct raft *raft = &r->raft;
+    if (r->closing || raft->state != RAFT_FOLLOWER || raft->follower_state.current_leader.id != id)
+        return;
+    raft_time now = raft->io->time(raft->io);
+    raft_time elapsed = now - raft->election_timer_start;
+    unsigned timeout = raft->follower_state.randomized_election_timeout;
+    unsigned wait = REPLICA_TICK_MS + rank_without(r, id) * REPLICA_SUCCESSION_MS;
+    raft->follower_state.current_leader.id = 0;
+    if (elapsed + wait < timeout && now + wait > timeout)
+        raft->election_timer_start = now + wait - timeout;
+}
+
 static int disk_open(struct replica *r, struct err *e)
 {
     const struct transport_options options = {.secure = r->options.peers->secure,
                                               .user = r,
                                               .address = address_of,
-                                              .generation = generation_of};
+                                              .generation = generation_of,
+                                              .lost = lost};
     int rc = transport_new(&r->transport, r->loop, &options, e);
     if (rc < 0)
         return rc;

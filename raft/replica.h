@@ -20,6 +20,9 @@
 
 #define REPLICA_ELECTION_TIMEOUT_MS 200
 #define REPLICA_HEARTBEAT_MS 50
+/* Between those that stand for election when the leader's process has ended: a pre-vote and a vote, with
+ * the writes to disk that a vote takes, are over by then. */
+#define REPLICA_SUCCESSION_MS 50u
 /* libraft would look at its clock with each heartbeat: every second time or so, two of the followers that
  * miss a leader would find that out in the same moment, and split the votes. */
 #define REPLICA_TICK_MS 10

@@ -107,13 +107,28 @@ static void link_close(struct link *l, int status)
         secure_stream_close(l->stream, link_gone_cb);
 }
 
+static struct link *incoming_of(struct transport *t, node_id peer, enum link_state state,
+                                const struct link *but)
+{
+    for (struct link *l = t->links; l != NULL; l = l->next)
+        if (l != but && l->incoming && l->peer == peer && l->state == state)
+            return l;
+    return NULL;
+}
+
 static void relay_ended_cb(void *user, const struct err *why)
 {
     struct link *l = user;
     if (why != NULL && !l->incoming)
         log_info("raft", "the stream to node %llu ended: %s", (unsigned long long)l->peer,
                  why->msg);
+    struct transport *t = l->transport;
+    node_id peer = l->peer;
+    bool last = l->incoming && l->state == LINK_RELAYING && !t->closing &&
+                incoming_of(t, peer, LINK_RELAYING, l) == NULL;
     link_close(l, RAFT_NOCONNECTION);
+    if (last && t->options.lost != NULL)
+        t->options.lost(t->options.user, peer);
 }
 
 /* A descriptor as what raft_uv takes: memory of raft_malloc, which raft_uv frees. Takes fd. */
@@ -227,15 +242,6 @@ static int uv_connect(struct raft_uv_transport *uv, struct raft_uv_connect *requ
 /* --- in ----------------------------------------------------------------------------------------------- */
 
 /* The link of that node in that state, other than `but`. */
-static struct link *incoming_of(struct transport *t, node_id peer, enum link_state state,
-                                const struct link *but)
-{
-    for (struct link *l = t->links; l != NULL; l = l->next)
-        if (l != but && l->incoming && l->peer == peer && l->state == state)
-            return l;
-    return NULL;
-}
-
 /* Whoever was left behind asks again and again. */
 static bool to_be_said(struct transport *t)
 {

@@ -39,6 +39,8 @@ struct transport_options {
     void *user;
     bool (*address)(void *user, node_id id, struct sockaddr_storage *out);
     uint64_t (*generation)(void *user);
+    /* The last stream of that node to here has ended: its process has, or the way is broken. May be NULL. */
+    void (*lost)(void *user, node_id id);
 };
 
 int transport_new(struct transport **out, uv_loop_t *loop, const struct transport_options *options,
