@@ -2,7 +2,8 @@
  *
  * libmicrohttpd runs in its external epoll mode. After anything that may have given it work (its
  * descriptor is ready, a connection was resumed, a time-out) `dirty` is set, and the loop's prepare
- * step runs it until it has nothing more to do: MHD_get_timeout answers 0 as long as it has. */
+ * step runs it until it has nothing more to do: MHD_get_timeout answers 0 as long as it has. Each run
+ * costs a call of the kernel, so that daemons without work are left out. */
 #include "node/api.h"
 
 #include <errno.h>
@@ -38,7 +39,22 @@ void api_dirty(struct api *api)
     api->dirty = true;
 }
 
+void api_listener_ready(struct api_listener *l)
+{
+    l->ready = true;
+    api_dirty(l->api);
+}
+
 /* --- the loop and libmicrohttpd ----------------------------------------------------------------- */
+
+/* Of one listener: whether its daemon has something to do, as far as is known without running it. */
+static bool mhd_wants(struct api_listener *l)
+{
+    MHD_UNSIGNED_LONG_LONG ms;
+    bool wants = l->ready || (MHD_get_timeout(l->daemon, &ms) == MHD_YES && ms == 0);
+    l->ready = false;
+    return wants;
+}
 
 static bool mhd_has_more(struct api *api, uint64_t *wait_ms)
 {
@@ -70,7 +86,7 @@ static void prepare_cb(uv_prepare_t *prepare)
     do {
         api->dirty = false;
         for (size_t i = 0; i < api->listener_count; i++)
-            if (api->listeners[i].daemon != NULL)
+            if (api->listeners[i].daemon != NULL && mhd_wants(&api->listeners[i]))
                 (void)MHD_run(api->listeners[i].daemon);
     } while (++runs < RUNS_IN_A_ROW_MAX && (mhd_has_more(api, &wait_ms) || api->dirty));
     if (api->dirty)
@@ -87,8 +103,7 @@ static void mhd_poll_cb(uv_poll_t *poll, int status, int events)
 {
     (void)status;
     (void)events;
-    struct api_listener *l = poll->data;
-    api_dirty(l->api);
+    api_listener_ready(poll->data);
 }
 
 __attribute__((format(printf, 2, 0))) static void mhd_log_cb(void *user, const char *format,

@@ -111,7 +111,7 @@ static void connection_drop(struct api_connection *c)
         c->next->previous = c->previous;
     c->listener->connection_count--;
     uv_close((uv_handle_t *)&c->poll, connection_freed_cb);
-    api_dirty(api);
+    api_listener_ready(c->listener);
 }
 
 static void connection_close(struct api_connection *c)
@@ -158,7 +158,7 @@ static void refuse(struct api_connection *c, const struct problem_report *why)
     struct buffer answer;
     char id[GATEWAY_REQUEST_ID_SIZE];
     char retry[48] = "";
-    api_request_id(id);
+    api_request_id(c->listener->api, id);
     report.request_id = id;
     if (problem_retry_after_s(&report) > 0)
         (void)text_format(retry, sizeof(retry), "Retry-After: %u\r\n",
@@ -185,17 +185,16 @@ static void refuse(struct api_connection *c, const struct problem_report *why)
 /* libmicrohttpd calls back for it, in here or later, and closes the descriptor in any case. */
 static void serve(struct api_connection *c)
 {
-    struct api *api = c->listener->api;
+    struct api_listener *l = c->listener;
     struct sockaddr_storage address = {0};
     socklen_t length = sizeof(address);
     c->phase = API_CONNECTION_GIVEN;
     c->waiting = false;
     (void)uv_poll_stop(&c->poll);
     (void)getpeername(c->fd, (struct sockaddr *)&address, &length);
-    if (MHD_add_connection(c->listener->daemon, c->fd, (struct sockaddr *)&address, length) !=
-        MHD_YES)
+    if (MHD_add_connection(l->daemon, c->fd, (struct sockaddr *)&address, length) != MHD_YES)
         connection_drop(c);
-    api_dirty(api);
+    api_listener_ready(l);
 }
 
 /* Whether the head is whole and right; else what to do about it was done. */

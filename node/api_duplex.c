@@ -233,12 +233,12 @@ static void duplex_free(struct api_duplex *d)
 /* libmicrohttpd closes the socket after this; our poll must let go of it before. */
 static void duplex_close(struct api_duplex *d)
 {
-    struct api *api = d->api;
+    struct api_listener *l = d->connection->listener;
     (void)uv_poll_stop(&d->connection->poll);
     d->connection->duplex = NULL;
     (void)MHD_upgrade_action(d->upgraded, MHD_UPGRADE_ACTION_CLOSE);
     duplex_free(d);
-    api_dirty(api);
+    api_listener_ready(l);
 }
 
 static void socket_cb(uv_poll_t *poll, int status, int events)

@@ -53,6 +53,7 @@ struct api_listener {
     struct MHD_Daemon *daemon;
     uv_poll_t poll; /* of the daemon's epoll descriptor */
     bool poll_open;
+    bool ready; /* the daemon has something to do */
     bool local; /* the unix socket */
     unsigned port;
 };
@@ -109,7 +110,8 @@ struct api {
     struct api_relay *relays;
     unsigned relay_count;
     struct api_listener *relay_listener; /* of what other nodes pass on; NULL: none do */
-    uint64_t random_counter;
+    uint8_t random[240]; /* for the ids of requests: one call of the kernel for 40 of them */
+    size_t random_left;
     atomic_bool finished;
     uint64_t requests_total[6]; /* by status class; 0: broken */
 };
@@ -203,6 +205,8 @@ struct api_request {
 
 /* --- api.c --- */
 void api_dirty(struct api *api);
+/* Likewise, and it is this daemon that was given work. */
+void api_listener_ready(struct api_listener *l);
 
 /* --- api_connection.c --- */
 void api_accept_cb(uv_poll_t *poll, int status, int events);
@@ -218,7 +222,7 @@ void api_connection_prompt(int fd);
 struct api_connection *api_connection_open(struct api_listener *l, int fd);
 
 /* --- api_request.c --- */
-void api_request_id(char out[GATEWAY_REQUEST_ID_SIZE]);
+void api_request_id(struct api *api, char out[GATEWAY_REQUEST_ID_SIZE]);
 void *api_request_uri_cb(void *user, const char *uri, struct MHD_Connection *mhd);
 enum MHD_Result api_request_access_cb(void *user, struct MHD_Connection *mhd, const char *url,
                                       const char *method, const char *version, const char *data,

@@ -84,11 +84,12 @@ static void connection_end(struct api_relay *r)
     (void)uv_poll_stop(&r->connection->poll);
     if (!r->down.passed)
         (void)setsockopt(r->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    struct api_listener *l = r->connection->listener;
     r->connection->relay = NULL;
     r->connection->deadline_ms = 0;
     r->connection = NULL;
     (void)MHD_upgrade_action(r->upgraded, MHD_UPGRADE_ACTION_CLOSE);
-    api_dirty(r->api);
+    api_listener_ready(l);
 }
 
 void api_relay_end(struct api_relay *r)

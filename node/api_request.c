@@ -266,12 +266,16 @@ static enum MHD_Result finish(struct api_request *r)
 
 /* --- what libmicrohttpd calls ------------------------------------------------------------------- */
 
-void api_request_id(char out[GATEWAY_REQUEST_ID_SIZE])
+void api_request_id(struct api *api, char out[GATEWAY_REQUEST_ID_SIZE])
 {
-    uint8_t random[6];
-    randombytes_buf(random, sizeof(random));
-    char hex[sizeof(random) * 2 + 1];
-    (void)sodium_bin2hex(hex, sizeof(hex), random, sizeof(random));
+    enum { ID_BYTES = 6 };
+    char hex[ID_BYTES * 2 + 1];
+    if (api->random_left < ID_BYTES) {
+        randombytes_buf(api->random, sizeof(api->random));
+        api->random_left = sizeof(api->random);
+    }
+    api->random_left -= ID_BYTES;
+    (void)sodium_bin2hex(hex, sizeof(hex), api->random + api->random_left, ID_BYTES);
     (void)text_format(out, GATEWAY_REQUEST_ID_SIZE, "r-%s", hex);
 }
 
@@ -286,7 +290,7 @@ void *api_request_uri_cb(void *user, const char *uri, struct MHD_Connection *mhd
     r->connection =
         MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     buffer_init(&r->body, API_BODY_BYTES_MAX);
-    api_request_id(r->id);
+    api_request_id(r->api, r->id);
     if (strlen(uri) <= API_TARGET_LENGTH_MAX) {
         r->target = strdup(uri);
         r->path = strndup(uri, strcspn(uri, "?"));
@@ -387,9 +391,10 @@ void api_resume(struct api_request *r)
     if (!r->suspended)
         return;
     r->suspended = false;
-    (void)uv_poll_stop(&r->connection->poll);
+    if (r->watched)
+        (void)uv_poll_stop(&r->connection->poll);
     MHD_resume_connection(r->mhd);
-    api_dirty(r->api);
+    api_listener_ready(r->connection->listener);
 }
 
 void api_request_gone(struct api_request *r)

@@ -217,7 +217,8 @@ struct node {
     uint64_t published_ms;
     uv_timer_t publish_timer;
     atomic_uint rotation;
-    uint64_t workloads_index;   /* registry index up to which the scheduler knows the workloads */
+    struct registry_root
+        *workloads_root;        /* whose workloads the scheduler knows; NULL: of none yet */
     struct map known_workloads; /* name -> known version */
 
     /* runner */

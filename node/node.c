@@ -83,10 +83,14 @@ static void registry_changed(void *user)
 {
     struct node *n = user;
     struct registry_root *root = registry_root(n->registry);
-    uint64_t index = registry_root_index(root);
-    if (index != n->workloads_index && n->reconciled)
+    /* Held as long as it is compared with: nothing else comes to lie where its maps are. */
+    if (n->reconciled &&
+        (n->workloads_root == NULL || !registry_root_workloads_same(n->workloads_root, root))) {
         steps_sync_workloads(n);
-    n->workloads_index = index;
+        if (n->workloads_root != NULL)
+            registry_root_release(n->workloads_root);
+        n->workloads_root = registry_root_hold(root);
+    }
     if (n->layers_wanted && n->layers != NULL) {
         n->layers_wanted = false;
         layers_follow(n->layers, root);
@@ -475,6 +479,8 @@ static void dispose(struct node *n)
     routes_close(n);
     uv_run(&n->loop, UV_RUN_DEFAULT);
     map_release(&n->known_workloads);
+    if (n->workloads_root != NULL)
+        registry_root_release(n->workloads_root);
     explain_close(n);
     if (n->scheduler != NULL)
         scheduler_free(n->scheduler);

@@ -161,6 +161,8 @@ const char *registry_root_cluster_id(const struct registry_root *root);
 void registry_root_workloads(const struct registry_root *root, const char *from,
                              bool (*visit)(void *user, const struct registry_workload *w),
                              void *user);
+/* Whether both have the same workloads in the same versions; false also where that is not known at once. */
+bool registry_root_workloads_same(const struct registry_root *a, const struct registry_root *b);
 /* All kept versions of one workload, oldest first. */
 void registry_root_versions(const struct registry_root *root, const char *name,
                             bool (*visit)(void *user, const struct registry_workload *w),

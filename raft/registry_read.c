@@ -105,6 +105,12 @@ size_t registry_root_keyring(const struct registry_root *root,
     return root->content.keyring_count;
 }
 
+bool registry_root_workloads_same(const struct registry_root *a, const struct registry_root *b)
+{
+    /* Maps are copied along the path of a change: one that has not changed has the same root. */
+    return a->content.maps[STATE_WORKLOADS].root == b->content.maps[STATE_WORKLOADS].root;
+}
+
 uint64_t registry_root_index(const struct registry_root *root)
 {
     return root->content.index;

@@ -255,9 +255,36 @@ static int spec_put(struct state_content *c, struct state_spec *spec, uint64_t w
     return version_add(c, spec, wall_ms, r, e);
 }
 
+/* The version that runs, if this is its very text. Texts are written with their id first, which tells where
+ * to look; that all of it is the same tells that nothing need be read, let alone changed. */
+static const struct state_version *version_unchanged(const struct state_content *c,
+                                                     const char *json)
+{
+    static const char begin[] = "{\"id\":\"";
+    char name[WORKLOAD_NAME_LENGTH_MAX + 1];
+    if (strncmp(json, begin, strlen(begin)) != 0)
+        return NULL;
+    json += strlen(begin);
+    size_t length = strcspn(json, "\"");
+    if (length > WORKLOAD_NAME_LENGTH_MAX)
+        return NULL;
+    memcpy(name, json, length);
+    name[length] = '\0';
+    const struct state_workload *w = state_workload(c, name);
+    if (w == NULL || w->version_current == 0)
+        return NULL;
+    const struct state_version *v = state_version(c, w->name, w->version_current);
+    return v != NULL && strcmp(v->spec->json, json - strlen(begin)) == 0 ? v : NULL;
+}
+
 int state_apply_workload_put(struct state_content *c, const struct registry_command *command,
                              struct registry_result *r, struct err *e)
 {
+    const struct state_version *same = version_unchanged(c, command->workload_json);
+    if (same != NULL) {
+        r->version = same->workload.version;
+        return 0;
+    }
     struct state_spec *spec;
     struct err cause = {0};
     int rc = state_spec_new(&spec, command->workload_json, &cause);

@@ -81,10 +81,37 @@ static void live_instances_are_found_by_owner_key_and_workload(void **state)
     help_state_close(&h);
 }
 
+static void what_is_no_workload_leaves_the_workloads_the_same(void **state)
+{
+    (void)state;
+    struct help_state h;
+    help_state_open(&h);
+    help_deploy(&h, "hello", "");
+    struct registry_root *before = state_root(h.state);
+    help_lease(&h, 1);
+    help_deploy(&h, "hello", ""); /* its very text again */
+    struct registry_root *lease = state_root(h.state);
+    assert_int_not_equal(registry_root_index(before), registry_root_index(lease));
+    assert_true(registry_root_workloads_same(before, lease));
+    help_deploy(&h, "hello", "read_only: true\n");
+    struct registry_root *changed = state_root(h.state);
+    assert_false(registry_root_workloads_same(lease, changed));
+    struct registry_command remove = {.kind = REGISTRY_WORKLOAD_REMOVE, .name = "hello"};
+    assert_int_equal(help_apply(&h, &remove).problem, PROBLEM_NONE);
+    struct registry_root *removed = state_root(h.state);
+    assert_false(registry_root_workloads_same(changed, removed));
+    registry_root_release(before);
+    registry_root_release(lease);
+    registry_root_release(changed);
+    registry_root_release(removed);
+    help_state_close(&h);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(live_instances_are_found_by_owner_key_and_workload),
+        cmocka_unit_test(what_is_no_workload_leaves_the_workloads_the_same),
     };
     return cmocka_run_group_tests_name("reading the registry", tests, NULL, NULL);
 }
