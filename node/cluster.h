@@ -38,6 +38,7 @@ enum cluster_what {
     CLUSTER_REGISTRY = 2,    /* raft/registry.h: registry_question */
     CLUSTER_LEASE = 3,       /* node/leases.h: a renewal, for the leader */
     CLUSTER_LAYERS = 4,      /* node/copies.h: whether layers are held */
+    CLUSTER_REPORT = 5,      /* node/reports.h: what the other says of itself */
     CLUSTER_WHAT_COUNT
 };
 

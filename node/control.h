@@ -44,6 +44,7 @@ struct errands;
 struct fences;
 struct layers;
 struct members;
+struct reports;
 
 /* What is outstanding of an instance; it is freed when nothing is. */
 enum instance_phase {
@@ -182,6 +183,7 @@ struct node {
     struct members *members;
     struct fences *fences;
     struct certain *certain;
+    struct reports *reports;
     struct errands *errands; /* NULL until the node is open, and once it closes */
     struct copies *copies;
     node_id id;
@@ -415,6 +417,8 @@ void events_post(struct node *n, const char *kind, const char *workload, const c
 void events_nodes(struct node *n);
 void histogram_add(struct gateway_histogram *h, double seconds);
 json_t *status_json(struct node *n);
+/* What only this node knows of itself; false: it is not well. */
+bool status_self(const struct node *n, json_t *warnings);
 /* NULL: nothing is known of it. */
 json_t *explain_json(struct node *n, const char *what);
 /* Keeps the time line of an instance that is about to be freed. */

@@ -20,6 +20,7 @@
 #include "node/errands.h"
 #include "node/fences.h"
 #include "node/members_internal.h"
+#include "node/reports.h"
 
 enum { TICK_MS = 500, FOLLOW_MS = 10 };
 
@@ -164,6 +165,9 @@ static void asked_cb(void *user, struct peer_question *q)
         break;
     case CLUSTER_LAYERS:
         copies_question(n, q);
+        break;
+    case CLUSTER_REPORT:
+        reports_question(n, q);
         break;
     case CLUSTER_GOSSIP_SYNC:
     case CLUSTER_WHAT_COUNT:

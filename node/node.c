@@ -31,6 +31,7 @@
 #include "node/fences.h"
 #include "node/layers.h"
 #include "node/members.h"
+#include "node/reports.h"
 
 #define NODE_DRAIN_MS 30000u
 /* Whoever looks at /readyz (a load balancer) goes elsewhere some time after it has turned: until then joins
@@ -439,6 +440,7 @@ static void close_all(struct node *n)
     members_stop(n);
     errands_close(n, pump, n);
     copies_stop(n);
+    reports_stop(n);
     /* The API first: it reads the gateway's counters. */
     if (n->api != NULL)
         api_close(n->api, pump, n);
@@ -475,6 +477,7 @@ static void dispose(struct node *n)
     fences_close(n);
     certain_close(n);
     copies_close(n);
+    reports_close(n);
     steps_close(n);
     routes_close(n);
     uv_run(&n->loop, UV_RUN_DEFAULT);
@@ -545,7 +548,7 @@ static int open_all(struct node *n, struct err *e)
         slot_table_new(&n->slots, (uint32_t)n->config->limits.instances_max, e) != 0 ||
         members_open(n, e) != 0 || open_registry(n, e) != 0 || fences_open(n, e) != 0 ||
         certain_open(n, e) != 0 || open_runner(n, e) != 0 || open_layers(n, e) != 0 ||
-        copies_open(n, e) != 0 || errands_open(n, e) != 0)
+        copies_open(n, e) != 0 || errands_open(n, e) != 0 || reports_open(n, e) != 0)
         return -(int)(e->code);
     routes_publish(n);
     return open_api(n, e);

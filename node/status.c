@@ -10,6 +10,7 @@
 #include "node/control.h"
 #include "node/fences.h"
 #include "node/known.h"
+#include "node/reports.h"
 #include "node/status_facts.h"
 
 /* Refusals are told for so long after the last. */
@@ -105,10 +106,13 @@ static bool gather_node(void *user, const struct registry_node *r)
     (void)text_copy(f->name, sizeof f->name, r->name);
     (void)text_copy(f->address, sizeof f->address, r->address);
     registry_root_live(g->root, r->id, count_live, &f->instances);
+    struct report report;
     if (r->id == g->node->id)
         fill_self(g, f);
     else
         fill_known(g, f);
+    f->clock_known = f->self || (f->state == GOSSIP_ALIVE && reports_get(g->node, r->id, &report));
+    f->ahead_ms = f->clock_known && !f->self ? report.ahead_ms : 0;
     uint64_t left_ms = fences_left_ms(g->node, r->id);
     f->lease_known = left_ms != 0;
     f->lease_s = (double)left_ms / 1000.0;
@@ -152,8 +156,7 @@ static bool gather(struct node *n, struct gathering *g)
     return true;
 }
 
-/* What only this node knows of itself. */
-static void warn_self(const struct node *n, json_t *warnings)
+bool status_self(const struct node *n, json_t *warnings)
 {
     const char *name = n->config->name;
     if (!sandbox_connected(n->sandbox))
@@ -170,6 +173,24 @@ static void warn_self(const struct node *n, json_t *warnings)
                     name, n->hello->unenforced[k], n->hello->unenforced[k]);
     for (size_t k = 0; n->hello != NULL && k < n->hello->n_warnings; k++)
         status_warn(warnings, "%s  %s", name, n->hello->warnings[k]);
+    return sandbox_connected(n->sandbox) && n->reconciled;
+}
+
+/* What each node says of itself. False: one of them is not well. */
+static bool warn_selves(const struct node *n, const struct status_facts *facts, json_t *warnings)
+{
+    bool well = true;
+    for (size_t i = 0; i < facts->count; i++) {
+        const struct status_fact *f = &facts->nodes[i];
+        struct report r;
+        if (f->self) {
+            well = status_self(n, warnings) && well;
+        } else if (f->state == GOSSIP_ALIVE && reports_get(n, f->id, &r)) {
+            (void)json_array_extend(warnings, r.warnings);
+            well = well && r.well;
+        }
+    }
+    return well;
 }
 
 json_t *status_json(struct node *n)
@@ -188,8 +209,7 @@ json_t *status_json(struct node *n)
             (void)json_array_append_new(nodes, status_node_json(f));
         }
         status_warnings(warnings, &g->facts);
-        warn_self(n, warnings);
-        bool healthy = v.well && sandbox_connected(n->sandbox) && n->reconciled;
+        bool healthy = warn_selves(n, &g->facts, warnings) && v.well;
         out = json_pack("{s:s, s:s, s:b, s:s?, s:I, s:I, s:i, s:i, s:o, s:o}", "cluster",
                         n->config->cluster, "cluster_id", registry_root_cluster_id(g->root),
                         "healthy", (int)healthy, "leader", leader, "term",

@@ -2,6 +2,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -39,14 +40,16 @@ json_t *status_node_json(const struct status_fact *n)
 {
     char id[24];
     (void)text_format(id, sizeof id, "%llu", (unsigned long long)n->id);
-    return json_pack(
-        "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:I, s:s, s:f, s:f, s:I, s:I, s:o}",
-        "id", id, "name", n->name, "address", n->address, "http", n->http, "api", n->api, "zone",
-        n->zone, "state", gossip_state_name(n->state), "role", role_names[n->role], "leader",
-        (int)n->leader, "draining", (int)n->draining, "instances", (json_int_t)n->instances,
-        "version", n->version, "cpus", n->cpus, "cpus_used", n->cpus_used, "memory_bytes",
-        (json_int_t)n->memory_bytes, "memory_used_bytes", (json_int_t)n->memory_used_bytes,
-        "lease_seconds", n->lease_known ? json_real(n->lease_s) : json_null());
+    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:b, s:I, s:s, s:f, s:f, s:I, "
+                     "s:I, s:o, s:o}",
+                     "id", id, "name", n->name, "address", n->address, "http", n->http, "api",
+                     n->api, "zone", n->zone, "state", gossip_state_name(n->state), "role",
+                     role_names[n->role], "leader", (int)n->leader, "draining", (int)n->draining,
+                     "instances", (json_int_t)n->instances, "version", n->version, "cpus", n->cpus,
+                     "cpus_used", n->cpus_used, "memory_bytes", (json_int_t)n->memory_bytes,
+                     "memory_used_bytes", (json_int_t)n->memory_used_bytes, "lease_seconds",
+                     n->lease_known ? json_real(n->lease_s) : json_null(), "clock_ahead_seconds",
+                     n->clock_known ? json_real((double)n->ahead_ms / 1000.0) : json_null());
 }
 
 /* --- warnings ----------------------------------------------------------------------------------- */
@@ -162,6 +165,38 @@ static void warn_versions(json_t *warnings, const struct status_facts *f)
         status_warn(warnings, "versions  apart: %s. Bring all nodes to one", text);
 }
 
+static int by_size(const void *a, const void *b)
+{
+    int64_t one = *(const int64_t *)a, other = *(const int64_t *)b;
+    return one < other ? -1 : one > other;
+}
+
+/* Beside the clock in the middle of all: so the one that is off is named, also when it is the one that is
+ * asked. Of two it cannot be known, and the one ahead is named. */
+static void warn_clocks(json_t *warnings, const struct status_facts *f)
+{
+    CLEANUP_FREE int64_t *ahead = calloc(f->count + 1, sizeof *ahead);
+    size_t count = 0;
+    if (ahead == NULL)
+        return;
+    for (size_t i = 0; i < f->count; i++)
+        if (f->nodes[i].clock_known)
+            ahead[count++] = f->nodes[i].ahead_ms;
+    qsort(ahead, count, sizeof *ahead, by_size);
+    int64_t middle = count == 0 ? 0 : ahead[(count - 1) / 2];
+    for (size_t i = 0; i < f->count; i++) {
+        const struct status_fact *n = &f->nodes[i];
+        int64_t off = n->ahead_ms - middle;
+        if (!n->clock_known || (off <= STATUS_CLOCK_OFF_MS && off >= -STATUS_CLOCK_OFF_MS))
+            continue;
+        status_warn(warnings,
+                    "%s  its clock is %.1f s %s that of %s; times, logs and the ends of tokens are "
+                    "wrong there. Let chrony or systemd-timesyncd set it",
+                    n->name, (double)(off < 0 ? -off : off) / 1000.0,
+                    off < 0 ? "behind" : "ahead of", count > 2 ? "the others" : "the other node");
+    }
+}
+
 void status_warnings(json_t *warnings, const struct status_facts *f)
 {
     struct status_verdict v = status_judge(f);
@@ -172,6 +207,7 @@ void status_warnings(json_t *warnings, const struct status_facts *f)
     if (f->has_leader)
         warn_voters(warnings, f, &v);
     warn_versions(warnings, f);
+    warn_clocks(warnings, f);
     if (f->strangers > 0)
         status_warn(warnings,
                     "strangers  %llu packets or streams without a key of this cluster were refused "

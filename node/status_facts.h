@@ -25,6 +25,8 @@ struct status_fact {
     uint64_t memory_bytes, memory_used_bytes;
     bool lease_known;
     double lease_s;
+    bool clock_known;
+    int64_t ahead_ms; /* its clock, of that of the node that is asked */
 };
 
 struct status_facts {
@@ -34,6 +36,9 @@ struct status_facts {
     unsigned voters_wanted; /* raft.voters */
     uint64_t strangers;     /* packets and streams of strangers that were refused lately */
 };
+
+/* A clock further off than this is told. */
+#define STATUS_CLOCK_OFF_MS 1000
 
 struct status_verdict {
     unsigned voters, voters_alive;

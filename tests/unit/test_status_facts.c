@@ -115,6 +115,25 @@ static void one_that_left_is_missed_only_as_a_voter(void **state)
     assert_true(status_judge(&facts).well);
 }
 
+static void the_clock_that_is_off_is_named(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < NODES; i++)
+        nodes[i].clock_known = true;
+    nodes[1].ahead_ms = 1000;
+    assert_int_equal(warnings(), 0);
+    nodes[1].ahead_ms = -3200;
+    assert_int_equal(warnings(), 1);
+    assert_non_null(strstr(said, "node2  its clock is 3.2 s behind that of the others"));
+    /* The one that is asked sees all others off by the same. */
+    nodes[1].ahead_ms = nodes[2].ahead_ms = 5000;
+    assert_int_equal(warnings(), 1);
+    assert_non_null(strstr(said, "node1  its clock is 5.0 s behind that of the others"));
+    nodes[1].clock_known = false;
+    assert_int_equal(warnings(), 1);
+    assert_non_null(strstr(said, "node3  its clock is 5.0 s ahead of that of the other node"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -123,6 +142,7 @@ int main(void)
         cmocka_unit_test_setup(an_election_is_no_lost_quorum, setup),
         cmocka_unit_test_setup(the_last_voter_that_can_be_lost_is_told, setup),
         cmocka_unit_test_setup(versions_apart_strangers_and_drains_are_told, setup),
+        cmocka_unit_test_setup(the_clock_that_is_off_is_named, setup),
         cmocka_unit_test_setup(one_that_left_is_missed_only_as_a_voter, setup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
