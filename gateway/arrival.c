@@ -456,7 +456,9 @@ static void find_workload(struct connection *c, bool final)
         problem_simple(c, PROBLEM_WORKLOAD_UNKNOWN, "the instance's node does not know it yet");
     else if (x->workload.kind == WORKLOAD_COMMAND || x->workload.no_port)
         problem_simple(c, PROBLEM_CONFLICT, "it cannot be joined from another node");
-    else if (ask->mode != TRAVEL_KEYED && dispatch_enter_candidate(c))
+    else if (ask->mode == TRAVEL_TRY && ask->instance.text[0] != '\0'
+                 ? dispatch_enter_preferred(c, &ask->instance)
+                 : ask->mode != TRAVEL_KEYED && dispatch_enter_candidate(c))
         return;
     else if (ask->mode == TRAVEL_TRY)
         problem_simple(c, PROBLEM_INSTANCE_FULL, "all places in the node's instances are taken");

@@ -272,10 +272,13 @@ static void note_preferred(struct connection *c, const struct route *route)
     struct gateway_instance instance;
     struct gateway_workload workload;
     memset(&instance, 0, sizeof instance);
-    if (calls->instance(calls->user, t->routes, &route->prefer, &instance, &workload) &&
-        instance.local && instance.state == INSTANCE_STATE_READY &&
-        strcmp(workload.name, c->x.workload.name) == 0)
+    if (!calls->instance(calls->user, t->routes, &route->prefer, &instance, &workload) ||
+        instance.state != INSTANCE_STATE_READY || strcmp(workload.name, c->x.workload.name) != 0)
+        return;
+    if (instance.local)
         c->x.slot = instance.slot;
+    else if (instance.owner_alive)
+        c->x.prefer = route->prefer;
 }
 
 enum dispatch dispatch_request(struct connection *c, const char *data, size_t length)
@@ -350,6 +353,18 @@ static bool try_enter(struct connection *c, struct slot_ref ref)
         return false;
     joined(c, ref, GATEWAY_START_JOIN);
     return true;
+}
+
+bool dispatch_enter_preferred(struct connection *c, const struct instance_id *id)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    struct gateway_instance instance;
+    struct gateway_workload workload;
+    memset(&instance, 0, sizeof instance);
+    return calls->instance(calls->user, t->routes, id, &instance, &workload) && instance.local &&
+           instance.state == INSTANCE_STATE_READY && instance.slot.slot != NULL &&
+           strcmp(workload.name, c->x.workload.name) == 0 && try_enter(c, instance.slot);
 }
 
 /* The less loaded of two random candidates first, then the others in turn. */
@@ -461,6 +476,8 @@ void dispatch_find_instance(struct connection *c)
         dispatch_enter_forced(c);
         return;
     }
+    if (x->key[0] == '\0' && travel_try_preferred(c))
+        return;
     if (x->key[0] == '\0' && ((x->slot.slot != NULL && try_enter(c, x->slot)) ||
                               dispatch_enter_candidate(c) || travel_try_owner(c)))
         return;

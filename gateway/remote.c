@@ -320,6 +320,8 @@ static size_t write_ask(struct connection *c, uint8_t block[TRAVEL_BLOCK_BYTES_M
         text_copy(ask.key, sizeof ask.key, x->key);
     if (ask.mode == TRAVEL_FORCED || ask.mode == TRAVEL_KEYED)
         ask.instance = x->id;
+    else if (ask.mode == TRAVEL_TRY)
+        ask.instance = x->prefer;
     return travel_ask_write(&ask, block);
 }
 

@@ -203,7 +203,8 @@ struct exchange {
     bool head_only; /* HEAD: no body may follow */
     bool accept_json, accept_events;
     struct gateway_workload workload;
-    struct instance_id id; /* joined, forced, or "" */
+    struct instance_id id;     /* joined, forced, or "" */
+    struct instance_id prefer; /* of another node, to be tried first; "" when it was */
     char key[GATEWAY_KEY_LENGTH_MAX + 1];
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64];
@@ -400,6 +401,8 @@ enum dispatch dispatch_request(struct connection *c, const char *data, size_t le
 void dispatch_find_instance(struct connection *c);
 /* The steps of that, for who takes them in another order: */
 bool dispatch_enter_candidate(struct connection *c);
+/* An instance of this node and of the workload, if it has room. */
+bool dispatch_enter_preferred(struct connection *c, const struct instance_id *id);
 void dispatch_enter_forced(struct connection *c);
 void dispatch_ask(struct connection *c);
 /* Refuses what cannot be joined, whoever asks; else DISPATCH_READY. */
@@ -480,6 +483,8 @@ void upstream_acknowledge(struct upstream *u);
 void travel_to(struct connection *c, node_id node, enum travel_mode mode);
 /* Likewise, to one of workload.owners that may have room; false: none is left. */
 bool travel_try_owner(struct connection *c);
+/* To the node of x->prefer; false: there is none to try. */
+bool travel_try_preferred(struct connection *c);
 /* The question and what there is of the request left for the node. */
 void travel_sent(struct connection *c);
 void travel_granted(struct connection *c, const struct travel_answer *answer);

@@ -7,6 +7,7 @@
 /* A join of an instance on another node: which node, and what follows if it refuses or is gone.
  *
  *     joinable elsewhere:  up to OWNERS_TRIED_MAX owners, only if there is room; then control is asked
+ *     preferred elsewhere: its owner, only that instance and only if there is room; then as without it
  *     control says where:  that node; if it refuses, control is asked again and told so
  *     forced:              the owner, which its id names; nobody else has it
  *
@@ -105,6 +106,20 @@ bool travel_try_owner(struct connection *c)
     return true;
 }
 
+bool travel_try_preferred(struct connection *c)
+{
+    struct exchange *x = &c->x;
+    node_id node = x->prefer.text[0] == '\0' ? 0 : instance_id_owner(&x->prefer);
+    if (node == 0 || c->thread->gateway->options.secure == NULL ||
+        remote_failed_lately(c->thread, node)) {
+        x->prefer.text[0] = '\0';
+        return false;
+    }
+    x->travel.fresh = false;
+    travel_to(c, node, TRAVEL_TRY);
+    return true;
+}
+
 /* Whether control may know a better node. What concerns the workload itself is the same everywhere. */
 static bool asks_again(const struct travel *travel, enum problem problem)
 {
@@ -138,6 +153,14 @@ static void go_on(struct connection *c, const struct problem_report *report, boo
     struct travel *travel = &c->x.travel;
     node_id node = travel->node;
     c->x.head_sent = c->x.out_sent = 0;
+    if (again && c->x.prefer.text[0] != '\0') {
+        /* As if it had named none. */
+        c->x.prefer.text[0] = c->x.id.text[0] = '\0';
+        c->x.node_name = NULL;
+        travel->node = 0;
+        dispatch_find_instance(c);
+        return;
+    }
     if (again && travel->mode == TRAVEL_TRY && travel_try_owner(c))
         return;
     bool asks = again && (travel->mode == TRAVEL_TRY || asks_again(travel, report->problem));

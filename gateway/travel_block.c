@@ -136,6 +136,7 @@ static bool ask_makes_sense(const struct travel_ask *ask)
     case TRAVEL_FORCED:
         return ask->instance.text[0] != '\0' && ask->key[0] == '\0';
     case TRAVEL_TRY:
+        return named && ask->key[0] == '\0';
     case TRAVEL_START:
         return named && ask->instance.text[0] == '\0' && ask->key[0] == '\0';
     case TRAVEL_KEYED:

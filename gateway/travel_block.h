@@ -39,7 +39,7 @@ struct travel_ask {
     uint64_t version;
     char workload[WORKLOAD_NAME_LENGTH_MAX + 1]; /* FORCED: may be "" */
     char key[GATEWAY_KEY_LENGTH_MAX + 1];
-    struct instance_id instance; /* FORCED; KEYED: may be "" */
+    struct instance_id instance; /* FORCED; KEYED: may be ""; TRY: this one alone, or "" */
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64];
     char client[48];

@@ -154,6 +154,64 @@ class Placement(unittest.TestCase):
                 t.join()
         self.assertEqual(results, [True] * 20)
 
+    # --- wishes -------------------------------------------------------------------------------------------
+
+    def test_a_preferred_instance_is_tried_first_wherever_it_is(self):
+        self.one.deploy(server_spec("liked"), server("def handle(h): h.say(h.command)\n"))
+        for node in self.nodes:
+            wait_until(lambda: b"liked" in node.cli("workload", "list").stdout, 10, "deployed")
+        started = [self.post(node, "/v1/instances", body=json.dumps({"workload": "liked"}))
+                   for node in self.nodes]
+        self.assertEqual([(a.status, a.json().get("node")) for a in started],
+                         [(201, node.name) for node in self.nodes])
+        ids = [a.json()["id"] for a in started]
+
+        def got(node, instance, method="GET"):
+            answer = node.request(method, "/w/liked/", headers={"Skerry-Prefer": instance})
+            self.assertEqual((answer.status, answer.body), (200, method.encode()), answer)
+            return answer.instance
+        for node in self.nodes:
+            for instance in ids:
+                wait_until(lambda: got(node, instance) == instance, 5, "it is known")
+                self.assertEqual([got(node, instance, m) for m in ("GET", "POST", "GET", "POST")],
+                                 [instance] * 4)
+        self.one.cli("stop", ids[0])
+        for node in self.nodes:
+            self.assertIn(got(node, ids[0], "POST"), ids[1:])
+        self.two.kill_serve()
+        self.assertIn(got(self.one, ids[1]), ids)
+        self.two.start_serve()
+        self.nodes.wait_settled()
+        self.one.cli("workload", "rm", "liked")
+
+    # --- many first requests at once -------------------------------------------------------------------
+
+    def test_first_requests_at_all_nodes_never_run_more_than_scale_max(self):
+        self.one.deploy(server_spec("slow", join={"max_joiners": 50}, scale={"max": 2}),
+                        server("import time; time.sleep(1)\ndef handle(h): h.say('hi')\n"))
+        for node in self.nodes:
+            wait_until(lambda: b"slow" in node.cli("workload", "list").stdout, 10, "deployed")
+        answers, most, over = [], [0], threading.Event()
+
+        def watch():
+            while not over.is_set():
+                most.append(sum(i["workload"] == "slow" for i in self.two.ps()))
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        threads = [threading.Thread(target=lambda node=self.nodes[k % 3]: answers.append(
+            node.get("/w/slow/"))) for k in range(30)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        over.set()
+        watcher.join()
+        self.assertEqual({a.status for a in answers}, {200}, answers)
+        self.assertEqual(len(answers), 30)
+        self.assertLessEqual(len({a.instance for a in answers}), 2)
+        self.assertLessEqual(max(most), 2)
+        self.one.cli("workload", "rm", "slow")
+
     # --- instances started by hand ----------------------------------------------------------------------
 
     def test_an_instance_is_started_where_its_placement_allows(self):

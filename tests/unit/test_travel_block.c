@@ -83,6 +83,8 @@ static void questions_that_make_no_sense_are_refused(void **state)
     struct travel_ask ask = sample();
     assert_true(ask_passes(&ask));
     ask.mode = TRAVEL_TRY; /* with an instance */
+    assert_true(ask_passes(&ask));
+    ask.mode = TRAVEL_START;
     assert_false(ask_passes(&ask));
     ask.instance.text[0] = '\0';
     assert_true(ask_passes(&ask));
