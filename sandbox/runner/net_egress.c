@@ -201,6 +201,7 @@ int net_egress_open(struct net_egress **out, struct network *network,
     egress->host.site = &egress->site;
     int rc = net_site_read(&egress->site, &egress->host.configured, config, &key, &why);
     if (rc == 0 && !config->egress) {
+        net_host_tidy(&egress->host);
         text_format(egress->refusal, sizeof egress->refusal,
                     "network: egress is not allowed here; set allow.egress in runner.yaml");
     } else {

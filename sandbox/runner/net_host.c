@@ -241,6 +241,16 @@ int net_host_remove(struct net_host *host, struct err *e)
     return rc == 0 ? net_nft_run(text, e) : rc;
 }
 
+void net_host_tidy(struct net_host *host)
+{
+    char table[NET_NAME_SIZE];
+    struct err e;
+    net_table_name(host->site, table);
+    if (switched_read(table, &host->switched, &e) == 0 && !links_left(host) &&
+        net_host_remove(host, &e) < 0)
+        log_warn("runner", "egress: %s", e.msg);
+}
+
 /* --- foreign chains ---------------------------------------------------------------------------------- */
 
 bool net_host_foreign_policy(const struct net_host *host, char *out, size_t size)

@@ -34,6 +34,9 @@ int net_host_check(struct net_host *host, struct err *e) ERR_CHECKED;
  * short wait, all stays as it is. */
 int net_host_remove(struct net_host *host, struct err *e) ERR_CHECKED;
 
+/* Root does not allow egress any more: undoes what an earlier runner left, unless links are still there. */
+void net_host_tidy(struct net_host *host);
+
 /* A foreign chain that drops what is forwarded, as Docker's: our accepting it first changes nothing.
  * True: *out says which and what to do. */
 bool net_host_foreign_policy(const struct net_host *host, char *out, size_t size);

@@ -540,6 +540,22 @@ static void a_foreign_policy_is_named_with_its_remedy(void **state)
     assert_null(net_egress_warning(w->egress));
 }
 
+static void what_is_not_allowed_any_more_is_undone(void **state)
+{
+    struct world *w = *state;
+    CLEANUP_FREE char *rules = NULL;
+    struct err e;
+    egress_open(w);
+    net_egress_close(steal_pointer(&w->egress), true);
+    assert_true(forwards("wan0"));
+    w->config.egress = false;
+    assert_int_equal(net_egress_open(&w->egress, w->network, &w->config, &e), 0);
+    assert_non_null(strstr(net_egress_refusal(w->egress), "set allow.egress"));
+    assert_false(forwards("wan0"));
+    assert_int_equal(net_nft_read("list ruleset", &rules, &e), 0);
+    assert_string_equal(rules, "");
+}
+
 static void without_a_way_out_of_the_machine_it_is_refused(void **state)
 {
     struct world *w = *state;
@@ -566,6 +582,7 @@ int main(void)
         EACH(what_somebody_removed_is_put_back_before_the_next_link),
         EACH(many_come_and_go),
         EACH(a_foreign_policy_is_named_with_its_remedy),
+        EACH(what_is_not_allowed_any_more_is_undone),
         EACH(without_a_way_out_of_the_machine_it_is_refused),
     };
     return cmocka_run_group_tests_name("net egress", tests, NULL, NULL);
