@@ -240,6 +240,8 @@ class Death(unittest.TestCase):
             asker.join(30)
             self.assertEqual([(a.status, a.error, a.json()["ran"]) for a in answers],
                              [(502, "instance_exited", "yes")])
+            two.start_serve()  # which ends what it finds, so that nothing is left of it
+            wait_until(lambda: not one.ps(), 20, "the command is gone")
 
 
 if __name__ == "__main__":
