@@ -237,17 +237,9 @@ static void connected(struct connection *c)
     arrival_set_deadline(c);
 }
 
-static void connect_failed(struct connection *c, int error)
+static void unreachable(struct connection *c, const char *detail)
 {
-    char detail[160];
-    text_format(detail, sizeof detail, "the code does not take connections on port %u: %s",
-                (unsigned)c->x.slot.slot->target.port, strerror(error));
     fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, detail);
-}
-
-static void sockets_refused(struct connection *c)
-{
-    fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, "there was no socket for the instance");
 }
 
 /* --- from the code ---------------------------------------------------------------------------------- */
@@ -392,8 +384,7 @@ void arrival_deadline(struct connection *c)
 const struct bridge arrival_bridge = {
     .begin = begin,
     .connected = connected,
-    .connect_failed = connect_failed,
-    .sockets_refused = sockets_refused,
+    .unreachable = unreachable,
     .readable = readable,
     .writable = arrival_send,
     .set_deadline = arrival_set_deadline,

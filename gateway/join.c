@@ -208,17 +208,9 @@ void join_client_readable(struct connection *c)
         join_set_deadline(c);
 }
 
-static void connect_failed(struct connection *c, int error)
+static void unreachable(struct connection *c, const char *detail)
 {
-    char detail[160];
-    text_format(detail, sizeof detail, "the code does not take connections on port %u: %s",
-                (unsigned)c->x.slot.slot->target.port, strerror(error));
     fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, detail);
-}
-
-static void sockets_refused(struct connection *c)
-{
-    fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, "there was no socket for the instance");
 }
 
 /* --- the answer --- */
@@ -471,8 +463,7 @@ static void upstream_readable(struct connection *c)
 const struct bridge join_bridge = {
     .begin = begin,
     .connected = join_connected,
-    .connect_failed = connect_failed,
-    .sockets_refused = sockets_refused,
+    .unreachable = unreachable,
     .readable = upstream_readable,
     .writable = join_upstream_writable,
     .set_deadline = join_set_deadline,

@@ -167,8 +167,7 @@ enum upstream_end {
 struct bridge {
     void (*begin)(struct connection *c); /* it is inside x.slot */
     void (*connected)(struct connection *c);
-    void (*connect_failed)(struct connection *c, int error);
-    void (*sockets_refused)(struct connection *c);
+    void (*unreachable)(struct connection *c, const char *detail);
     void (*readable)(struct connection *c);
     void (*writable)(struct connection *c);
     void (*set_deadline)(struct connection *c);
@@ -456,8 +455,8 @@ void join_set_deadline(struct connection *c);
 void join_abandon(struct connection *c);
 
 /* --- upstream.c --- */
-/* A connection for the exchange, or a place in the queue for a socket; goes on with join_connected
- * or join_connect_failed, now or later. `fresh`: not one that carried a request before. */
+/* A connection for the exchange, or a place in the queue for a socket; goes on with the
+ * bridge's `connected` or `unreachable`, now or later. `fresh`: not one that carried a request before. */
 void upstream_acquire(struct connection *c, bool fresh);
 void upstream_release(struct upstream *u, enum upstream_end end);
 /* No more of the request comes, but the answer goes on. */

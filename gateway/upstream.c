@@ -209,6 +209,16 @@ static void connected(struct upstream *u)
     u->connection->bridge->connected(u->connection);
 }
 
+static const char no_socket[] = "there was no socket for the instance";
+
+static void connect_failed(struct connection *c, int error)
+{
+    char detail[160];
+    text_format(detail, sizeof detail, "the code does not take connections on port %u: %s",
+                (unsigned)c->x.slot.slot->target.port, strerror(error));
+    c->bridge->unreachable(c, detail);
+}
+
 static void connect_with(struct connection *c, struct pool *pool, int fd)
 {
     struct gateway_thread *t = c->thread;
@@ -216,7 +226,7 @@ static void connect_with(struct connection *c, struct pool *pool, int fd)
     struct upstream *u = upstream_new(t, pool, fd);
     if (u == NULL) {
         memory_close(&fd);
-        c->bridge->connect_failed(c, ENOMEM);
+        connect_failed(c, ENOMEM);
         return;
     }
     u->connection = c;
@@ -231,7 +241,7 @@ static void connect_with(struct connection *c, struct pool *pool, int fd)
         rc = connect(fd, (struct sockaddr *)&address, length);
     while (rc != 0 && errno == EINTR);
     if (rc != 0 && errno != EINPROGRESS) {
-        c->bridge->connect_failed(c, errno);
+        connect_failed(c, errno);
         return;
     }
     /* Within one machine the connection is there already, though the call says otherwise. */
@@ -281,7 +291,7 @@ static void refuse_waiting(struct pool *pool)
     while (pool->waiting_first != NULL) {
         struct connection *c = pool->waiting_first;
         upstream_stop_waiting(c);
-        c->bridge->sockets_refused(c);
+        c->bridge->unreachable(c, no_socket);
     }
 }
 
@@ -353,7 +363,7 @@ void upstream_acquire(struct connection *c, bool fresh)
     struct gateway_thread *t = c->thread;
     struct pool *pool = pool_find(t, c->x.slot);
     if (pool == NULL) {
-        c->bridge->sockets_refused(c);
+        c->bridge->unreachable(c, no_socket);
         return;
     }
     while (!fresh && pool->idle_first != NULL) {
@@ -445,7 +455,7 @@ static void poll_cb(uv_poll_t *poll, int status, int events)
         socklen_t size = sizeof error;
         getsockopt(u->fd, SOL_SOCKET, SO_ERROR, &error, &size);
         if (error != 0)
-            c->bridge->connect_failed(c, error);
+            connect_failed(c, error);
         else
             connected(u);
         return;

@@ -123,34 +123,47 @@ static int need_yes(const struct cli *c, const char *what)
     return CLI_USAGE;
 }
 
-static int need_data(const struct cli *c, const char **out)
+/* A stopped node's folder, which a command works on. */
+struct offline {
+    const char *data;
+    int lock; /* -1: not opened */
+    node_id id;
+    char directory[1100]; /* of its registry */
+};
+
+/* CLI_DONE when the folder was named and the operator has said yes to `what`. */
+static int offline_begin(struct cli *c, struct offline *o, const char *what)
 {
-    *out = cli_value(c, "data");
-    if (*out != NULL)
-        return CLI_DONE;
-    return cli_usage(c, "--data DIR: the data folder of a stopped node, as in its skerry.yaml");
+    *o = (struct offline){.data = cli_value(c, "data"), .lock = -1};
+    if (o->data == NULL)
+        return cli_usage(c, "--data DIR: the data folder of a stopped node, as in its skerry.yaml");
+    int code = need_yes(c, what);
+    if (code == CLI_DONE)
+        log_setup(LOG_LEVEL_WARN, LOG_FORMAT_TEXT);
+    return code;
+}
+
+/* The lock is held to the end of the process's life. */
+static int offline_open(struct offline *o, struct err *e)
+{
+    (void)text_format(o->directory, sizeof o->directory, "%s/raft", o->data);
+    return open_data(o->data, &o->lock, &o->id, e);
 }
 
 static int recover(struct cli *c)
 {
-    const char *data;
-    CLEANUP_FD int lock = -1;
-    node_id id;
-    char directory[1100], told[4096] = "";
+    struct offline o;
+    char told[4096] = "";
     struct err e = {0};
-    int code = need_data(c, &data);
-    if (code == CLI_DONE)
-        code = need_yes(
-            c, "recover makes this node a cluster of its own out of what it has. What the "
-               "others acknowledged and it had\n        not heard of is lost; they must be "
-               "off for good, or wiped: two clusters would run the same keys.");
+    int code =
+        offline_begin(c, &o,
+                      "recover makes this node a cluster of its own out of what it has. What the "
+                      "others acknowledged and it had\n        not heard of is lost; they must be "
+                      "off for good, or wiped: two clusters would run the same keys.");
     if (code != CLI_DONE)
         return code;
-    log_setup(LOG_LEVEL_WARN, LOG_FORMAT_TEXT);
-    if (open_data(data, &lock, &id, &e) != 0)
-        return cli_fail(c, &e);
-    (void)text_format(directory, sizeof directory, "%s/raft", data);
-    if (registry_recover(directory, id, told, sizeof told, &e) != 0)
+    if (offline_open(&o, &e) != 0 ||
+        registry_recover(o.directory, o.id, told, sizeof told, &e) != 0)
         return cli_fail(c, &e);
     printf("%snow start this node: it leads a cluster of one; let the others join it anew\n", told);
     return CLI_DONE;
@@ -178,31 +191,23 @@ const struct cli_command cli_raft_recover_command = {
 
 static int restore(struct cli *c)
 {
-    const char *data, *path = c->args.words[0];
-    CLEANUP_FD int lock = -1;
-    node_id id;
-    char directory[1100];
+    const char *path = c->args.words[0];
+    struct offline o;
     struct err e = {0};
-    int code = need_data(c, &data);
-    if (code == CLI_DONE)
-        code = need_yes(
-            c, "restore gives this node the registry of the file, as a cluster of its own. "
-               "All that came after the file is lost;\n        nodes that are to be in it "
-               "join anew.");
+    int code = offline_begin(
+        c, &o,
+        "restore gives this node the registry of the file, as a cluster of its own. "
+        "All that came after the file is lost;\n        nodes that are to be in it join anew.");
     if (code != CLI_DONE)
         return code;
-    log_setup(LOG_LEVEL_WARN, LOG_FORMAT_TEXT);
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC); /* before this is another user */
     if (fd < 0) {
         cli_say("%s: %s", path, strerror(errno));
         return CLI_NOT_FOUND;
     }
-    if (open_data(data, &lock, &id, &e) != 0)
+    if (offline_open(&o, &e) != 0 || registry_snapshot_load(o.directory, o.id, fd, &e) != 0)
         return cli_fail(c, &e);
-    (void)text_format(directory, sizeof directory, "%s/raft", data);
-    if (registry_snapshot_load(directory, id, fd, &e) != 0)
-        return cli_fail(c, &e);
-    printf("restored to %s; now start this node: it leads a cluster of one\n", data);
+    printf("restored to %s; now start this node: it leads a cluster of one\n", o.data);
     return CLI_DONE;
 }
 
