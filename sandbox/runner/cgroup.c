@@ -237,13 +237,6 @@ int cgroup_host_open(struct cgroup_host *host, const char *name, struct err *e)
     return 0;
 }
 
-void cgroup_host_close(struct cgroup_host *host)
-{
-    for (size_t i = 0; i < host->tree_count; i++)
-        (void)rmdir(host->trees[i].parent);
-    host->tree_count = 0;
-}
-
 const char *cgroup_host_kind(const struct cgroup_host *host)
 {
     bool v1 = false, v2 = false;

@@ -77,8 +77,12 @@ struct cgroup {
 
 /* `name`: the folder below our own position. Finding no controller at all is no error. */
 int cgroup_host_open(struct cgroup_host *host, const char *name, struct err *e) ERR_CHECKED;
-/* Removes the folders if they are empty. */
-void cgroup_host_close(struct cgroup_host *host);
+/* Removes the folders, and the groups in them that are empty; waits so long for those that are about to be,
+ * and says which stay. 0: instances go on in them, which is as it should be. */
+void cgroup_host_close(struct cgroup_host *host, unsigned wait_ms);
+/* Removes what other runners have left beside ours; only when none of them lives (sandbox/shared/ids.h). Empty
+ * folders that were made so many seconds ago or earlier, so that one who starts now keeps its own. */
+void cgroup_host_sweep(const struct cgroup_host *host, unsigned seconds);
 const char *cgroup_host_kind(const struct cgroup_host *host); /* "v1", "v2", "hybrid", "none" */
 
 int cgroup_make(const struct cgroup_host *host, struct cgroup *out, const char *name,

@@ -30,6 +30,9 @@
 #endif
 
 /* Three for each instance, and a few of our own. */
+#define GROUPS_END_MS 1000u /* of groups whose processes were killed */
+#define GROUPS_LEFT_SECONDS                                                                        \
+    60u /* a runner that starts makes its groups a moment after it is known */
 #define TIMERS_MAX (3 * RUNNER_INSTANCES_MAX + 64)
 
 /* --- pieces ------------------------------------------------------------------------------------ */
@@ -229,6 +232,8 @@ static int groups_open(struct runner *r, struct err *e)
     if (rc < 0)
         return rc;
     log_info("runner", "control groups: %s", cgroup_host_kind(&r->cgroups));
+    if (ids_alone(r->ids_fd))
+        cgroup_host_sweep(&r->cgroups, GROUPS_LEFT_SECONDS);
     unsigned all =
         CGROUP_LIMIT_CPU | CGROUP_LIMIT_MEMORY | CGROUP_LIMIT_PIDS | CGROUP_LIMIT_TCP_MEMORY;
     if ((r->cgroups.enforced & all) != all)
@@ -314,6 +319,7 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
 
 static void close_all(struct runner *r)
 {
+    size_t held = r->instances != NULL ? instances_held_count(r->instances) : 0;
     bool egress_in_use = r->instances != NULL && instances_use_egress(r->instances);
     if (r->loop != NULL)
         loop_timer_stop(r->loop, &r->egress_guard);
@@ -323,7 +329,7 @@ static void close_all(struct runner *r)
     reaper_close(r->reaper);
     blanks_close(r->blanks);
     adopt_free(r->adoption);
-    cgroup_host_close(&r->cgroups);
+    cgroup_host_close(&r->cgroups, held > 0 ? 0 : GROUPS_END_MS);
     loop_close(r->loop);
     root_base_close(r->root_base);
     net_egress_close(r->egress, egress_in_use);

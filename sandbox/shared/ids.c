@@ -36,3 +36,9 @@ bool ids_taken(uint64_t first, uint64_t count)
     CLEANUP_FD int fd = ids_open();
     return fd >= 0 && lock_range_holder(fd, first, count) != 0;
 }
+
+bool ids_alone(int fd)
+{
+    struct flock any = {.l_type = F_WRLCK, .l_whence = SEEK_SET}; /* to the end */
+    return fcntl(fd, F_GETLK, &any) == 0 && any.l_type == F_UNLCK;
+}

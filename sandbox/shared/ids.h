@@ -22,4 +22,7 @@ int ids_claim(uint64_t first, uint64_t count, int *out_fd, struct err *e) ERR_CH
 /* Whether a runner that lives has some of them. */
 bool ids_taken(uint64_t first, uint64_t count);
 
+/* Whether no other runner lives that holds any. `fd`: of ids_claim. */
+bool ids_alone(int fd);
+
 #endif

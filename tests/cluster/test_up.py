@@ -1,4 +1,5 @@
 """skerry up and down, as a newcomer types them."""
+import glob
 import json
 import os
 import shutil
@@ -44,6 +45,13 @@ class Up(unittest.TestCase):
         except urllib.error.HTTPError as error:
             return error.code, dict(error.headers), error.read()
 
+    def groups(self):
+        """Control groups of node1's runner."""
+        with open(os.path.join(self.directory, "node1", "runner.yaml")) as f:
+            name = next(line.split()[1] for line in f if line.startswith("cgroup:"))
+        return [folder for tree in os.listdir("/sys/fs/cgroup")
+                for folder in glob.glob("/sys/fs/cgroup/%s/**/%s-*" % (tree, name), recursive=True)]
+
     def test_first_minutes(self):
         said = self.skerry("up", "--detach", "--dir", self.directory).stdout.decode()
         self.assertIn("SKERRY_ADDR", said)
@@ -75,12 +83,19 @@ class Up(unittest.TestCase):
         wait_until(lambda: not os.path.exists("/proc/%d" % int(pids[0])), 5, "serve is gone")
         self.skerry("up", "--detach", "--dir", self.directory)
         self.assertEqual(self.get("http://127.0.0.1:8080/i/%s/" % i)[0], 200)
+        self.assertNotEqual(self.groups(), [])
+        # A runner that was killed has left its groups and what is in them.
+        with open(os.path.join(self.directory, "node1", "runner.pid")) as f:
+            runner = int(f.read().split()[0])
+        os.kill(runner, 9)
+        wait_until(lambda: not os.path.exists("/proc/%d" % runner), 5, "the runner is gone")
         begun = time.monotonic()
         self.skerry("down", "--dir", self.directory)
         self.assertLess(time.monotonic() - begun, 30)
         left = subprocess.run(["pgrep", "-af", self.directory], capture_output=True).stdout
         self.assertEqual(left, b"")
         self.assertNotIn(self.directory, open("/proc/self/mounts").read())
+        self.assertEqual(self.groups(), [])
 
 
 if __name__ == "__main__":
