@@ -231,12 +231,14 @@ static enum dispatch answer_health(struct connection *c, enum route_kind kind)
 {
     const struct gateway_calls *calls = &c->thread->gateway->options.calls;
     char why[256] = "";
+    enum problem problem =
+        kind == ROUTE_READYZ ? calls->ready(calls->user, why, sizeof why) : PROBLEM_NONE;
     if (kind == ROUTE_OPTIONS)
         answer_options(c);
-    else if (kind == ROUTE_LIVEZ || calls->ready(calls->user, why, sizeof why))
+    else if (problem == PROBLEM_NONE)
         answer_text(c, 200, "ok\n");
     else
-        refuse(c, PROBLEM_DRAINING, why);
+        refuse(c, problem, why);
     return DISPATCH_ANSWERED;
 }
 

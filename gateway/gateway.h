@@ -175,8 +175,8 @@ struct gateway_calls {
     void (*slot_left)(void *user, struct slot_ref slot, unsigned what);
     /* A thread no longer uses these routes. */
     void (*release)(void *user, const void *routes);
-    /* Whether /readyz says yes; `why` otherwise. Any thread. */
-    bool (*ready)(void *user, char *why, size_t size);
+    /* PROBLEM_NONE: /readyz says yes; else what it says no with, and `why`. Any thread. */
+    enum problem (*ready)(void *user, char *why, size_t size);
     /* How to reach node `id`; false: nobody knows. Any thread. NULL where there are no others. */
     bool (*peer)(void *user, node_id id, struct gateway_peer *out);
 };

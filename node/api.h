@@ -30,7 +30,7 @@ struct api_calls {
     enum problem (*authorize)(void *user, const struct registry_root *root, const char *token,
                               size_t length, enum token_role need, const char *workload,
                               const char *instance, uint64_t wall_ms);
-    bool (*ready)(void *user, char *why, size_t size);
+    enum problem (*ready)(void *user, char *why, size_t size);
     bool (*instance_load)(void *user, const struct instance_id *id, uint32_t *joiners,
                           uint32_t *max_joiners);
     size_t (*events)(void *user, uint64_t after, struct node_event *out, size_t out_max);

@@ -24,7 +24,7 @@ static enum problem authorize(void *user, const struct registry_root *given, con
     return node_authorize(given, token, length, need, workload, instance, wall_ms);
 }
 
-static bool ready(void *user, char *why, size_t size)
+static enum problem ready(void *user, char *why, size_t size)
 {
     return node_ready(user, why, size);
 }

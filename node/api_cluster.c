@@ -151,8 +151,9 @@ void api_readyz(struct api_request *r)
 {
     const struct api_calls *calls = &r->api->options.calls;
     char why[256] = "";
-    if (calls->ready(calls->user, why, sizeof(why)))
+    enum problem problem = calls->ready(calls->user, why, sizeof(why));
+    if (problem == PROBLEM_NONE)
         api_answer_text(r, MHD_HTTP_OK, "text/plain; charset=utf-8", "ok\n", 3);
     else
-        api_problem(r, PROBLEM_DRAINING, "not ready: %s", why);
+        api_problem(r, problem, "not ready: %s", why);
 }

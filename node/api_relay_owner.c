@@ -168,9 +168,9 @@ static void review_cb(struct inbox_message *message, void *owner)
         next = r->next;
         if (r->phase == RELAY_CLOSING || r->stream == NULL || !secure_stream_distrusted(r->stream))
             continue;
-        if (r->phase == RELAY_HEAD || r->phase == RELAY_BODY)
+        if (r->request != NULL && (r->phase == RELAY_HEAD || r->phase == RELAY_BODY))
             api_relay_broke_off(r, "it was removed from the cluster");
-        else if (r->phase == RELAY_RECORD || r->phase == RELAY_OPEN)
+        else if (r->request == NULL)
             api_relay_end(r);
     }
 }

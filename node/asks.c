@@ -97,7 +97,10 @@ static void propose_cb(void *user, const struct err *error, const struct registr
     struct node *n = p->node;
     free(p);
     if (error != NULL) {
-        asks_refuse(ask, error->code == ERR_TIMEOUT ? PROBLEM_OUTCOME_UNKNOWN : PROBLEM_NO_QUORUM,
+        asks_refuse(ask,
+                    error->code == ERR_TIMEOUT  ? PROBLEM_OUTCOME_UNKNOWN
+                    : error->code == ERR_DENIED ? PROBLEM_CONFLICT
+                                                : PROBLEM_NO_QUORUM,
                     "%s", error->msg);
         return;
     }
@@ -478,11 +481,30 @@ static void ask_stats(struct node *n, struct node_ask *ask)
         asks_refuse_err(ask, &e);
 }
 
+/* A strong read that is under way. */
+struct strong_read {
+    struct strong_read *next;
+    struct node *node;
+    struct node_ask *ask; /* NULL: answered that there is no quorum; the registry gives up later */
+};
+
+static void read_forget(struct strong_read *read)
+{
+    struct strong_read **at = &read->node->strong_reads;
+    while (*at != read)
+        at = &(*at)->next;
+    *at = read->next;
+    free(read);
+}
+
 static void read_cb(void *user, const struct err *error)
 {
-    struct node_ask *ask = user;
-    struct node *n = ask->control;
-    ask->control = NULL;
+    struct strong_read *read = user;
+    struct node *n = read->node;
+    struct node_ask *ask = read->ask;
+    read_forget(read);
+    if (ask == NULL)
+        return;
     if (error != NULL) {
         asks_refuse(ask, PROBLEM_NO_QUORUM, "the newest state could not be read: %s", error->msg);
         return;
@@ -496,11 +518,26 @@ static void read_cb(void *user, const struct err *error)
 static void ask_read(struct node *n, struct node_ask *ask)
 {
     struct err e = {0};
-    ask->control = n;
-    if (registry_read(n->registry, read_cb, ask, &e) == 0)
+    if (refuse_leaderless(n, ask))
         return;
-    ask->control = NULL;
-    asks_refuse_err(ask, &e);
+    struct strong_read *read = calloc(1, sizeof *read);
+    if (read == NULL) {
+        asks_refuse(ask, PROBLEM_INTERNAL, "the node is out of memory");
+        return;
+    }
+    *read = (struct strong_read){.next = n->strong_reads, .node = n, .ask = ask};
+    n->strong_reads = read;
+    if (registry_read(n->registry, read_cb, read, &e) == 0)
+        return;
+    read_forget(read);
+    asks_refuse(ask, e.code == ERR_LIMIT ? PROBLEM_LIMIT_REACHED : PROBLEM_NO_QUORUM, "%s", e.msg);
+}
+
+void asks_leaderless(struct node *n)
+{
+    for (struct strong_read *read = n->strong_reads; read != NULL; read = read->next)
+        if (read->ask != NULL && refuse_leaderless(n, read->ask))
+            read->ask = NULL;
 }
 
 static void ask_explain(struct node *n, struct node_ask *ask)

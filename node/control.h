@@ -198,6 +198,7 @@ struct node {
     scheduler_waiter waiter_next;
     struct autopsy *autopsies;
     struct import *imports;
+    struct strong_read *strong_reads; /* asks.c */
 
     /* steps.c */
     unsigned step_depth;
@@ -354,6 +355,8 @@ void joins_command_ended(struct instance *i);
 void asks_answer(struct node_ask *ask);
 void asks_refuse(struct node_ask *ask, enum problem problem, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* Nobody has led for long: whoever waits for a strong read is told. */
+void asks_leaderless(struct node *n);
 void asks_ended(struct node_ask *ask);
 /* A RUN or START that a node refused, which is in ask->refused. */
 void asks_again(struct node *n, struct node_ask *ask);

@@ -298,6 +298,8 @@ static void timer_cb(uv_timer_t *timer)
     if (f->draining)
         drain_runs(f);
     decide_hold(f);
+    if (f->hold == PROBLEM_NO_QUORUM)
+        asks_leaderless(f->node);
     if (f->lone || !f->node->reconciled)
         return;
     places_tick(f->node);

@@ -89,6 +89,7 @@ void members_registry_options(struct node *n, struct registry_options *out)
         others |= !other.self;
     out->id = n->id;
     out->boot = n->boot;
+    out->wall_ms = clock_wall_ms;
     /* The first node of a cluster that is being made; where others are known, one exists. */
     out->bootstrap = m->membership.id == 1 && !others;
     out->peers = (struct registry_peers){.secure = cluster_secure(n->cluster),

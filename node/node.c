@@ -56,24 +56,24 @@ struct gateway *node_gateway(const struct node *n)
     return n->gateway;
 }
 
-bool node_ready(const struct node *n, char *why, size_t size)
+enum problem node_ready(const struct node *n, char *why, size_t size)
 {
     if (atomic_load(&((struct node *)(uintptr_t)n)->draining)) {
         text_copy(why, size, "draining: the node is stopping");
-        return false;
+        return PROBLEM_DRAINING;
     }
     if (!atomic_load(&((struct node *)(uintptr_t)n)->ready)) {
         text_copy(why, size, "starting: the registry or the runner is not there yet");
-        return false;
+        return PROBLEM_DRAINING; /* likewise: no requests for now, to whoever reads the code alone */
     }
     if (atomic_load(&((struct node *)(uintptr_t)n)->no_quorum)) {
         text_copy(why, size, "no_quorum: nothing can start; running instances can still be joined");
-        return false;
+        return PROBLEM_NO_QUORUM;
     }
-    return true;
+    return PROBLEM_NONE;
 }
 
-static bool ready_call(void *user, char *why, size_t size)
+static enum problem ready_call(void *user, char *why, size_t size)
 {
     return node_ready(user, why, size);
 }

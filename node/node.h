@@ -154,7 +154,8 @@ int node_token_make(struct registry_token *out, char secret_text[NODE_TOKEN_TEXT
 
 const struct config *node_config(const struct node *node);
 struct gateway *node_gateway(const struct node *node);
-bool node_ready(const struct node *node, char *why, size_t size); /* any thread */
+/* PROBLEM_NONE, or why it takes no requests, or no starts, now. Any thread. */
+enum problem node_ready(const struct node *node, char *why, size_t size);
 /* Live joiners and use of a local instance; false if it is not here. Any thread. */
 bool node_instance_load(struct node *node, const struct instance_id *id, uint32_t *joiners,
                         uint32_t *max_joiners);

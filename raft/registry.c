@@ -294,7 +294,8 @@ static int proposer_open(struct registry *r, struct err *e)
     int rc = proposer_new(&r->proposer, &proposer, e);
     if (rc < 0)
         return rc;
-    const struct remote_options remote = {.id = r->options.id,
+    const struct remote_options remote = {.wall_ms = r->options.wall_ms,
+                                          .id = r->options.id,
                                           .state = r->state,
                                           .raft = replica_raft(r->replica),
                                           .proposer = r->proposer,

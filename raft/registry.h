@@ -322,6 +322,8 @@ struct registry_options {
     unsigned snapshot_trailing;  /* default 2048 */
     size_t waiting_max;          /* proposals not yet committed; default 10,000 */
     unsigned propose_timeout_ms; /* default 10,000 */
+    /* The wall clock, by which the leader judges the times in commands of other nodes; NULL: it does not. */
+    uint64_t (*wall_ms)(void);
     void *user;
     /* A new root exists (after each applied batch). Coalesce before doing much. */
     void (*changed)(void *user);

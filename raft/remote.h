@@ -29,6 +29,10 @@
 #define REMOTE_LEADERLESS_MS 500u   /* after which a node that hears of no leader asks around */
 #define REMOTE_QUESTIONS_MAX 1024u
 #define REMOTE_CANDIDATES_MAX 1000u
+/* Nodes' clocks may be so far apart (as at the join handshake); and a command is as old as it may be asked
+ * again. */
+#define REMOTE_CLOCK_MS 5000u
+#define REMOTE_COMMAND_AGE_MS (REMOTE_CLOCK_MS + 10000u)
 
 struct remote;
 
@@ -40,6 +44,7 @@ struct remote_options {
     const struct registry_peers *peers; /* `ask` NULL: nobody is asked */
     size_t waiting_max;                 /* strong reads */
     unsigned timeout_ms;                /* of a strong read */
+    uint64_t (*wall_ms)(void);          /* NULL: times in commands are not judged */
     void *user;
     uint64_t (*generation)(void *user);
     void (*wake)(void *user); /* remote_turn is to be called */
@@ -64,9 +69,11 @@ void remote_candidates(struct remote *r, const struct registry_peer *peers, size
 void remote_question(struct remote *r, uint64_t now_ms, node_id from, const uint8_t *payload,
                      size_t size, registry_answer_fn answer, void *question);
 
-/* Fails unless node `from` may propose these bytes, and this state admits them. */
+/* Fails unless node `from` may propose these bytes, their time is near `wall_ms` (0: any will do), and this
+ * state admits them. */
 int remote_command_check(const struct state *state, node_id from, const uint8_t *bytes,
-                         size_t length, struct command_session *out, struct err *e) ERR_CHECKED;
+                         size_t length, uint64_t wall_ms, struct command_session *out,
+                         struct err *e) ERR_CHECKED;
 
 struct remote_counts {
     uint64_t calls, questions;

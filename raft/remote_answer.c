@@ -65,8 +65,35 @@ static const char *kind_fault(node_id from, const struct registry_command *c)
     return "this build does not know its kind";
 }
 
+/* Tokens and nodes are judged by the time that their command brings, and the state machine has no other: a
+ * clock that is wrong would make tokens that live for years, or let ones join that are over. */
+static bool has_judged_time(enum registry_command_kind kind)
+{
+    return kind == REGISTRY_TOKEN_PUT || kind == REGISTRY_TOKEN_REVOKE ||
+           kind == REGISTRY_NODE_PUT || kind == REGISTRY_NODE_JOIN || kind == REGISTRY_NODE_DRAIN ||
+           kind == REGISTRY_NODE_REMOVE;
+}
+
+static int check_time(const struct registry_command *c, node_id from, uint64_t wall_ms,
+                      struct err *e)
+{
+    if (wall_ms == 0 || !has_judged_time(c->kind))
+        return 0;
+    bool ahead = c->wall_ms > wall_ms;
+    uint64_t off_ms = ahead ? c->wall_ms - wall_ms : wall_ms - c->wall_ms;
+    if (off_ms <= (ahead ? REMOTE_CLOCK_MS : REMOTE_COMMAND_AGE_MS))
+        return 0;
+    return err_set(
+        e, ERR_DENIED,
+        "the clock of node %llu is %llu s %s the one of the node that leads; at most %u s "
+        "are taken: set them by NTP",
+        (unsigned long long)from, (unsigned long long)off_ms / 1000, ahead ? "ahead of" : "behind",
+        REMOTE_CLOCK_MS / 1000);
+}
+
 int remote_command_check(const struct state *state, node_id from, const uint8_t *bytes,
-                         size_t length, struct command_session *out, struct err *e)
+                         size_t length, uint64_t wall_ms, struct command_session *out,
+                         struct err *e)
 {
     struct command command;
     int rc = command_decode(&command, bytes, length, e);
@@ -82,6 +109,8 @@ int remote_command_check(const struct state *state, node_id from, const uint8_t 
         rc = err_set(e, ERR_DENIED, "registry command %d of node %llu: %s", (int)command.body.kind,
                      (unsigned long long)from, fault);
     else
+        rc = check_time(&command.body, from, wall_ms, e);
+    if (rc == 0)
         rc = state_admits(state, &command.body, e);
     command_free(&command);
     return rc;
@@ -171,8 +200,9 @@ static void item_propose(struct asked *q, size_t i, const struct remote_bytes *c
     struct command_session session;
     struct err e;
     *item = (struct asked_item){.asked = q, .outcome = &q->outcomes[i]};
-    if (remote_command_check(r->options.state, q->from, command->bytes, command->length, &session,
-                             &e) < 0) {
+    uint64_t wall_ms = r->options.wall_ms == NULL ? 0 : r->options.wall_ms();
+    if (remote_command_check(r->options.state, q->from, command->bytes, command->length, wall_ms,
+                             &session, &e) < 0) {
         log_warn("registry", "refused: %s", e.msg);
         item->outcome->fate = REMOTE_DENIED;
         (void)text_copy(item->outcome->text, sizeof item->outcome->text, e.msg);

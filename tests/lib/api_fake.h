@@ -543,7 +543,7 @@ static enum problem fake_authorize(void *user, const struct registry_root *root,
     return node_authorize(root, token, length, need, workload, instance, wall_ms);
 }
 
-static bool fake_ready(void *user, char *why, size_t size)
+static enum problem fake_ready(void *user, char *why, size_t size)
 {
     struct fake *f = user;
     (void)pthread_mutex_lock(&f->lock);
@@ -551,7 +551,7 @@ static bool fake_ready(void *user, char *why, size_t size)
     (void)pthread_mutex_unlock(&f->lock);
     if (!ready)
         (void)text_copy(why, size, "no leader");
-    return ready;
+    return ready ? PROBLEM_NONE : PROBLEM_NO_QUORUM;
 }
 
 static bool fake_load(void *user, const struct instance_id *id, uint32_t *joiners,

@@ -479,14 +479,14 @@ static void call_release(void *user, const void *routes)
     pthread_mutex_unlock(&f->mutex);
 }
 
-static bool call_ready(void *user, char *why, size_t size)
+static enum problem call_ready(void *user, char *why, size_t size)
 {
     struct gateway_fixture *f = user;
     pthread_mutex_lock(&f->mutex);
     bool ready = !f->not_ready;
     pthread_mutex_unlock(&f->mutex);
     text_copy(why, size, ready ? "" : "not yet");
-    return ready;
+    return ready ? PROBLEM_NONE : PROBLEM_NO_QUORUM;
 }
 
 static void *control_main(void *argument)

@@ -60,7 +60,7 @@ static void probes_need_no_token(void **state)
     assert_int_equal(a.length, 0);
     answer_free(&a);
     fake_set(f, not_ready, true);
-    client_refused(f, &(struct request){.path = "/readyz", .tcp = true}, PROBLEM_DRAINING);
+    client_refused(f, &(struct request){.path = "/readyz", .tcp = true}, PROBLEM_NO_QUORUM);
     fake_set(f, not_ready, false);
 }
 

@@ -180,7 +180,7 @@ static void own_paths_answer(void **state)
     pthread_mutex_lock(&f->mutex);
     f->not_ready = true;
     pthread_mutex_unlock(&f->mutex);
-    gateway_expect_problem(f, GET("/readyz"), 503, "draining");
+    gateway_expect_problem(f, GET("/readyz"), 503, "no_quorum");
     gateway_expect_body(f, "GET /readyz HTTP/1.1\r\nHost: web.localhost\r\n\r\n",
                         "ok"); /* the code's */
     gateway_fixture_get(f, &a, "OPTIONS * HTTP/1.1\r\n" HOST "\r\n");

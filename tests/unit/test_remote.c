@@ -149,7 +149,8 @@ static void an_answer_comes_as_it_was_given(void **state)
 
 /* --- what may be proposed --------------------------------------------------------------------------- */
 
-static int check_as(node_id from, node_id session_node, const struct registry_command *c)
+static int check_at(uint64_t wall_ms, node_id from, node_id session_node,
+                    const struct registry_command *c)
 {
     struct help_state h;
     struct command_session session = {.node = session_node, .boot = 1, .sequence = 1}, out;
@@ -159,10 +160,15 @@ static int check_as(node_id from, node_id session_node, const struct registry_co
     if (command_encode(&bytes, &size, &session, c, &e) < 0)
         fail_msg("%s", e.msg);
     help_state_open(&h);
-    int rc = remote_command_check(h.state, from, bytes, size, &out, &e);
+    int rc = remote_command_check(h.state, from, bytes, size, wall_ms, &out, &e);
     help_state_close(&h);
     free(bytes);
     return rc;
+}
+
+static int check_as(node_id from, node_id session_node, const struct registry_command *c)
+{
+    return check_at(0, from, session_node, c);
 }
 
 static void a_session_is_that_of_the_node_that_asks(void **state)
@@ -203,6 +209,28 @@ static void leases_and_levels_are_the_leaders(void **state)
     assert_int_equal(check_as(3, 3, &c), -ERR_DENIED);
 }
 
+static void times_are_near_the_leaders(void **state)
+{
+    (void)state;
+    const uint64_t now_ms = 1000000000;
+    struct registry_node n = {.id = 2, .name = "node2", .draining = true};
+    struct registry_command c = {.kind = REGISTRY_NODE_DRAIN, .node = &n, .wall_ms = now_ms};
+    assert_int_equal(check_at(now_ms, 2, 2, &c), 0);
+    c.wall_ms = now_ms + REMOTE_CLOCK_MS;
+    assert_int_equal(check_at(now_ms, 2, 2, &c), 0);
+    c.wall_ms++;
+    assert_int_equal(check_at(now_ms, 2, 2, &c), -ERR_DENIED);
+    c.wall_ms = UINT64_MAX;
+    assert_int_equal(check_at(now_ms, 2, 2, &c), -ERR_DENIED);
+    c.wall_ms = now_ms - REMOTE_COMMAND_AGE_MS;
+    assert_int_equal(check_at(now_ms, 2, 2, &c), 0);
+    c.wall_ms--;
+    assert_int_equal(check_at(now_ms, 2, 2, &c), -ERR_DENIED);
+    /* What is not judged by its time may have any. */
+    c = (struct registry_command){.kind = REGISTRY_WORKLOAD_REMOVE, .name = "hello", .wall_ms = 1};
+    assert_int_equal(check_at(now_ms, 2, 2, &c), 0);
+}
+
 static void nonsense_is_refused(void **state)
 {
     struct help_state h;
@@ -210,10 +238,10 @@ static void nonsense_is_refused(void **state)
     struct err e;
     (void)state;
     help_state_open(&h);
-    assert_int_equal(remote_command_check(h.state, 2, (const uint8_t *)"", 0, &out, &e),
+    assert_int_equal(remote_command_check(h.state, 2, (const uint8_t *)"", 0, 0, &out, &e),
                      -ERR_PROTOCOL);
     assert_int_equal(
-        remote_command_check(h.state, 2, (const uint8_t *)"xxxxxxxxxxxxxxxx", 16, &out, &e),
+        remote_command_check(h.state, 2, (const uint8_t *)"xxxxxxxxxxxxxxxx", 16, 0, &out, &e),
         -ERR_PROTOCOL);
     help_state_close(&h);
 }
@@ -227,6 +255,7 @@ int main(void)
         cmocka_unit_test(a_session_is_that_of_the_node_that_asks),
         cmocka_unit_test(an_instance_is_its_owners),
         cmocka_unit_test(leases_and_levels_are_the_leaders),
+        cmocka_unit_test(times_are_near_the_leaders),
         cmocka_unit_test(nonsense_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
