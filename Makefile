@@ -189,18 +189,24 @@ sim-check:  $(B)/sim
 # fuzz_X.c links libskerry, runner_fuzz_X.c librunner, as with unit tests.
 FUZZERS := $(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/fuzz_*.c tests/fuzz/runner_fuzz_*.c))
 FUZZ_SECONDS ?= 600
-$(B)/fuzz/%: tests/fuzz/%.c $(wildcard */*.h sandbox/*/*.h) $(NODE_LIB) | $(PROTO_C) $(PROTO_H)
+FUZZ_CC ?= clang
+FUZZ_CFLAGS := -std=gnu11 -O1 -g -fsanitize=fuzzer-no-link,address,undefined -pthread
+FUZZ_LINK = @mkdir -p $(dir $@); clang -fsanitize=fuzzer,address,undefined -pthread -o $@ $^
+fobj = $(patsubst %.c,$(B)/fuzz/obj/%.o,$(patsubst $(B)/%,%,$(1)))
+$(B)/fuzz/obj/%.o: %.c Makefile | $(PROTO_H) $(DEPS)
 	@mkdir -p $(dir $@)
-	@clang $(CPPFLAGS_ALL) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -pthread -o $@ $< \
-		$(NODE_LIB) $(PROTO_C) $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
+	@$(FUZZ_CC) $(CPPFLAGS_ALL) $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
+$(B)/fuzz/obj/gen/%.o: $(B)/gen/%.c Makefile
+	@mkdir -p $(dir $@)
+	@$(FUZZ_CC) $(CPPFLAGS_ALL) $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
+$(B)/fuzz/fuzz_%: $(B)/fuzz/obj/tests/fuzz/fuzz_%.o $(call fobj,$(NODE_LIB) $(PROTO_C))
+	$(FUZZ_LINK) $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
 $(B)/fuzz-replay/%: $(B)/obj/tests/fuzz/%.o $(B)/obj/tests/lib/fuzz_main.o $(B)/libskerry.a
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
-$(B)/fuzz/runner_fuzz_%: tests/fuzz/runner_fuzz_%.c $(wildcard */*.h sandbox/*/*.h) $(RUNNER_LIB) \
-		$(B)/obj/embedded_agent.o | $(PROTO_C) $(PROTO_H)
-	@mkdir -p $(dir $@)
-	@clang $(CPPFLAGS_ALL) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -pthread -o $@ $< \
-		$(RUNNER_LIB) $(SANDBOX_PROTO_C) $(B)/obj/embedded_agent.o $(call pkg,--libs,$(LIBS_RUNNER))
+$(B)/fuzz/runner_fuzz_%: $(B)/fuzz/obj/tests/fuzz/runner_fuzz_%.o \
+		$(call fobj,$(RUNNER_LIB) $(SANDBOX_PROTO_C)) $(B)/obj/embedded_agent.o
+	$(FUZZ_LINK) $(call pkg,--libs,$(LIBS_RUNNER))
 $(B)/fuzz-replay/runner_fuzz_%: $(B)/obj/tests/fuzz/runner_fuzz_%.o $(B)/obj/tests/lib/fuzz_main.o \
 		$(B)/librunner.a $(B)/obj/embedded_agent.o
 	@mkdir -p $(dir $@)
