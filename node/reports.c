@@ -218,14 +218,12 @@ static void freed_cb(uv_handle_t *handle)
 
 void reports_close(struct node *n)
 {
-    struct known_report *k, *next;
     struct reports *all = n->reports;
     if (all == NULL)
         return;
-    HASH_ITER(hh, all->by_id, k, next)
-    {
-        assert_always(!k->asked);
-        report_drop(all, k);
+    while (all->by_id != NULL) {
+        assert_always(!all->by_id->asked);
+        report_drop(all, all->by_id);
     }
     n->reports = NULL;
     uv_close((uv_handle_t *)&all->timer, freed_cb);
