@@ -356,6 +356,9 @@ static bool receive(struct instance *i)
     struct err e = {0};
     int rc = wire_receive(i->channel, data, sizeof data, &length, &descriptor, 1, &count, &e);
     if (rc < 0) {
+        /* It ended with messages of ours unread. That is told once, and before what it said last. */
+        if (e.sys == ECONNRESET)
+            return true;
         /* A closed channel is the end of the process, which is told apart. */
         if (rc == -ERR_UNAVAILABLE && e.sys != EAGAIN)
             loop_watch_stop(i->runner->loop, &i->channel_watch);

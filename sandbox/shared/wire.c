@@ -122,6 +122,8 @@ int wire_receive(int socket, void *data, size_t size, size_t *out_length, int *d
     size_t held = came < descriptors_max ? came : descriptors_max;
     if (length <= 0) {
         close_all(descriptors, held);
+        if (length < 0)
+            return err_sys(e, ERR_UNAVAILABLE, ECONNRESET, "receive message");
         return err_set(e, ERR_UNAVAILABLE, "the other side closed the connection");
     }
     if ((header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || came > descriptors_max) {

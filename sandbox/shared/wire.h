@@ -21,8 +21,9 @@ int wire_send_packed(int socket, const void *data, size_t length, const int *des
                      size_t descriptor_count, struct err *e) ERR_CHECKED;
 
 /* One datagram of at most `size` bytes. 0 and *out_length: a datagram; -ERR_UNAVAILABLE with sys
- * EAGAIN: none there, with sys 0: the other side closed; -ERR_PROTOCOL: too long, or more than
- * `descriptors_max` descriptors (they are closed). */
+ * EAGAIN: none there, with sys 0: the other side closed, with sys ECONNRESET: it closed and left
+ * datagrams of ours unread, and what it sent before may be received next; -ERR_PROTOCOL: too long, or
+ * more than `descriptors_max` descriptors (they are closed). */
 int wire_receive(int socket, void *data, size_t size, size_t *out_length, int *descriptors,
                  size_t descriptors_max, size_t *out_descriptor_count, struct err *e) ERR_CHECKED;
 

@@ -6,7 +6,10 @@
  *     disk       bytes in /tmp       inode      empty files in /tmp
  *     tcp        bytes in the buffers of loopback connections that nobody reads
  *     files      open descriptors    cpu        one busy loop, for ever
- *     shm        System V shared memory that is written */
+ *     shm        System V shared memory that is written
+ *     symlink    links that point at each other
+ *     depth      folders within folders
+ *     processes  10,000 that end at once, one after the other */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -18,11 +21,13 @@
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define PROCESSES_MAX 20000
 #define BYTES_MAX (4ul << 30)
 #define FILES_MAX 2000000ul
+#define SHORT_LIVED 10000
 #define CONNECTIONS_MAX 4000
 #define TCP_BYTES_MAX (1ul << 30)
 #define BLOCK (1ul << 20)
@@ -147,6 +152,46 @@ static int bomb_tcp(void)
     return told("tcp", bytes, ENOBUFS);
 }
 
+static int bomb_symlink(void)
+{
+    for (unsigned long i = 0; i < FILES_MAX; i++) {
+        char target[64], path[64];
+        snprintf(target, sizeof target, "/tmp/bomb-link-%lu", i + 1);
+        snprintf(path, sizeof path, "/tmp/bomb-link-%lu", i);
+        if (symlink(target, path) != 0)
+            return told("symlink", i, errno);
+    }
+    return told("symlink", FILES_MAX, 0);
+}
+
+/* Deeper than any path can name: each is entered by itself. */
+static int bomb_depth(void)
+{
+    if (chdir("/tmp") != 0)
+        return told("depth", 0, errno);
+    for (unsigned long i = 0; i < FILES_MAX; i++)
+        if (mkdir("bomb", 0700) != 0 || chdir("bomb") != 0)
+            return told("depth", i, errno);
+    return told("depth", FILES_MAX, 0);
+}
+
+/* A few at the same time, as a shell's pipes are. */
+static int bomb_processes(void)
+{
+    for (unsigned long count = 0; count < SHORT_LIVED; count++) {
+        pid_t pid = fork();
+        if (pid < 0)
+            return told("processes", count, errno);
+        if (pid == 0)
+            _exit(0);
+        if (count % 16 == 15)
+            while (waitpid(-1, NULL, 0) > 0)
+                ;
+    }
+    printf("processes: %d: done\n", SHORT_LIVED);
+    return 0;
+}
+
 static int bomb_cpu(void)
 {
     volatile unsigned long turns = 0;
@@ -161,12 +206,22 @@ int main(int argc, char **argv)
         const char *name;
         int (*run)(void);
     } modes[] = {
-        {"fork", bomb_fork},   {"memory", bomb_memory}, {"shm", bomb_shm}, {"disk", bomb_disk},
-        {"inode", bomb_inode}, {"files", bomb_files},   {"tcp", bomb_tcp}, {"cpu", bomb_cpu},
+        {"fork", bomb_fork},
+        {"memory", bomb_memory},
+        {"shm", bomb_shm},
+        {"disk", bomb_disk},
+        {"inode", bomb_inode},
+        {"files", bomb_files},
+        {"tcp", bomb_tcp},
+        {"cpu", bomb_cpu},
+        {"symlink", bomb_symlink},
+        {"depth", bomb_depth},
+        {"processes", bomb_processes},
     };
     for (size_t i = 0; argc == 2 && i < sizeof modes / sizeof modes[0]; i++)
         if (strcmp(argv[1], modes[i].name) == 0)
             return modes[i].run();
-    fprintf(stderr, "usage: bomb fork|memory|shm|disk|inode|files|tcp|cpu\n");
+    fprintf(stderr,
+            "usage: bomb fork|memory|shm|disk|inode|files|tcp|cpu|symlink|depth|processes\n");
     return 2;
 }

@@ -193,6 +193,33 @@ static void image_is_a_root_of_its_own(void **state)
     assert_int_equal(image_remove(f, digest), ERR_NOT_FOUND);
 }
 
+/* Where we mount and mask, an image may have put links (CVE-2021-30465, 2025-31133, 2025-52565). */
+static void links_in_the_places_of_mounts_are_refused(void **state)
+{
+    struct runner_fixture *f = *state;
+    static const char *const places[] = {"proc", "dev", "tmp"};
+    for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+        char folder[128], path[200], digest[IMAGE_DIGEST_SIZE], id[32];
+        struct fixture_answer answer;
+        Skerry__Runner__Prepare p;
+        folder_make(folder, sizeof folder, f->directory, places[i]);
+        text_format(path, sizeof path, "%s/elsewhere", folder);
+        assert_int_equal(mkdir(path, 0755), 0);
+        text_format(path, sizeof path, "%s/%s", folder, places[i]);
+        assert_int_equal(symlink("elsewhere", path), 0);
+        import(f, folder, SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE, digest);
+        fixture_id(id);
+        fixture_prepare_init(&p, id, WORDS("sh"));
+        p.image = digest;
+        assert_int_not_equal(fixture_prepare(f, &p, &answer), 0);
+        assert_non_null(strstr(answer.reply->message, "is not a folder"));
+        fixture_answer_free(&answer);
+    }
+    struct fixture_traces traces;
+    assert_true(fixture_settle(f, &traces, FIXTURE_WAIT_MS));
+    assert_int_equal(traces.folders, 0);
+}
+
 /* --- export ------------------------------------------------------------------------------------- */
 
 /* The archive from byte `skip` on; the caller's. */
@@ -333,6 +360,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(source_is_read_only_at_app, setup, teardown),
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup, teardown),
+        cmocka_unit_test_setup_teardown(links_in_the_places_of_mounts_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup_old, teardown),
         cmocka_unit_test_setup_teardown(exported_layer_comes_back_as_the_same, setup, teardown),
         cmocka_unit_test_setup_teardown(export_refuses_what_is_not_there, setup, teardown),

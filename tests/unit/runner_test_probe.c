@@ -384,6 +384,62 @@ static void probe_complains_without_a_sandbox(void **state)
     assert_true(failed >= CONTROL_FAILURES_MIN && failed > passed);
 }
 
+/* --- what is started beside ------------------------------------------------------------------- */
+
+#define SNOOP_MS "1500"
+#define EXECS 60
+
+static void run_beside(struct host *h, char *id, uint32_t exec_id)
+{
+    char *command[] = {(char *)(uintptr_t) "/app/true"};
+    struct fixture_answer answer;
+    Skerry__Runner__Exec exec = SKERRY__RUNNER__EXEC__INIT;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    exec.id = id;
+    exec.exec_id = exec_id;
+    exec.command = command;
+    exec.n_command = 1;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_EXEC;
+    request.exec = &exec;
+    fixture_ask(&h->fixture, &request, &answer);
+    assert_non_null(answer.reply);
+    assert_int_equal(answer.reply->error, 0);
+    fixture_answer_free(&answer);
+    const Skerry__Runner__Event *event =
+        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_EXEC_ENDED, id, IMPORT_MS);
+    assert_non_null(event);
+    fixture_event_forget(&h->fixture, event);
+}
+
+/* Who lies in wait for what the agent starts gets hold of it after its exec only. */
+static void a_command_cannot_be_held_before_it_runs(void **state)
+{
+    struct host *h = *state;
+    char id[32], text[256] = "";
+    char *command[] = {(char *)(uintptr_t) "/app/snoop", (char *)(uintptr_t)SNOOP_MS};
+    struct fixture_answer answer;
+    Skerry__Runner__Prepare prepare;
+    fixture_id(id);
+    fixture_prepare_init(&prepare, id, command, ARRAY_SIZE(command));
+    prepare.source = h->source;
+    assert_int_equal(fixture_prepare(&h->fixture, &prepare, &answer), 0);
+    assert_int_equal(fixture_commit(&h->fixture, id), 0);
+    uint64_t until = clock_monotonic_ms() + 1200;
+    for (uint32_t i = 1; i <= EXECS && clock_monotonic_ms() < until; i++)
+        run_beside(h, id, i);
+    const Skerry__Runner__Event *event =
+        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, IMPORT_MS);
+    assert_non_null(event);
+    assert_true(read(answer.descriptors[1], text, sizeof text - 1) > 0);
+    print_message("%s", text);
+    assert_non_null(strstr(text, " tries, "));
+    assert_non_null(strstr(text, " 0 caught"));
+    assert_int_equal(event->ended->exit_code, 0);
+    fixture_event_forget(&h->fixture, event);
+    fixture_answer_free(&answer);
+    (void)fixture_forget(&h->fixture, id);
+}
+
 /* --- bombs ------------------------------------------------------------------------------------ */
 
 struct bomb {
@@ -405,6 +461,9 @@ static void bombs_harm_nobody(void **state)
         {"inode", "No space left on device"},
         {"files", "Too many open files"},
         {"tcp", NULL},
+        {"symlink", "No space left on device"},
+        {"depth", "No space left on device"},
+        {"processes", "10000: done"},
     };
     for (size_t i = 0; i < ARRAY_SIZE(bombs); i++) {
         uint64_t begin = clock_monotonic_ms();
@@ -444,6 +503,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(probe_passes_in_the_relaxed_profile),
         cmocka_unit_test(probe_tells_profiles_apart),
         cmocka_unit_test(probe_complains_without_a_sandbox),
+        cmocka_unit_test(a_command_cannot_be_held_before_it_runs),
         cmocka_unit_test(bombs_harm_nobody),
     };
     return cmocka_run_group_tests_name("probe", tests, setup, teardown);

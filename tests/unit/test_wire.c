@@ -59,6 +59,27 @@ static int descriptors_open(void)
     return count;
 }
 
+/* Why somebody ends is often what it says last, with a message of ours still unread. */
+static void what_was_said_last_comes_after_the_reset(void **state)
+{
+    struct pair *pair = *state;
+    uint8_t data[128];
+    int fds[4];
+    size_t length = 0, count = 0;
+    struct err e = {0};
+    send_signal_verb(pair->left, 8, NULL, 0);
+    send_signal_verb(pair->right, 9, NULL, 0);
+    memory_close(&pair->left);
+    assert_int_equal(wire_receive(pair->right, data, sizeof data, &length, fds, 4, &count, &e),
+                     -ERR_UNAVAILABLE);
+    assert_int_equal(e.sys, ECONNRESET);
+    assert_int_equal(wire_receive(pair->right, data, sizeof data, &length, fds, 4, &count, &e), 0);
+    e = (struct err){0};
+    assert_int_equal(wire_receive(pair->right, data, sizeof data, &length, fds, 4, &count, &e),
+                     -ERR_UNAVAILABLE);
+    assert_int_equal(e.sys, 0);
+}
+
 static void message_and_descriptors_arrive(void **state)
 {
     struct pair *pair = *state;
@@ -160,6 +181,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(message_and_descriptors_arrive),
+        TEST(what_was_said_last_comes_after_the_reset),
         TEST(too_many_descriptors_are_closed_and_refused),
         TEST(long_datagram_is_refused),
         TEST(empty_and_closed_are_told_apart),
