@@ -35,7 +35,7 @@ RUNNER_LDFLAGS = -pie -Wl,-z,relro,-z,now $(RUNNER_SANFLAGS) -pthread $(LDFLAGS)
 pkg = $(shell pkg-config $(1) $(2) 2>/dev/null)
 
 # --- sources by folder ---------------------------------------------------------------------------
-PROTOS := $(wildcard sandbox/*.proto raft/*.proto node/*.proto)
+PROTOS := $(wildcard sandbox/*.proto raft/*.proto node/*/*.proto)
 PROTO_C := $(PROTOS:%.proto=$(B)/gen/%.pb-c.c)
 PROTO_H := $(PROTO_C:.c=.h)
 BASE := $(wildcard base/*.c)
@@ -43,7 +43,7 @@ BASE := $(wildcard base/*.c)
 BASE_RUNNER := $(filter-out base/inbox.c base/map.c base/identity%.c base/secure_%.c,$(BASE))
 SANDBOX_SHARED := $(wildcard sandbox/shared/*.c)
 NODE_LIB := $(BASE) $(wildcard raft/*.c gateway/*.c scheduler/*.c gossip/*.c sandbox/*.c) \
-            $(SANDBOX_SHARED) $(filter-out node/main.c,$(wildcard node/*.c))
+            $(SANDBOX_SHARED) $(filter-out node/main.c,$(wildcard node/*.c node/*/*.c))
 RUNNER_LIB := $(BASE_RUNNER) $(SANDBOX_SHARED) $(filter-out sandbox/runner/main.c,$(wildcard sandbox/runner/*.c))
 AGENT_SRC := $(wildcard sandbox/agent/*.c) $(SANDBOX_SHARED) base/err.c base/memory.c base/clock.c base/buffer.c
 
@@ -140,7 +140,7 @@ $(B)/tests/runner_test_%: $(RO)/tests/unit/runner_test_%.o $(B)/librunner.a $(B)
 	@mkdir -p $(dir $@)
 	@$(CC) $(RUNNER_LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
 # What the node packs, the store must take: these have both sides.
-$(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call robj,node/pack.c node/pack_walk.c)
+$(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call robj,node/cli/pack.c node/cli/pack_walk.c)
 
 # A real runner and a plain client of it.
 $(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart \

@@ -41,8 +41,8 @@ enum secure_protocol {
     SECURE_RAFT,   /* "skerry-raft/1": raft's own messages, base/secure_relay.h */
     SECURE_IMAGE,  /* "skerry-image/1" */
     SECURE_ENROLL, /* "skerry-enroll/1": a machine that is no member yet asks to become one */
-    SECURE_API,    /* "skerry-api/1": a request of the API for the owner, node/api_relay.h */
-    SECURE_ERRAND, /* "skerry-errand/1": a command or start that another node does, node/errands.h */
+    SECURE_API,    /* "skerry-api/1": a request of the API for the owner, node/api/relay.h */
+    SECURE_ERRAND, /* "skerry-errand/1": a command or start that another node does, node/errands/errands.h */
     SECURE_PROTOCOL_COUNT
 };
 const char *secure_protocol_name(enum secure_protocol protocol);

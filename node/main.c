@@ -1,6 +1,6 @@
-/* The one binary: everything is in node/cli.c; here is only what no library holds, the runner that it
+/* The one binary: everything is in node/cli/cli.c; here is only what no library holds, the runner that it
  * carries. */
-#include "node/cli.h"
+#include "node/cli/cli.h"
 
 extern const unsigned char embedded_runner_begin[], embedded_runner_end[];
 

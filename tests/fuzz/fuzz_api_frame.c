@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/api_frame.h"
+#include "node/api/frame.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

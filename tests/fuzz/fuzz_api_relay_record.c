@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/api_relay.h"
+#include "node/api/relay.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

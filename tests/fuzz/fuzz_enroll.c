@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/enroll_wire.h"
+#include "node/cluster/enroll_wire.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/errand_wire.h"
+#include "node/errands/errand_wire.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

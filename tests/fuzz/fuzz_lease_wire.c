@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/lease_wire.h"
+#include "node/control/lease_wire.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -8,7 +8,7 @@
 
 #include "base/log.h"
 #include "base/memory.h"
-#include "node/peer_seal.h"
+#include "node/cluster/peer_seal.h"
 
 #define BYTES_MAX 4096u
 #define NONCE_AT 12u

@@ -34,7 +34,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "node/api.h"
+#include "node/api/api.h"
 #include "raft/command.h"
 #include "raft/state.h"
 

@@ -18,7 +18,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
-#include "node/pack.h"
+#include "node/cli/pack.h"
 #include "sandbox/runner/image.h"
 #include "sandbox/runner/image_digest.h"
 #include "sandbox/runner/image_internal.h"

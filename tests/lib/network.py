@@ -281,7 +281,7 @@ def _free_ids(count):
 class Cluster(Nodes):
     """Nodes of one cluster, each on a host of a network of their own. Indexed from 0, named from 1."""
 
-    # As many as four nodes share of one of `skerry up`'s ranges; see node/up_config.c.
+    # As many as four nodes share of one of `skerry up`'s ranges; see node/up/config.c.
     IDS = 220
 
     def __init__(self, count=3, configs=None, hosts=None):

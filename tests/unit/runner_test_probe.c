@@ -22,7 +22,7 @@
 #include "base/buffer.h"
 #include "base/clock.h"
 #include "base/memory.h"
-#include "node/pack.h"
+#include "node/cli/pack.h"
 #include "sandbox/runner/image.h"
 #include "sandbox/runner/runner.h"
 #include "tests/lib/runner_fixture.h"

@@ -2,8 +2,8 @@
 #include "tests/lib/api_client.h"
 #include "tests/lib/secure_pair.h"
 
-#include "node/api_frame.h"
-#include "node/api_relay.h"
+#include "node/api/frame.h"
+#include "node/api/relay.h"
 
 /* Node 1 is asked; node 2 owns the instance. */
 static struct fake entry, owner;

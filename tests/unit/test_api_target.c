@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/api_frame.h"
-#include "node/api_target.h"
+#include "node/api/frame.h"
+#include "node/api/target.h"
 
 static void percent_and_plus_are_decoded(void **state)
 {

@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "node/cli.h"
+#include "node/cli/cli.h"
 
 static const struct cli_option options[] = {
     {'a', "all", NULL, "a switch"},

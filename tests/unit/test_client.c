@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #include "base/memory.h"
-#include "node/client.h"
+#include "node/cli/client.h"
 
 /* A node that says the same to everybody: reads a request's head and as much of the body as its
  * length tells, keeps what it read, and sends `script`. */

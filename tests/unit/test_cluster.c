@@ -17,7 +17,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "base/private_file.h"
-#include "node/cluster_internal.h"
+#include "node/cluster/internal.h"
 
 enum { NODES = 3, WAIT_MS = 20000 };
 

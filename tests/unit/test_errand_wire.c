@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/errand_wire.h"
+#include "node/errands/errand_wire.h"
 
 static struct buffer out;
 

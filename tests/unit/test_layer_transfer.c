@@ -12,7 +12,7 @@
 
 #include "base/inbox.h"
 #include "base/memory.h"
-#include "node/layer_transfer.h"
+#include "node/layers/transfer.h"
 #include "tests/lib/secure_pair.h"
 
 enum { ARCHIVE_BYTES = 3 * 1024 * 1024 + 512, ZEROS = 1024, TURNS_MAX = 4 };

@@ -5,7 +5,7 @@
 
 #include <cmocka.h>
 
-#include "node/machine.h"
+#include "node/control/machine.h"
 
 static void processors_in_use_are_counted_between_two_reads(void **state)
 {

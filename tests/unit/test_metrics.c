@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/metrics.h"
+#include "node/control/metrics.h"
 
 #define FAMILIES_MAX 200
 #define SAMPLES_MAX 2000

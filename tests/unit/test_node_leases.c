@@ -12,8 +12,8 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "node/lease_wire.h"
-#include "node/leases.h"
+#include "node/control/lease_wire.h"
+#include "node/control/leases.h"
 #include "scheduler/leases.h"
 #include "tests/lib/registry_help.h"
 

@@ -20,7 +20,7 @@
 
 #include "base/buffer.h"
 #include "base/memory.h"
-#include "node/pack.h"
+#include "node/cli/pack.h"
 
 struct fixture {
     char directory[64];

@@ -13,8 +13,8 @@
 #include "base/address.h"
 #include "base/clock.h"
 #include "base/memory.h"
-#include "node/peer_rpc.h"
-#include "node/peer_seal.h"
+#include "node/cluster/peer_rpc.h"
+#include "node/cluster/peer_seal.h"
 
 enum { NODES = 4, BYTES_MAX = 100000, WAIT_MS = 10000, KEPT_MAX = 64 };
 

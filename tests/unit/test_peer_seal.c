@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/peer_seal.h"
+#include "node/cluster/peer_seal.h"
 
 enum { NODES = 4, BYTES_MAX = 1000 };
 

@@ -7,7 +7,7 @@
 #include <cmocka.h>
 #include <string.h>
 
-#include "node/reports.h"
+#include "node/control/reports.h"
 
 static void clocks_are_compared_by_the_middle_of_the_trip(void **state)
 {

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/ssh_key.h"
+#include "node/control/ssh_key.h"
 
 #define BLOB "AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g"
 #define KEY "ssh-ed25519 " BLOB " me@home"

@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/status_facts.h"
+#include "node/control/status_facts.h"
 
 enum { NODES = 3 };
 static struct status_fact nodes[NODES];

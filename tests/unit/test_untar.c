@@ -15,7 +15,7 @@
 
 #include "base/buffer.h"
 #include "base/memory.h"
-#include "node/cli_untar.h"
+#include "node/cli/untar.h"
 #include "sandbox/shared/tar.h"
 
 struct place {
