@@ -106,7 +106,7 @@ static bool gather_node(void *user, const struct registry_node *r)
     (void)text_copy(f->name, sizeof f->name, r->name);
     (void)text_copy(f->address, sizeof f->address, r->address);
     registry_root_live(g->root, r->id, count_live, &f->instances);
-    struct report report;
+    struct report report = {0};
     if (r->id == g->node->id)
         fill_self(g, f);
     else

@@ -210,7 +210,7 @@ static void over_deliver(struct inbox_message *message, void *owner)
         asks_answer(node_ask_);
     } else if (gateway_ask != NULL && goes_on(e, gateway_ask->refused)) {
         joins_ask_again(n, gateway_ask);
-    } else if (node_ask_ != NULL && goes_on(e, node_ask_->refused)) {
+    } else if (gateway_ask == NULL && goes_on(e, node_ask_->refused)) {
         asks_again(n, node_ask_);
     } else {
         tell_refusal(n, e);

@@ -82,19 +82,19 @@ static void offer_sockets(void)
         if (bind(fd, (struct sockaddr *)&there, size) == 0)
             listen(fd, 8);
         fd = inet_socket(families[i], SOCK_DGRAM, UDP_PORT, &there, &size);
-        bind(fd, (struct sockaddr *)&there, size);
+        (void)bind(fd, (struct sockaddr *)&there, size);
     }
 }
 
 static void offer_memory(void)
 {
-    shmget(KEY, 4096, IPC_CREAT | 0666);
-    semget(KEY, 1, IPC_CREAT | 0666);
-    msgget(KEY, IPC_CREAT | 0666);
+    (void)shmget(KEY, 4096, IPC_CREAT | 0666);
+    (void)semget(KEY, 1, IPC_CREAT | 0666);
+    (void)msgget(KEY, IPC_CREAT | 0666);
     mode_t old = umask(0);
-    mq_open("/" NAME, O_RDWR | O_CREAT, 0666, NULL);
-    shm_open("/" NAME, O_RDWR | O_CREAT, 0666);
-    open("/tmp/" NAME, O_RDWR | O_CREAT, 0666);
+    (void)mq_open("/" NAME, O_RDWR | O_CREAT, 0666, NULL);
+    (void)shm_open("/" NAME, O_RDWR | O_CREAT, 0666);
+    (void)open("/tmp/" NAME, O_RDWR | O_CREAT, 0666);
     umask(old);
 }
 
