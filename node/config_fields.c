@@ -226,9 +226,10 @@ static const struct field fields[] = {
     {.path = "raft.standbys",
      .type = FIELD_UINT,
      .offset = AT(raft.standbys),
-     .fallback = "16",
-     .max = 64,
-     .meaning = "how many more nodes follow the registry and stand in for a voter that dies"},
+     .fallback = "50",
+     .max = 57,
+     .meaning = "how many more nodes may join; they follow the registry and stand in for a voter "
+                "that dies"},
 };
 
 static const struct field_hint hints[] = {

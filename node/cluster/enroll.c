@@ -56,11 +56,11 @@ struct enroll {
 };
 
 static const char *const refusal_names[ENROLL_REFUSAL_COUNT] = {
-    [ENROLL_REFUSED_FORMAT] = "format",     [ENROLL_REFUSED_PROTOCOL] = "protocol",
-    [ENROLL_REFUSED_CLUSTER] = "cluster",   [ENROLL_REFUSED_CLOCK] = "clock",
-    [ENROLL_REFUSED_TOKEN] = "token",       [ENROLL_REFUSED_NAME] = "name",
-    [ENROLL_REFUSED_ADDRESS] = "address",   [ENROLL_REFUSED_BUSY] = "busy",
-    [ENROLL_REFUSED_REGISTRY] = "registry",
+    [ENROLL_REFUSED_FORMAT] = "format",   [ENROLL_REFUSED_PROTOCOL] = "protocol",
+    [ENROLL_REFUSED_CLUSTER] = "cluster", [ENROLL_REFUSED_CLOCK] = "clock",
+    [ENROLL_REFUSED_TOKEN] = "token",     [ENROLL_REFUSED_NAME] = "name",
+    [ENROLL_REFUSED_ADDRESS] = "address", [ENROLL_REFUSED_FULL] = "full",
+    [ENROLL_REFUSED_BUSY] = "busy",       [ENROLL_REFUSED_REGISTRY] = "registry",
 };
 
 static bool never_strangers_key(void *user, node_id id, struct identity_public *out)
@@ -263,7 +263,8 @@ static void take_request(struct connection *c)
                                    .key = secure_stream_peer_key(c->stream),
                                    .root = root,
                                    .name = n->name,
-                                   .wall_ms = wall_ms(n)};
+                                   .wall_ms = wall_ms(n),
+                                   .nodes_max = n->options.nodes_max};
     enroll_check(&asking, &verdict);
     registry_root_release(root);
     sodium_memzero(c->request.secret, sizeof c->request.secret);

@@ -67,6 +67,7 @@ enum enroll_refusal {
     ENROLL_REFUSED_TOKEN,
     ENROLL_REFUSED_NAME,
     ENROLL_REFUSED_ADDRESS,
+    ENROLL_REFUSED_FULL,     /* as many nodes as may follow the registry */
     ENROLL_REFUSED_BUSY,     /* too many ask */
     ENROLL_REFUSED_REGISTRY, /* it refused, or could not be asked */
     ENROLL_REFUSAL_COUNT
@@ -78,6 +79,7 @@ struct enroll_options {
     const char *address; /* "127.0.0.1:7603" */
     const char *name;    /* of this node, for words */
     node_id id;
+    uint64_t nodes_max;        /* 0: as many as come */
     uint64_t (*wall_ms)(void); /* NULL: clock_wall_ms */
     void *user;
     /* Proposes REGISTRY_NODE_JOIN; answered as by registry_propose. */

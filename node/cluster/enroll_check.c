@@ -84,11 +84,13 @@ static bool check_self(const struct enroll_asking *a, struct enroll_verdict_of *
 struct search {
     const struct enroll_asking *asking;
     node_id by_key, by_address;
+    uint64_t others; /* that are not replaced by this one */
 };
 
 static bool compare_node(void *user, const struct registry_node *n)
 {
     struct search *s = user;
+    s->others += strcmp(n->name, s->asking->request->name) != 0;
     if (memcmp(n->public_key, s->asking->key->bytes, sizeof n->public_key) == 0)
         s->by_key = n->id;
     else if (strcmp(n->address, s->asking->request->address) == 0 &&
@@ -134,6 +136,11 @@ void enroll_check(const struct enroll_asking *a, struct enroll_verdict_of *out)
                "%s is the address of %s: give --bind and --advertise this machine's own, or "
                "remove that node first (skerry node rm %s)",
                a->request->address, other->name, other->name);
+    else if (a->nodes_max != 0 && s.others >= a->nodes_max)
+        refuse(out, ENROLL_REFUSED_FULL,
+               "the cluster has its %" PRIu64 " nodes: raise raft.standbys on every node, or "
+               "remove one (skerry node rm)",
+               a->nodes_max);
 }
 
 int enroll_tell(struct enroll_answer *out, const struct registry_root *root, node_id id,

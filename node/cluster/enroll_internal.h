@@ -18,6 +18,7 @@ struct enroll_asking {
     const struct registry_root *root;
     const char *name; /* of this node */
     uint64_t wall_ms;
+    uint64_t nodes_max; /* 0: as many as come */
 };
 /* Everything that can be said without asking the registry's leader. */
 void enroll_check(const struct enroll_asking *a, struct enroll_verdict_of *out);

@@ -426,6 +426,7 @@ static int open_enroll(struct members *m, struct err *e)
                                .address = text,
                                .name = n->config->name,
                                .id = n->id,
+                               .nodes_max = n->config->raft.voters + n->config->raft.standbys,
                                .user = n,
                                .propose = propose,
                                .root = root_of};

@@ -100,7 +100,7 @@ static void check_defaults(const struct config *c)
     assert_string_equal(c->zone, "");
     assert_int_equal(c->labels.count, 0);
     assert_int_equal(c->raft.voters, 3);
-    assert_int_equal(c->raft.standbys, 16);
+    assert_int_equal(c->raft.standbys, 50);
     assert_true(strlen(c->name) > 0);
 }
 

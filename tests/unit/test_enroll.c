@@ -24,6 +24,7 @@
 #define OTHER_CLUSTER "fedcba9876543210"
 
 struct world {
+    const char *advertise; /* of who joins */
     struct lone lone;
     char *directory;
     struct identity *member, *joiner, *other;
@@ -93,11 +94,13 @@ static int set_up(void **state)
     int port = 22000 + 4 * (int)(getpid() % 1000);
     (void)text_format(w->peer, sizeof w->peer, "127.0.9.1:%d", port);
     (void)text_format(w->address, sizeof w->address, "127.0.9.1:%d", port + 3);
+    w->advertise = "127.0.9.2:7600";
     make_cluster(w);
     struct enroll_options o = {.identity = w->member,
                                .address = w->address,
                                .name = "node1",
                                .id = 1,
+                               .nodes_max = 2,
                                .user = w,
                                .propose = propose,
                                .root = root_of};
@@ -209,7 +212,7 @@ static void join_as(struct world *w, struct attempt *a, const struct identity *i
     a->options = (struct enroll_join_options){.data = w->data,
                                               .identity = identity,
                                               .name = name,
-                                              .advertise = "127.0.9.2:7600",
+                                              .advertise = w->advertise,
                                               .peers = a->peers,
                                               .peer_count = 1,
                                               .token = token,
@@ -318,6 +321,22 @@ static void an_address_of_another_node_is_refused(void **state)
     invite(w, &i);
     refused_as(w, w->other, "node3", i.text, "is the address of node2");
     assert_true(token_is_there(w, i.token.id));
+}
+
+static void a_full_cluster_takes_only_who_replaces_a_node(void **state)
+{
+    struct world *w = *state;
+    struct invitation i;
+    struct attempt a;
+    invite(w, &i);
+    join_as(w, &a, w->joiner, "node2", i.text);
+    assert_int_equal(a.rc, 0);
+    invite(w, &i);
+    w->advertise = "127.0.9.3:7600";
+    refused_as(w, w->other, "node3", i.text, "the cluster has its 2 nodes: raise raft.standbys");
+    assert_int_equal(refusals_count(enroll_refusals(w->enroll), ENROLL_REFUSED_FULL), 1);
+    join_as(w, &a, w->other, "node2", i.text);
+    assert_int_equal(a.rc, 0);
 }
 
 static void a_wrong_secret_is_refused_as_an_unknown_token_is(void **state)
@@ -722,6 +741,7 @@ int main(void)
         CASE(who_asks_again_with_its_key_gets_its_id_again),
         CASE(a_node_of_the_same_name_is_replaced),
         CASE(an_address_of_another_node_is_refused),
+        CASE(a_full_cluster_takes_only_who_replaces_a_node),
         CASE(a_wrong_secret_is_refused_as_an_unknown_token_is),
         CASE(a_token_of_another_kind_is_refused),
         CASE(an_expired_token_is_refused),
