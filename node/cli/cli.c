@@ -217,7 +217,7 @@ static int help_all(FILE *out)
     fprintf(out, "Skerry runs untrusted code: a request starts an instance of a workload, later "
                  "requests join it.\n\n");
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
-        fprintf(out, "  %-18s %s\n", commands[i]->name, commands[i]->summary);
+        fprintf(out, "  %-24s %s\n", commands[i]->name, commands[i]->summary);
     fprintf(
         out,
         "\n`skerry COMMAND --help` tells more. Address: --addr or SKERRY_ADDR, else %s.\n"
