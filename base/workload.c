@@ -222,11 +222,6 @@ static int check_network(const struct workload *w, const struct document *d, str
             struct err why;
             if (destination_parse(&to, lists[i]->items[n], &why) < 0)
                 return fields_refuse(d, paths[i], e, "%s", why.msg);
-            if (lists[i] == &w->network.allow && to.kind == DESTINATION_NAME)
-                return fields_refuse(d, paths[i], e,
-                                     "%s is a name; this version takes networks: write "
-                                     "203.0.113.0/24 or 203.0.113.7:443",
-                                     to.name);
             if (lists[i] == &w->network.deny && to.kind == DESTINATION_NAME)
                 return fields_refuse(d, paths[i], e,
                                      "%s is a name, whose addresses nobody knows beforehand; "

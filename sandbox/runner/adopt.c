@@ -123,6 +123,8 @@ static void egress_hold(struct instance *i, const Skerry__State__State *s)
         log_warn("runner", "%s: %s", i->id, e.msg);
         memset(i->egress, 0, sizeof *i->egress);
     }
+    if (net_names_add(i->runner->names, i->id, i->network_fd, i->egress, &i->names, &e) < 0)
+        log_warn("runner", "%s: %s", i->id, e.msg);
 }
 
 /* From here on the instance is whole: what fails ends it in the usual way. */

@@ -280,7 +280,9 @@ static int names_write(int root, int etc, const struct bind_plan *plan, struct e
     if (rc == 0)
         rc = name_write(root, etc, "hostname", text, e);
     if (rc == 0)
-        rc = name_write(root, etc, "resolv.conf", "# Nobody answers names here.\n", e);
+        rc = name_write(root, etc, "resolv.conf",
+                        plan->names ? "nameserver 127.0.0.1\n" : "# Nobody answers names here.\n",
+                        e);
     return rc;
 }
 

@@ -39,6 +39,7 @@ struct bind_plan {
     uint32_t proc_masks;
     uint32_t uid, gid; /* for /etc/passwd of the host image */
     char hostname[64];
+    bool names; /* 127.0.0.1:53 answers them */
 };
 
 /* Told next. Descriptors: those of the mounts. */

@@ -11,6 +11,8 @@
 
 #include "base/memory.h"
 #include "sandbox/runner/net_egress.h"
+#include "sandbox/runner/net_names.h"
+#include "sandbox/runner/net_names_wire.h"
 #include "sandbox/runner/seccomp.h"
 
 #define AT(member) offsetof(struct runner_config, member)
@@ -72,6 +74,14 @@ static const struct field fields[] = {
      .max = NET_UPLINKS_MAX,
      .meaning = "Interfaces that instances with egress go out by. If empty: those of the default "
                 "routes."},
+    {.path = "sandbox.resolvers",
+     .type = FIELD_TEXT_LIST,
+     .offset = AT(sandbox.resolvers),
+     .fallback = "",
+     .max = NAMES_RESOLVERS_MAX,
+     .meaning =
+         "Addresses of the resolvers that are asked for the names that instances with egress ask "
+         "for. If empty: the nameservers of /etc/resolv.conf."},
     {.path = "max.cpus",
      .type = FIELD_CPUS,
      .offset = AT(max.cpus_thousandths),
@@ -239,6 +249,12 @@ static int check(const struct runner_config *c, const struct document *d, struct
     struct err why;
     if (net_site_read(&site, &uplinks, c, &key, &why) < 0)
         return fields_refuse(d, key, e, "%s", why.msg);
+    char shown[TEXT_SHOWN_SIZE];
+    for (size_t i = 0; i < c->sandbox.resolvers.count; i++)
+        if (!net_names_resolver_valid(c->sandbox.resolvers.items[i]))
+            return fields_refuse(d, "sandbox.resolvers", e,
+                                 "%s is no address; write 192.0.2.53 or 2001:db8::53",
+                                 text_show(c->sandbox.resolvers.items[i], shown));
     if (strchr(c->cgroup, '/') != NULL || c->cgroup[0] == '.')
         return err_set(e, ERR_INVALID, "%s:%d: cgroup: a name without slashes and leading dots",
                        document_name(d), fields_line(d, "cgroup"));

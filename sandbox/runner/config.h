@@ -29,6 +29,7 @@ struct runner_config {
     struct {
         char *network;
         struct field_list uplinks;
+        struct field_list resolvers;
     } sandbox;
     struct {
         uint64_t cpus_thousandths, memory_bytes, pids, disk_bytes, instances;

@@ -113,6 +113,7 @@ static void release(struct instance *i)
     loop_watch_stop(loop, &i->oom_watch);
     loop_child_stop(loop, &i->process);
     memory_close(&i->channel);
+    net_names_remove(steal_pointer(&i->names));
     memory_close(&i->network_fd);
     memory_close(&i->oom_fd);
     memory_close(&i->deadline_fd);

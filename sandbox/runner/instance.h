@@ -77,6 +77,7 @@ struct instance {
     struct loop_watch channel_watch;
     int network_fd;
     struct net_policy *egress; /* NULL: it has no way out */
+    struct net_names_instance *names;
     int oom_fd;
     struct loop_watch oom_watch;
     struct loop_timer oom_look;

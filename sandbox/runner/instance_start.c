@@ -201,7 +201,8 @@ static int egress_make(struct instance *i, struct err *e)
                               p->n_network_allow, p->network_deny, p->n_network_deny, e);
     if (rc < 0)
         return rc;
-    return net_egress_attach(r->egress, i->network_fd, instance_place_number(i), i->egress, e);
+    rc = net_egress_attach(r->egress, i->network_fd, instance_place_number(i), i->egress, e);
+    return rc == 0 ? net_names_add(r->names, i->id, i->network_fd, i->egress, &i->names, e) : rc;
 }
 
 /* The blank begins as soon as it has the plan; the rest is made while it works. */
@@ -216,6 +217,7 @@ static int root_tell(struct instance *i, struct err *e)
                                    .uid = p->uid,
                                    .gid = p->gid,
                                    .read_only = p->read_only,
+                                   .names = p->network != 0,
                                    .hostname = p->hostname[0] != '\0' ? p->hostname : "instance"};
     struct layers layers = {-1, -1};
     CLEANUP_FD int listener = -1;

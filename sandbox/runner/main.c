@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "sandbox/runner/image_export.h"
+#include "sandbox/runner/net_names.h"
 #include "sandbox/runner/runner.h"
 
 extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
@@ -120,6 +121,8 @@ int main(int argc, char **argv)
         return image_import_main();
     if (argc == 2 && strcmp(argv[1], IMAGE_EXPORT_ARGUMENT) == 0)
         return image_export_main();
+    if (argc == 2 && strcmp(argv[1], NET_NAMES_ARGUMENT) == 0)
+        return net_names_main();
     struct runner_options options = {.node_uid = -1,
                                      .node_gid = -1,
                                      .blanks = -1,

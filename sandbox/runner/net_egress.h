@@ -3,7 +3,7 @@
  *     instance's namespace                     the machine
  *     table skerry: exact, for its workload    table skerry: constant, by names of interfaces
  *     eth0 10.166.0.35/31 ──── veth pair ──── skv0-17 10.166.0.34/31 ── forwarded, masqueraded ── uplink
- *     127.0.0.1:53 ─ resolver (resolver.h)
+ *     127.0.0.1:53 ─ names (net_names.h)
  *
  * The namespace belongs to the machine's user namespace, so nothing inside can touch its link and its
  * rules, which are loaded before the link is up and go with it. A link is never removed by itself

@@ -397,6 +397,7 @@ int root_plan_make(struct root_base *base, const struct root_options *o, struct 
     plan->uid = o->uid;
     plan->gid = o->gid;
     text_copy(plan->hostname, sizeof plan->hostname, o->hostname);
+    plan->names = o->names;
     CLEANUP_FD int store =
         store_make(o->disk_bytes, o->inodes, o->uid_base, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
     if (store < 0)

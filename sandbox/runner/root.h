@@ -35,6 +35,7 @@ struct root_options {
     uint32_t uid, gid;
     bool read_only;
     const char *hostname;
+    bool names; /* as in struct bind_plan */
 };
 
 /* The plan and its descriptors, at most two; they are the caller's. */

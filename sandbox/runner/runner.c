@@ -307,6 +307,9 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
     if (rc == 0)
         rc = loop_open(&r->loop, TIMERS_MAX, e);
     if (rc == 0)
+        rc = net_names_open(&r->names, r->loop, r->network, r->egress, &r->config.sandbox.resolvers,
+                            e);
+    if (rc == 0)
         rc = reaper_open(&r->reaper, r, e);
     if (rc == 0)
         rc = blanks_open(&r->blanks, r, e);
@@ -329,6 +332,7 @@ static void close_all(struct runner *r)
     reaper_close(r->reaper);
     blanks_close(r->blanks);
     adopt_free(r->adoption);
+    net_names_close(r->names);
     cgroup_host_close(&r->cgroups, held > 0 ? 0 : GROUPS_END_MS);
     loop_close(r->loop);
     root_base_close(r->root_base);
@@ -348,8 +352,10 @@ static void egress_guard_cb(struct loop_timer *timer)
 {
     struct runner *r = container_of(timer, struct runner, egress_guard);
     struct err e;
-    if (instances_use_egress(r->instances))
+    if (instances_use_egress(r->instances)) {
         net_egress_guard(r->egress);
+        net_names_guard(r->names);
+    }
     if (loop_timer_start(r->loop, timer, clock_boot_ms() + NET_GUARD_MS, egress_guard_cb, &e) < 0)
         log_error("runner", "egress: %s", e.msg);
 }

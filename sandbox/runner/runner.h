@@ -15,6 +15,7 @@
 #include "sandbox/runner/config.h"
 #include "sandbox/runner/loop.h"
 #include "sandbox/runner/net_egress.h"
+#include "sandbox/runner/net_names.h"
 #include "sandbox/runner/network.h"
 #include "sandbox/runner/request.h"
 #include "sandbox/runner/root.h"
@@ -42,6 +43,7 @@ struct runner {
     struct cgroup_host cgroups;
     struct network *network;
     struct net_egress *egress;
+    struct net_names *names;
     struct loop_timer egress_guard;
     struct root_base *root_base;
     struct seccomp_filter filters[SECCOMP_PROFILE_COUNT];
