@@ -13,7 +13,8 @@ INTERNET = "203.0.113.2"
 METADATA = "169.254.169.254"
 HOST_PUBLIC = "203.0.113.1"
 LAN = "10.0.0.1"
-EGRESS = "allow: {egress: true%s}\nsandbox: {uplinks: [%s]}\n"
+EGRESS = "allow: {egress: true%s}\nsandbox: {uplinks: [%s], resolvers: [" + INTERNET + "]}\n"
+NAMED = "198.51.100.7"  # what tests/lib/dns_server.py says that good.example.org is
 
 # Connects to each argument; a line with 0 or the name of the error.
 CONNECT = """
@@ -85,6 +86,13 @@ class Machine:
             [*inside, PYTHON, "-c",
              "import socket; s = socket.create_server(('0.0.0.0', %s), backlog=100)\n"
              "while True: s.accept()[0].close()" % port]))
+
+    def resolver(self):
+        inside = ["nsenter", "-t", str(self.internet.pid), "-n"]
+        sh(*inside, "ip", "addr", "add", NAMED + "/32", "dev", "lo")
+        server = os.path.join(os.path.dirname(__file__), "..", "lib", "dns_server.py")
+        self.processes.append(subprocess.Popen([*inside, PYTHON, server, INTERNET],
+                                               stdout=subprocess.DEVNULL))
 
     def traces(self):
         return sh("nft", "list", "ruleset"), sh("ip", "-o", "link"), sh("ip", "-4", "-o", "addr")
@@ -161,6 +169,28 @@ class Network(unittest.TestCase):
         refused = node.cli("deploy", "-", check=False, stdin=(
             "id: calls\nport: 1\ncommand: [x]\nnetwork:\n  mode: egress\n  allow: [10.0.0.1/8]\n"))
         self.assertIn(b":6: network.allow: 10.0.0.1/8 has bits behind its prefix", refused.stderr)
+
+    def test_a_name_is_answered_and_opens_what_it_answers(self):
+        self.machine.resolver()
+        _, node = self.run_node()
+        node.deploy({"id": "calls", "port": 8080, "access": "public",
+                     "command": ["python3", "/app/server.py"],
+                     "network": {"mode": "egress", "allow": ["good.example.org:80"]}},
+                    {"server.py": SERVER, "connect.py": CONNECT})
+
+        def ask(*to):
+            return node.get("/w/calls/?" + ",".join(to)).body.decode().splitlines()
+        closed, opened, then, port, other = ask(
+            NAMED + ":80", "good.example.org:80", NAMED + ":80", NAMED + ":81",
+            "also.good.example.org:80")
+        self.assertEqual((closed, opened, then, port), ("EHOSTUNREACH", "0", "0", "EHOSTUNREACH"))
+        self.assertIn("Name or service not known", other)
+        out = node.cli("run", "--network", "egress", "--", "python3", "-c",
+                       "import socket; print(socket.getaddrinfo('alias.example.org', 80)[0][4][0])")
+        self.assertEqual(out.stdout.decode().strip(), NAMED)
+        node.kill_runner()
+        node.start_runner()
+        wait_until(lambda: ask("good.example.org:80") == ["0"], 20, "names again")
 
     def test_without_permission_it_is_refused_by_name(self):
         with Node() as node:
