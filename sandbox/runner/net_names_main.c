@@ -1,6 +1,6 @@
 /* The forwarder's process: `skerry runner` with NET_NAMES_ARGUMENT. It gives away all that it does not
  * need before it reads the first message. */
-#include <errno.h>
+#include <fcntl.h>
 #include <grp.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -76,6 +76,14 @@ static bool limit(__rlimit_resource_t what, uint64_t value)
     return setrlimit(what, &both) == 0;
 }
 
+/* The runner's own input and output are none of its business. */
+static bool descriptors_drop(void)
+{
+    CLEANUP_FD int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    return null >= 0 && dup2(null, STDIN_FILENO) >= 0 && dup2(null, STDOUT_FILENO) >= 0 &&
+           (SANITIZED || dup2(null, STDERR_FILENO) >= 0);
+}
+
 static bool privileges_drop(void)
 {
     for (int cap = 0; prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; cap++)
@@ -138,7 +146,8 @@ int net_names_main(void)
 {
     struct forwarder f = {.channel = LOOP_WATCH_STOPPED};
     struct err e;
-    if (loop_open(&f.loop, TIMERS_MAX, &e) < 0 || !privileges_drop() || !filter_calls() ||
+    if (loop_open(&f.loop, TIMERS_MAX, &e) < 0 || !descriptors_drop() || !privileges_drop() ||
+        !filter_calls() ||
         loop_watch_start(f.loop, &f.channel, NAMES_CONTROL_FD, EPOLLIN, channel_cb, &e) < 0)
         return 1;
     int rc = loop_run(f.loop, &e);
