@@ -12,7 +12,7 @@ SAN ?=
 VARIANT := $(if $(SAN),$(SAN),plain)$(if $(findstring clang,$(CC)),-clang)
 B ?= build$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
 
-LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl libarchive
+LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl libarchive libssh
 # nng has no .pc file: it stands where the libraries are used.
 LIBS_RUNNER := libprotobuf-c jansson yaml-0.1 libsodium libseccomp libcap libnl-route-3.0 libnftables libarchive
 LIBS_TEST := cmocka

@@ -654,11 +654,18 @@ static void answered(struct inbox_message *message, void *owner)
     ask_free(t, ask);
 }
 
+static void answered_elsewhere(struct inbox_message *message, void *owner)
+{
+    struct gateway_ask *ask = container_of(message, struct gateway_ask, message);
+    ask->answered(ask, owner);
+}
+
 void gateway_answer(struct gateway_ask *ask)
 {
-    ask->message.deliver = answered;
+    struct inbox *inbox = ask->thread != NULL ? ask->thread->inbox : ask->reply_to;
+    ask->message.deliver = ask->thread != NULL ? answered : answered_elsewhere;
     /* The thread closes its inbox only when all asks are answered. */
-    bool posted = inbox_post_always(ask->thread->inbox, &ask->message);
+    bool posted = inbox_post_always(inbox, &ask->message);
     assert_always(posted);
 }
 

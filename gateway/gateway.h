@@ -89,6 +89,9 @@ struct gateway_timing {
 struct gateway_ask {
     struct inbox_message message; /* for either direction */
     struct gateway_thread *thread;
+    /* Of a question that another thread than the gateway's asks: `thread` NULL. It frees the ask. */
+    struct inbox *reply_to;
+    void (*answered)(struct gateway_ask *ask, void *loop_owner);
     void *request;
     uint64_t number; /* never the same twice in a process: a late cancel can name it safely */
 
@@ -108,6 +111,7 @@ struct gateway_ask {
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64]; /* "GET /w/hello/", cut, printable */
     uint64_t asked_us; /* monotonic */
+    bool portless;     /* joins without a connection to the code: one without a port will do */
     bool forwarded;    /* another node sent it here: it is served here or refused, never sent on */
 
     /* answer */

@@ -157,12 +157,14 @@ static int check_value(struct config *c, const char *path, struct err *e)
         return check_address(&c->advertise, CONFIG_PEER_PORT, true, e);
     if (strcmp(path, "api") == 0 && strcmp(c->api, "none") != 0)
         return check_address(&c->api, CONFIG_API_PORT, false, e);
+    if (strcmp(path, "gateway.ssh") == 0 && strcmp(c->gateway.ssh, "none") != 0)
+        return check_address(&c->gateway.ssh, CONFIG_SSH_PORT, false, e);
     return 0;
 }
 
-static const char *const checked_paths[] = {"name", "cluster",   "domain",     "http",
-                                            "bind", "advertise", "api",        "peers",
-                                            "zone", "labels",    "raft.voters"};
+static const char *const checked_paths[] = {"name", "cluster",   "domain",      "http",
+                                            "bind", "advertise", "api",         "peers",
+                                            "zone", "labels",    "raft.voters", "gateway.ssh"};
 
 /* --- the file --------------------------------------------------------------------------------- */
 

@@ -20,6 +20,7 @@
 #define CONFIG_PEER_PORT 7600
 #define CONFIG_HTTP_PORT 8080
 #define CONFIG_API_PORT 8081
+#define CONFIG_SSH_PORT 2222
 #define CONFIG_PEERS_MAX 64
 
 struct config {
@@ -48,6 +49,8 @@ struct config {
         uint64_t body_bytes_max; /* BYTES_NONE: no bound */
         uint64_t header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;
         uint64_t connections_max;
+        char *ssh; /* address of joins over SSH, or "none" */
+        uint64_t ssh_sessions_max;
         bool forwarded; /* X-Forwarded-* of who connects are believed */
     } gateway;
     struct {

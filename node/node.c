@@ -21,6 +21,7 @@
 #include "base/lock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/ssh.h"
 #include "node/api/api.h"
 #include "node/cluster/cluster.h"
 #include "node/cluster/members.h"
@@ -241,6 +242,7 @@ static void open_front(struct node *n)
         return;
     }
     routes_publish(n);
+    node_ssh_open(n);
     atomic_store(&n->ready, true);
     log_info("node", "%s is ready: gateway at %s, API at %s", n->config->name,
              n->config->http.count > 0 ? n->config->http.items[0] : "none", n->config->api);
@@ -441,7 +443,11 @@ static void close_all(struct node *n)
     errands_close(n, pump, n);
     copies_stop(n);
     reports_stop(n);
-    /* The API first: it reads the gateway's counters. */
+    /* SSH before the API, on which its sessions rest, and that before the gateway, whose counters it
+     * reads. */
+    if (n->ssh != NULL)
+        ssh_front_close(n->ssh);
+    n->ssh = NULL;
     if (n->api != NULL)
         api_close(n->api, pump, n);
     if (n->gateway != NULL)

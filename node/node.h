@@ -154,6 +154,8 @@ int node_token_make(struct registry_token *out, char secret_text[NODE_TOKEN_TEXT
 
 const struct config *node_config(const struct node *node);
 struct gateway *node_gateway(const struct node *node);
+struct ssh_front_counters;
+void node_ssh_counters(struct node *node, struct ssh_front_counters *out); /* API thread */
 /* PROBLEM_NONE, or why it takes no requests, or no starts, now. Any thread. */
 enum problem node_ready(const struct node *node, char *why, size_t size);
 /* Live joiners and use of a local instance; false if it is not here. Any thread. */

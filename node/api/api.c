@@ -134,7 +134,7 @@ static void inbox_closed(void *owner)
 /* When no connection and no question is left, nothing refers to the daemons or the loop. */
 static void finish_if_idle(struct api *api)
 {
-    if (api->connections != NULL || api->relays != NULL || api->asks != 0 ||
+    if (api->connections != NULL || api->relays != NULL || api->asks != 0 || api->places != NULL ||
         api_worker_busy(api->worker) || api->handles_closing)
         return;
     api->handles_closing = true;
@@ -376,6 +376,8 @@ static void handles_open(struct api *api)
     (void)uv_timer_init(&api->loop, &api->sweep);
     (void)uv_timer_init(&api->loop, &api->settle);
     (void)uv_timer_init(&api->loop, &api->arrivals);
+    (void)uv_timer_init(&api->loop, &api->places_timer);
+    api->places_timer.data = api;
     api->arrivals.data = api;
     api->prepare.data = api->mhd_timer.data = api->sweep.data = api->settle.data = api;
     api->stop.data = api->event.data = api;

@@ -17,6 +17,7 @@
 #include <sys/types.h>
 
 #include "base/err.h"
+#include "gateway/ssh.h"
 #include "node/node.h"
 
 struct api;
@@ -37,6 +38,13 @@ struct api_calls {
     void (*events_watch)(void *user, void (*post)(void *user), void *post_user);
     void (*logs_directory)(void *user, char *out, size_t size);
     void (*metrics)(void *user, struct node_metrics *out);
+    /* A place in an instance: what the routes say of a workload, and questions as gateway threads ask
+     * them (gateway/gateway.h), answered in this loop. NULL: there are none. */
+    bool (*workload)(void *user, const char *name, struct gateway_workload *out);
+    bool (*join)(void *user, struct gateway_ask *ask);
+    void (*join_cancel)(void *user, struct gateway_ask *ask, enum end_reason reason);
+    void (*slot_left)(void *user, struct slot_ref slot, unsigned what);
+    void (*ssh_counters)(void *user, struct ssh_front_counters *out); /* NULL: none */
     void (*gateway_counters)(void *user, struct gateway_counters *out, unsigned *connections);
 };
 

@@ -1,5 +1,8 @@
 /* node/api/calls.c - the API's view of its node, wired to the functions of node.h. */
+#include <string.h>
+
 #include "node/api/api.h"
+#include "node/control/control.h"
 
 static bool ask(void *user, struct node_ask *question)
 {
@@ -66,6 +69,16 @@ static void counters(void *user, struct gateway_counters *out, unsigned *connect
     *connections = gateway_connections(g);
 }
 
+static bool workload(void *user, const char *name, struct gateway_workload *out)
+{
+    return routes_workload_now(user, name, out);
+}
+
+static void ssh_counters(void *user, struct ssh_front_counters *out)
+{
+    node_ssh_counters(user, out);
+}
+
 struct api_calls api_calls_of(struct node *node)
 {
     return (struct api_calls){.user = node,
@@ -79,5 +92,10 @@ struct api_calls api_calls_of(struct node *node)
                               .events_watch = events_watch,
                               .logs_directory = logs_directory,
                               .metrics = metrics,
+                              .workload = workload,
+                              .join = joins_ask,
+                              .join_cancel = joins_cancel,
+                              .slot_left = joins_slot_left,
+                              .ssh_counters = ssh_counters,
                               .gateway_counters = counters};
 }

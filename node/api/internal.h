@@ -42,6 +42,7 @@ struct api_fd;
 struct api_duplex;
 struct api_worker;
 struct api_relay;
+struct place;
 struct problem_report;
 
 struct api_listener {
@@ -107,6 +108,8 @@ struct api {
     struct api_request *settling;
     struct api_request *listening; /* streams of events */
     struct api_worker *worker;
+    struct place *places;    /* node/api/join.c */
+    uv_timer_t places_timer; /* four times a second while there are some */
     struct api_relay *relays;
     unsigned relay_count;
     struct api_listener *relay_listener; /* of what other nodes pass on; NULL: none do */
@@ -159,6 +162,7 @@ struct api_request {
     char method[16];
     char *target;       /* decoded in place: path and query point into it */
     char *target_query; /* in it, before it is decoded; or NULL */
+    char *query_text;   /* `query` points into it */
     char *path;         /* still encoded, for the log and asked_by */
     char *parameter;
     struct api_query *query;
@@ -377,6 +381,9 @@ const struct registry_instance *api_instance_find(struct api_request *r,
 /* As api_instance_find, and it must not have ended. */
 const struct registry_instance *api_instance_live(struct api_request *r,
                                                   const struct registry_root *root);
+
+void api_workload_join(struct api_request *r);
+void api_instance_join(struct api_request *r);
 
 void api_logs_get(struct api_request *r);
 void api_exec(struct api_request *r);

@@ -32,6 +32,8 @@ void api_metrics(struct api_request *r)
                                .api_requests = r->api->requests_total};
     calls->metrics(calls->user, &node);
     calls->gateway_counters(calls->user, &gateway, &in.gateway_connections);
+    if (calls->ssh_counters != NULL)
+        calls->ssh_counters(calls->user, &in.ssh);
     metrics_process_read(&in.process);
     struct registry_root *root = calls->root(calls->user);
     struct tally t = {.api = r->api, .root = root, .by_state = in.instances_by_state};

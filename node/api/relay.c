@@ -130,12 +130,15 @@ static int relay_connect(struct api_relay *relay, struct err *e)
 
 bool api_relay_begin(struct api_request *r)
 {
+    char name[64];
+    node_id owner = r->connection->relayed ? 0 : owner_of(r->api, r->route, r->parameter, name);
+    return owner != 0 && api_relay_to(r, owner, name, r->parameter);
+}
+
+bool api_relay_to(struct api_request *r, node_id owner, const char *name, const char *subject)
+{
     struct api *api = r->api;
     struct err e = {0};
-    char name[64];
-    node_id owner = r->connection->relayed ? 0 : owner_of(api, r->route, r->parameter, name);
-    if (owner == 0)
-        return false;
     r->body_kind = API_BODY_STREAM;
     struct api_relay *relay = api->relay_count >= API_RELAYS_MAX ? NULL : api_relay_new(api, true);
     if (relay == NULL) {
@@ -146,7 +149,7 @@ bool api_relay_begin(struct api_request *r)
     relay->local_can = r->route->handle == api_instance_get || r->route->handle == api_explain;
     relay->expects = api_request_body_length(r) != 0 && api_header(r, "Expect") != NULL;
     (void)text_copy(relay->name, sizeof relay->name, name);
-    (void)text_copy(relay->instance, sizeof relay->instance, r->parameter);
+    (void)text_copy(relay->instance, sizeof relay->instance, subject);
     relay->request = r;
     r->state = relay;
     r->state_free = let_go;

@@ -37,6 +37,9 @@ struct api_relay;
  * problem was answered. Otherwise it is served here, now or (api_request_keep) when its owner could not be
  * reached. */
 bool api_relay_begin(struct api_request *r);
+/* To that node in any case, for a handler that finds out late, of a request without a body. `subject`: what
+ * it is about, for messages. */
+bool api_relay_to(struct api_request *r, node_id owner, const char *name, const char *subject);
 /* At once. A connection that was upgraded is closed, with a reset: what came was not the whole. */
 void api_relay_end(struct api_relay *relay);
 /* Of api_sweep_cb: what is late. */

@@ -22,7 +22,11 @@
 static bool query_parse(struct api_request *r)
 {
     struct err e = {0};
-    if (api_query_split(r->target_query, &r->query, &r->query_count, &e) == 0)
+    if (r->target_query != NULL && (r->query_text = strdup(r->target_query)) == NULL) {
+        api_problem(r, PROBLEM_INTERNAL, "out of memory");
+        return false;
+    }
+    if (api_query_split(r->query_text, &r->query, &r->query_count, &e) == 0)
         return true;
     api_problem(r, e.code == ERR_NO_MEMORY ? PROBLEM_INTERNAL : PROBLEM_BAD_REQUEST, "query: %s",
                 e.msg);
@@ -359,6 +363,7 @@ void api_request_completed_cb(void *user, struct MHD_Connection *mhd, void **req
     free(r->parameter);
     free(r->path);
     free(r->target);
+    free(r->query_text);
     free(r);
 }
 

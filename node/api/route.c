@@ -34,6 +34,8 @@ static const struct api_route routes[] = {
     ROUTE("POST", "/v1/workloads/{workload}/rollback", "version", api_workload_rollback, DEPLOY,
           OF_WORKLOAD),
 
+    ROUTE("POST", "/v1/workloads/{workload}/join", "key again", api_workload_join, INVOKE,
+          OF_WORKLOAD, .streams = true),
     ROUTE("GET", "/v1/instances", "workload state all prefix limit after consistent",
           api_instances_list, DEPLOY, OF_QUERY),
     ROUTE("POST", "/v1/instances", "", api_instance_start, INVOKE, OF_BODY, TEXT),
@@ -42,6 +44,8 @@ static const struct api_route routes[] = {
     ROUTE("POST", "/v1/instances/{instance}/stop", "", api_instance_stop, DEPLOY, OF_INSTANCE),
     ROUTE("POST", "/v1/instances/{instance}/extend", "for", api_instance_extend, DEPLOY,
           OF_INSTANCE, TEXT),
+    ROUTE("POST", "/v1/instances/{instance}/join", "", api_instance_join, INVOKE, OF_INSTANCE,
+          .streams = true),
     ROUTE("GET", "/v1/instances/{instance}/logs", "follow tail since stream", api_logs_get, INVOKE,
           OF_INSTANCE, .streams = true),
     ROUTE("POST", "/v1/instances/{instance}/exec", COMMAND_QUERY, api_exec, DEPLOY, OF_INSTANCE,

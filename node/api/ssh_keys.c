@@ -8,7 +8,7 @@
 static json_t *key_json(const struct registry_ssh_key *k)
 {
     char type[SSH_KEY_TYPE_SIZE], fingerprint[SSH_KEY_FINGERPRINT_SIZE];
-    ssh_key_type(k, type);
+    ssh_key_kind(k, type);
     ssh_key_fingerprint(k, fingerprint);
     return json_pack("{s:s, s:s, s:s, s:o, s:o, s:o}", "id", k->id, "type", type, "fingerprint",
                      fingerprint, "workload", api_text_or_null(k->workload), "name",

@@ -68,7 +68,9 @@ const struct cli_command cli_ssh_key_add_command = {
     .summary = "lets a public key join over SSH",
     .text = "FILE is what ssh-keygen wrote beside the private key:\n\n"
             "  skerry ssh-key add --workload chat ~/.ssh/id_ed25519.pub\n"
-            "  ssh -p 2222 chat@10.0.0.1",
+            "  ssh -p 2222 chat@127.0.0.1\n\n"
+            "The address is gateway.ssh of any node. The name is a workload, WORKLOAD+KEY, or an\n"
+            "instance's whole id.",
     .options = add_options,
     .flags = CLI_API | CLI_JSON,
     .words_min = 1,

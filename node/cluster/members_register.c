@@ -56,7 +56,9 @@ static void proposed_cb(void *user, const struct err *error, const struct regist
     if (m->refused_told_ms != 0 && now_ms - m->refused_told_ms < TELL_EVERY_MS)
         return;
     m->refused_told_ms = now_ms;
-    log_error("registry", "this node is not registered yet: %s",
+    log_error("registry", "%s: %s",
+              m->node->registered ? "the cluster has no host key for SSH yet"
+                                  : "this node is not registered yet",
               error != NULL ? error->msg : result->detail);
 }
 
@@ -175,7 +177,7 @@ void members_register(struct members *m)
 {
     struct err e = {0};
     struct node *n = m->node;
-    if (m->stopping || n->registered || n->registry == NULL)
+    if (m->stopping || n->registry == NULL || (n->registered && !n->leader))
         return;
     if (!m->caught_up) {
         if (m->reading)
@@ -188,6 +190,9 @@ void members_register(struct members *m)
     if (m->proposing)
         return;
     struct registry_root *root = registry_root(n->registry);
-    look(m, root);
+    if (!n->registered)
+        look(m, root);
+    else if (!has_ssh_seed(root)) /* a registry of before there was one */
+        put_ssh_seed(m);
     registry_root_release(root);
 }

@@ -176,6 +176,7 @@ struct node {
     struct scheduler *scheduler;
     struct slot_table *slots;
     struct gateway *gateway;
+    struct ssh_front *ssh; /* NULL: not served */
     struct api *api;
     struct layers *layers;   /* NULL until the client of the runner is there */
     bool layers_wanted;      /* a workload came or changed since they followed the registry */
@@ -393,6 +394,8 @@ void routes_publish(struct node *n);
 void routes_instance(struct node *n, struct instance *i); /* put, changed or (when ended) removed */
 bool routes_workload(void *user, const void *routes, const char *name, size_t length,
                      struct gateway_workload *out);
+/* By the routes that are current, from any thread. */
+bool routes_workload_now(struct node *n, const char *name, struct gateway_workload *out);
 bool routes_find_instance(void *user, const void *routes, const struct instance_id *id,
                           struct gateway_instance *out, struct gateway_workload *out_workload);
 enum problem routes_authorize(void *user, const void *routes, const struct gateway_workload *w,
@@ -406,6 +409,11 @@ void adopt_connected(void *user, const Skerry__Runner__HelloReply *hello);
 void adopt_disconnected(void *user);
 /* Once the registry has caught up and the runner is there; ends with node_progress. */
 void adopt_reconcile(struct node *n);
+
+/* --- node/control/ssh_calls.c ----------------------------------------------------------------------------------- */
+
+/* Joins over SSH from now on, if configured and possible; else that is told. */
+void node_ssh_open(struct node *n);
 
 /* --- node/control/quorum.c ------------------------------------------------------------------------------------- */
 

@@ -258,10 +258,10 @@ static int open_slot(struct instance *i, const Skerry__Runner__Address *address,
 int instance_open(struct instance *i, const Skerry__Runner__Address *address, struct err *e)
 {
     i->phase = PHASE_READY;
-    bool joined = i->spec->kind == WORKLOAD_SERVER && i->spec->port != 0;
-    if (joined && open_slot(i, address, e) != 0)
+    bool server = i->spec->kind == WORKLOAD_SERVER; /* one without a port is joined over SSH */
+    if (server && open_slot(i, address, e) != 0)
         return -(int)e->code;
-    if (joined)
+    if (server && i->spec->port != 0)
         joins_spare(i);
     routes_instance(i->node, i);
     return 0;

@@ -99,13 +99,22 @@ void joins_grant(struct node *n, struct waiter *w, struct instance *i, enum sche
         return;
     }
     if (ask == NULL) {
+        /* Who starts a keyed one by hand has entered it, and stays not. */
+        unsigned left = node_ask->key != NULL && node_ask->key[0] != '\0' && i->slot.slot != NULL
+                            ? slot_leave(i->slot, clock_monotonic_ms())
+                            : 0;
+        if (left != 0)
+            joins_slot_left(n, i->slot, left);
         node_ask->id = i->id;
         asks_answer(node_ask);
         return;
     }
     ask->id = i->id;
-    if (ask->kind == WORKLOAD_SERVER && i->slot.slot == NULL) {
+    if (ask->kind == WORKLOAD_SERVER && i->spec->port == 0 && !ask->portless) {
         /* The gateway refuses these; a version without a port may have come in between. */
+        unsigned left = i->slot.slot != NULL ? slot_leave(i->slot, clock_monotonic_ms()) : 0;
+        if (left != 0)
+            joins_slot_left(n, i->slot, left);
         joins_answer_problem(n, ask, PROBLEM_CONFLICT,
                              "the instance has no port: it can be reached by exec and files only",
                              0);
@@ -304,7 +313,7 @@ static bool answer_forced_now(struct node *n, struct gateway_ask *ask, bool sure
                              "the instance runs one command and cannot be joined", 0);
         return true;
     }
-    if (i->phase == PHASE_READY && i->slot.slot == NULL) {
+    if (i->phase == PHASE_READY && i->spec->port == 0 && !ask->portless) {
         joins_answer_problem(n, ask, PROBLEM_CONFLICT,
                              "the instance has no port: it can be reached by exec and files only",
                              0);

@@ -270,6 +270,20 @@ static bool write_node(struct buffer *out, const struct metrics_input *in)
                    "Machines that asked to become a node and were refused.", n->refused_joins);
 }
 
+static bool write_ssh(struct buffer *out, const struct ssh_front_counters *s)
+{
+    return gauge(out, "skerry_ssh_sessions", "Connections of SSH.", s->sessions) &&
+           counter(out, "skerry_ssh_accepted_total", "Connections of SSH taken.", s->accepted) &&
+           counter(out, "skerry_ssh_refused_total", "Connections of SSH refused for a bound.",
+                   s->refused) &&
+           counter(out, "skerry_ssh_signed_in_total", "Sessions whose key was known.",
+                   s->signed_in) &&
+           counter(out, "skerry_ssh_denied_total", "Keys and passwords that opened nothing.",
+                   s->denied) &&
+           counter(out, "skerry_ssh_late_total", "Connections of SSH cut before they signed in.",
+                   s->too_late);
+}
+
 static bool write_process(struct buffer *out, const struct metrics_process *p)
 {
     return gauge_real(out, "process_cpu_seconds_total", "counter",
@@ -290,5 +304,5 @@ bool metrics_write(struct buffer *out, const struct metrics_input *in)
            buffer_printf(out, "skerry_build_info{version=\"%s\",node=\"", in->version) &&
            label_text(out, in->node_name) && buffer_append_text(out, "\"} 1\n") &&
            write_requests(out, in) && write_gateway(out, in) && write_instances(out, in) &&
-           write_node(out, in) && write_process(out, &in->process);
+           write_node(out, in) && write_ssh(out, &in->ssh) && write_process(out, &in->process);
 }

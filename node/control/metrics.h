@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/buffer.h"
+#include "gateway/ssh.h"
 #include "node/node.h"
 
 struct metrics_process {
@@ -28,6 +29,7 @@ struct metrics_input {
     const uint64_t *api_requests; /* by status class, 6; 0: broken */
     uint64_t instances_by_state[INSTANCE_STATE_COUNT];
     struct metrics_process process;
+    struct ssh_front_counters ssh;
 };
 #define METRICS_BYTES_MAX (256 * 1024)
 /* Appends; false when `out` is at its bound or memory is gone. */

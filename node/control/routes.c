@@ -406,14 +406,37 @@ enum problem routes_authorize(void *user, const void *routes, const struct gatew
                           instance != NULL ? instance->text : NULL, clock_wall_ms());
 }
 
-bool node_instance_load(struct node *n, const struct instance_id *id, uint32_t *joiners,
-                        uint32_t *max_joiners)
+static struct routes *routes_take(struct node *n)
 {
-    bool found = false;
     pthread_mutex_lock(&n->roots_mutex);
     struct routes *r = n->current;
     r->readers++;
     pthread_mutex_unlock(&n->roots_mutex);
+    return r;
+}
+
+static void routes_give(struct node *n, struct routes *r)
+{
+    pthread_mutex_lock(&n->roots_mutex);
+    bool last = --r->readers == 0 && r != n->current;
+    pthread_mutex_unlock(&n->roots_mutex);
+    if (last)
+        wake_collector(n);
+}
+
+bool routes_workload_now(struct node *n, const char *name, struct gateway_workload *out)
+{
+    struct routes *r = routes_take(n);
+    bool known = routes_workload(n, r, name, strlen(name), out);
+    routes_give(n, r);
+    return known;
+}
+
+bool node_instance_load(struct node *n, const struct instance_id *id, uint32_t *joiners,
+                        uint32_t *max_joiners)
+{
+    bool found = false;
+    struct routes *r = routes_take(n);
     char key[KEY_SIZE];
     const struct local_instance *l = (const struct local_instance *)map_get(
         &r->local, key, key_of(key, 'i', id->text, strlen(id->text)));
@@ -422,10 +445,6 @@ bool node_instance_load(struct node *n, const struct instance_id *id, uint32_t *
         *max_joiners = atomic_load(&l->slot.slot->max_joiners);
         found = true;
     }
-    pthread_mutex_lock(&n->roots_mutex);
-    bool last = --r->readers == 0 && r != n->current;
-    pthread_mutex_unlock(&n->roots_mutex);
-    if (last)
-        wake_collector(n);
+    routes_give(n, r);
     return found;
 }

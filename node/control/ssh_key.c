@@ -200,7 +200,7 @@ bool ssh_key_name(struct registry_ssh_key *key, const char *workload)
     return true;
 }
 
-void ssh_key_type(const struct registry_ssh_key *key, char out[SSH_KEY_TYPE_SIZE])
+void ssh_key_kind(const struct registry_ssh_key *key, char out[SSH_KEY_TYPE_SIZE])
 {
     struct part rest = {key->blob, key->blob_length}, type;
     if (part_next(&rest, &type) && type.length < SSH_KEY_TYPE_SIZE)

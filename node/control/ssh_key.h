@@ -25,7 +25,7 @@ int ssh_key_parse(struct registry_ssh_key *out, const char *text, size_t length,
                   struct err *e) ERR_CHECKED;
 /* For this workload (NULL: any); makes the id. False: no name of a workload. */
 bool ssh_key_name(struct registry_ssh_key *key, const char *workload);
-void ssh_key_type(const struct registry_ssh_key *key, char out[SSH_KEY_TYPE_SIZE]);
+void ssh_key_kind(const struct registry_ssh_key *key, char out[SSH_KEY_TYPE_SIZE]);
 /* As ssh-keygen -l has it. */
 void ssh_key_fingerprint(const struct registry_ssh_key *key, char out[SSH_KEY_FINGERPRINT_SIZE]);
 /* Whether the registry has this key for the workload, or for any; "" asks for any alone. `id` is that of

@@ -112,9 +112,11 @@ static int choose_range(const struct up_node *n, uint64_t *out_uid, struct err *
 static int write_serve(const struct up_node *n, struct err *e)
 {
     char path[UP_PATH_SIZE], http[ADDRESS_TEXT_SIZE], api[ADDRESS_TEXT_SIZE];
+    char ssh[ADDRESS_TEXT_SIZE];
     const char *d = n->directory;
     (void)text_format(http, sizeof http, "%s:%d", n->address, CONFIG_HTTP_PORT);
     (void)text_format(api, sizeof api, "%s:%d", n->address, CONFIG_API_PORT);
+    (void)text_format(ssh, sizeof ssh, "%s:%d", n->address, CONFIG_SSH_PORT);
     CLEANUP_FREE char *text =
         text_new("# Written by `skerry up` once; yours to change.\n"
                  "name: node%u\n"
@@ -122,11 +124,12 @@ static int write_serve(const struct up_node *n, struct err *e)
                  "bind: \"%s:%d\"\n"
                  "http: [\"%s\"]\n"
                  "api: \"%s\"\n"
+                 "gateway: {ssh: \"%s\"}\n"
                  "api_socket: %s/run/api.sock\n"
                  "runner_socket: %s/run/runner.sock\n"
                  "limits: {instances_max: %d}\n",
                  n->number, d, n->address, CONFIG_PEER_PORT, n->http != NULL ? n->http : http,
-                 n->api != NULL ? n->api : api, d, d, RANGE_INSTANCES);
+                 n->api != NULL ? n->api : api, ssh, d, d, RANGE_INSTANCES);
     if (text == NULL)
         return err_set(e, ERR_NO_MEMORY, "no memory");
     up_node_path(n, up_config_names[UP_SERVE], path);

@@ -37,7 +37,7 @@ static void line_of_ssh_keygen_is_read(void **state)
     assert_int_equal(parse(&key, "# mine\n\n" KEY "\r\n", &e), 0);
     assert_string_equal(key.name, "me@home");
     assert_int_equal(key.blob_length, 51);
-    ssh_key_type(&key, type);
+    ssh_key_kind(&key, type);
     assert_string_equal(type, "ssh-ed25519");
     assert_int_equal(parse(&key, "ssh-ed25519 " BLOB, &e), 0);
     assert_string_equal(key.name, "");

@@ -1,0 +1,318 @@
+"""Joins over SSH with OpenSSH's own client, through any node of three."""
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+
+from cluster import Nodes, free_port, server, server_spec, wait_until
+
+PAGE = """def handle(h):
+    if h.headers.get("Upgrade") == "websocket":
+        import base64, hashlib
+        key = h.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        h.send_response(101)
+        h.send_header("Upgrade", "websocket"); h.send_header("Connection", "Upgrade")
+        h.send_header("Sec-WebSocket-Accept",
+                      base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        h.end_headers()
+        text = str(os.getpid()).encode()
+        h.wfile.write(bytes([0x81, len(text)]) + text); h.wfile.flush()
+        h.rfile.read(1)
+        h.close_connection = True
+    elif h.path == "/slow":
+        h.send_response(200); h.end_headers()
+        h.wfile.write(str(os.getpid()).encode()); h.wfile.flush()
+        h.close_connection = True
+        time.sleep(60)
+    else:
+        h.say(str(os.getpid()))
+"""
+
+# A node that has not heard of an instance yet would start another.
+ONE = {"max": 1, "queue": 10, "queue_timeout": "10s"}
+
+
+class Ssh(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.ports = [free_port() for _ in range(3)]
+        cls.nodes = Nodes(3, ["gateway: {ssh: \"127.0.0.1:%d\"}\n" % p for p in cls.ports])
+        cls.nodes.__enter__()
+        cls.folder = tempfile.mkdtemp(prefix="skerry-test-ssh-", dir="/tmp")
+        for name in ("all", "chat", "other"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", cls.file(name)],
+                           check=True)
+        node = cls.nodes[0]
+        node.deploy(server_spec("chat", join={"max_joiners": 5}, life={"idle": "30s"},
+                                scale=ONE),
+                    server(PAGE))
+        node.deploy(server_spec("single", join={"max_joiners": 1},
+                                scale={"max": 1, "queue": 10, "queue_timeout": "1s"}), server(PAGE))
+        node.deploy(server_spec("idle", timeouts={"start": "20s", "stream_idle": "1s"}),
+                    server(PAGE))
+        node.deploy({"id": "bare", "command": ["sleep", "1000"], "ready": "none"})
+        node.cli("ssh-key", "add", cls.file("all.pub"))
+        node.cli("ssh-key", "add", "--workload", "chat", cls.file("chat.pub"))
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder, ignore_errors=True)
+        cls.nodes.__exit__(None, None, None)
+
+    @classmethod
+    def file(cls, name):
+        return os.path.join(cls.folder, name)
+
+    def options(self, node, key):
+        return ["-F", "none", "-i", self.file(key), "-o", "IdentitiesOnly=yes",
+                "-o", "IdentityAgent=none", "-o", "StrictHostKeyChecking=accept-new",
+                "-o", "UserKnownHostsFile=" + self.file("known"), "-o", "HostKeyAlias=cluster",
+                "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
+
+    def argv(self, user, *command, node=0, key="all", flags=()):
+        return ["ssh", *self.options(node, key), "-p", str(self.ports[node]), *flags,
+                user + "@127.0.0.1", *command]
+
+    def ssh(self, user, *command, node=0, key="all", flags=(), stdin=b"", timeout=60):
+        return subprocess.run(self.argv(user, *command, node=node, key=key, flags=flags),
+                              input=stdin, capture_output=True, timeout=timeout)
+
+    def listed(self, workload):
+        """What all nodes say of the instances of a workload: each owner of its own."""
+        found = {}
+        for node in self.nodes.nodes:
+            for i in node.ps():
+                if i["workload"] == workload and i["node"] == node.name:
+                    found[i["id"]] = i
+        return found
+
+    def instance(self, workload="chat"):
+        done = self.ssh(workload, "echo $SKERRY_INSTANCE")
+        self.assertEqual(done.returncode, 0, done)
+        return done.stdout.decode().strip()
+
+    def test_commands_give_their_output_and_exit_code(self):
+        for node in range(3):
+            done = self.ssh("chat", "echo out; echo err >&2; exit 7", node=node)
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (7, b"out\n", b"err\n"))
+
+    def test_every_node_joins_the_same_instance(self):
+        seen = {self.ssh("chat", "echo $SKERRY_INSTANCE", node=n).stdout for n in (0, 1, 2, 0)}
+        self.assertEqual(len(seen), 1, seen)
+
+    def test_a_signal_is_told(self):
+        done = self.ssh("chat", "kill -TERM $$")
+        self.assertEqual(done.returncode, 255, done)  # OpenSSH's for a signal
+        self.assertEqual(self.ssh("chat", "nothing-like-this").returncode, 127)
+
+    def test_ten_mebibytes_pass_untouched_both_ways(self):
+        data = os.urandom(10 << 20)
+        for node in (0, 1):
+            up = self.ssh("chat", "sha256sum", node=node, stdin=data)
+            self.assertEqual(up.stdout.split()[0].decode(), hashlib.sha256(data).hexdigest())
+            both = self.ssh("chat", "cat", node=node, stdin=data)
+            self.assertEqual(hashlib.sha256(both.stdout).hexdigest(),
+                             hashlib.sha256(data).hexdigest())
+
+    def test_a_terminal_has_its_size_and_follows_it(self):
+        import fcntl, pty, struct, termios
+        pid, fd = pty.fork()
+        if pid == 0:
+            os.execvp("ssh", self.argv("chat", node=2, flags=["-tt"]))
+        def say(text):
+            os.write(fd, text)
+        def expect(pattern):
+            got = b""
+            def look():
+                nonlocal got
+                got += os.read(fd, 4096)
+                return re.search(pattern, got)
+            return wait_until(look, 15, "%r on the terminal" % pattern)
+        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
+        say(b"echo ready-$((1+1)); stty size\n")
+        expect(rb"ready-2\s+33 101")
+        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 120, 0, 0))
+        os.kill(pid, signal.SIGWINCH)
+        say(b"sleep 0.3; stty size; exit 3\n")
+        expect(rb"44 120")
+        while True:
+            try:
+                if not os.read(fd, 4096):
+                    break
+            except OSError:
+                break
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 3)
+
+    def test_files_go_both_ways_by_sftp_and_scp(self):
+        data = os.urandom(1 << 20)
+        with open(self.file("up"), "wb") as f:
+            f.write(data)
+        done = subprocess.run(["sftp", *self.options(1, "all"), "-P", str(self.ports[1]), "-b", "-",
+                               "chat@127.0.0.1"], capture_output=True, timeout=60,
+                              input=("put %s /tmp/got\nget /tmp/got %s\n"
+                                     % (self.file("up"), self.file("down"))).encode())
+        self.assertEqual(done.returncode, 0, done)
+        with open(self.file("down"), "rb") as f:
+            self.assertEqual(f.read(), data)
+        done = subprocess.run(["scp", *self.options(2, "all"), "-P", str(self.ports[2]),
+                               self.file("up"), "chat@127.0.0.1:/tmp/copied"],
+                              capture_output=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done)
+
+    def test_wrong_keys_and_passwords_are_refused(self):
+        self.assertEqual(self.ssh("chat", "true", key="other").returncode, 255)
+        self.assertEqual(self.ssh("chat", "true", key="chat").returncode, 0)
+        self.assertEqual(self.ssh("single", "true", key="chat").returncode, 255)
+        done = self.ssh("chat", "true", key="other",
+                        flags=["-o", "PreferredAuthentications=password"])
+        self.assertEqual(done.returncode, 255)
+        self.assertIn(b"publickey", done.stderr)
+
+    def test_an_instance_is_forced_by_its_id_through_another_node(self):
+        id = self.instance()
+        for node in range(3):
+            done = self.ssh(id, "echo $SKERRY_INSTANCE", node=node, key="chat")
+            self.assertEqual(done.stdout.decode().strip(), id, done)
+        done = self.ssh("0" * 18, "true")
+        self.assertNotEqual(done.returncode, 0)
+
+    def test_a_key_of_the_workload_names_one_instance(self):
+        self.nodes[0].deploy(server_spec("rooms", join={"key": "header:X-Room"}), server(PAGE))
+        seen = {self.ssh("rooms+blue", "echo $SKERRY_KEY $SKERRY_INSTANCE", node=n).stdout
+                for n in range(3)}
+        self.assertEqual(len(seen), 1, seen)
+        self.assertTrue(seen.pop().startswith(b"blue "))
+        done = self.ssh("rooms", "true")
+        self.assertEqual(done.returncode, 125, done)
+        self.assertIn(b"key_missing", done.stderr)
+
+    def test_a_session_is_a_joiner(self):
+        with subprocess.Popen(self.argv("single", "echo in; cat", node=1), stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE) as held:
+            self.assertEqual(held.stdout.readline(), b"in\n")
+            self.assertEqual([i["joiners"] for i in self.listed("single").values()], [1])
+            done = self.ssh("single", "true", node=2)
+            self.assertEqual(done.returncode, 125, done)
+            held.stdin.close()
+            self.assertEqual(held.wait(20), 0)
+        wait_until(lambda: [i["joiners"] for i in self.listed("single").values()] == [0], 10,
+                   "its place is free again")
+        self.assertEqual(self.ssh("single", "true", node=2).returncode, 0)
+
+    def test_a_workload_without_a_port_is_joined_and_stop_ends_the_session(self):
+        with subprocess.Popen(self.argv("bare", "echo $SKERRY_INSTANCE; sleep 100", node=2),
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as held:
+            id = held.stdout.readline().decode().strip()
+            self.assertEqual(self.listed("bare")[id]["joiners"], 1)
+            self.nodes[0].cli("stop", id)
+            self.assertNotEqual(held.wait(20), 0)
+
+    def test_a_session_that_is_idle_is_ended(self):
+        began = time.monotonic()
+        done = self.ssh("idle", flags=["-N"], timeout=60)
+        self.assertEqual(done.returncode, 255)
+        self.assertGreater(time.monotonic() - began, 0.9)
+
+    def test_remote_forwarding_and_tunnels_are_refused(self):
+        done = self.ssh("chat", "true", flags=["-o", "ExitOnForwardFailure=yes", "-R",
+                                               "%d:127.0.0.1:1" % free_port()])
+        self.assertEqual(done.returncode, 255)
+        self.assertIn(b"forwarding failed", done.stderr)
+
+    def test_local_forwarding_is_refused(self):
+        done = self.ssh("chat", flags=["-W", "127.0.0.1:8080"], timeout=20)
+        self.assertEqual(done.returncode, 255)
+        self.assertEqual(done.stdout, b"")
+
+    def test_removed_key_ends_its_session(self):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", self.file("gone")],
+                       check=True)
+        added = self.nodes[0].cli("ssh-key", "add", "--json", "--workload", "chat",
+                                  self.file("gone.pub")).stdout
+        id = json.loads(added)["id"]
+        with subprocess.Popen(self.argv("chat", "echo in; cat", key="gone", node=1),
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL) as held:
+            self.assertEqual(held.stdout.readline(), b"in\n")
+            self.assertIn(id.encode(), self.nodes[1].cli("ssh-key", "list").stdout)
+            self.nodes[2].cli("ssh-key", "rm", id)
+            self.assertEqual(held.wait(20), 255)
+
+    def test_strangers_are_bounded_cut_and_counted(self):
+        node = self.nodes[2]
+        sockets = [socket.create_connection(("127.0.0.1", self.ports[2])) for _ in range(40)]
+        try:
+            def closed():
+                count = 0
+                for s in sockets:
+                    s.settimeout(0.01)
+                    try:
+                        count += s.recv(1, socket.MSG_PEEK) == b""
+                    except ConnectionError:
+                        count += 1
+                    except OSError:
+                        pass
+                return count
+            wait_until(lambda: closed() >= 32, 5, "all but eight were refused")
+            wait_until(lambda: self.metric(node, "skerry_ssh_sessions") == 0, 30,
+                       "those that never sign in are cut")
+            self.assertGreaterEqual(self.metric(node, "skerry_ssh_late_total"), 8)
+            self.assertGreaterEqual(self.metric(node, "skerry_ssh_refused_total"), 32)
+        finally:
+            for s in sockets:
+                s.close()
+        self.assertEqual(self.ssh("chat", "true", node=2).returncode, 0)
+
+    def metric(self, node, name):
+        import http.client
+        class Unix(http.client.HTTPConnection):
+            def connect(c):
+                c.sock = socket.socket(socket.AF_UNIX)
+                c.sock.connect(node.api_socket)
+        c = Unix("localhost")
+        c.request("GET", "/metrics")
+        text = c.getresponse().read().decode()
+        c.close()
+        return float(re.search(r"^%s (\S+)$" % name, text, re.M).group(1))
+
+    def test_curl_a_websocket_and_ssh_are_in_one_instance(self):
+        self.nodes[0].deploy(server_spec("mixed", join={"max_joiners": 3}, scale=ONE), server(PAGE))
+        slow = subprocess.Popen(["curl", "-sN", "http://127.0.0.1:%d/w/mixed/slow"
+                                 % self.nodes[0].http_port], stdout=subprocess.PIPE)
+        pid = b""
+        while not pid or len(pid) < 1:
+            pid = os.read(slow.stdout.fileno(), 20)
+        web = socket.create_connection(("127.0.0.1", self.nodes[1].http_port))
+        web.sendall(b"GET /w/mixed/ HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+                    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                    b"Sec-WebSocket-Key: " + base64.b64encode(os.urandom(16)) + b"\r\n\r\n")
+        got = b""
+        while b"\r\n\r\n" not in got or len(got.split(b"\r\n\r\n", 1)[1]) < 3:
+            got += web.recv(4096)
+        frame = got.split(b"\r\n\r\n", 1)[1]
+        self.assertEqual(frame[2:], pid)
+        held = subprocess.Popen(self.argv("mixed", "pgrep -f main.py | head -1; cat", node=2),
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            self.assertEqual(held.stdout.readline().strip(), pid)
+            self.assertEqual([i["joiners"] for i in self.listed("mixed").values()], [3])
+        finally:
+            slow.kill()
+            slow.wait()
+            web.close()
+            held.stdin.close()
+            held.stdout.close()
+            held.wait(20)
+
+
+if __name__ == "__main__":
+    unittest.main()
