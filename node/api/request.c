@@ -15,7 +15,7 @@
 
 /* A refused request of up to this size is read to its end first: an answer before it would be lost
  * in the reset that closing a socket with unread bytes causes. */
-#define REFUSED_BODY_READ_MAX (1024u * 1024u)
+#define REFUSED_BODY_READ_MAX (4u * 1024u * 1024u)
 
 /* --- the target --------------------------------------------------------------------------------- */
 
