@@ -3,6 +3,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <netdb.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <sodium.h>
@@ -157,18 +158,11 @@ static void refuse(struct ssh_front *f, int fd, unsigned reason, const char *pee
 
 static void connection_take(struct ssh_front *f, int fd, const struct sockaddr_storage *from)
 {
-    char address[48] = "", peer[64];
+    char address[INET6_ADDRSTRLEN] = "?", port[8] = "?", peer[64];
     int on = 1;
-    unsigned port = from->ss_family == AF_INET
-                        ? ntohs(((const struct sockaddr_in *)(const void *)from)->sin_port)
-                        : ntohs(((const struct sockaddr_in6 *)(const void *)from)->sin6_port);
-    (void)inet_ntop(
-        from->ss_family,
-        from->ss_family == AF_INET
-            ? (const void *)&((const struct sockaddr_in *)(const void *)from)->sin_addr
-            : (const void *)&((const struct sockaddr_in6 *)(const void *)from)->sin6_addr,
-        address, sizeof address);
-    (void)text_format(peer, sizeof peer, "%s port %u", address, port);
+    (void)getnameinfo((const struct sockaddr *)from, sizeof *from, address, sizeof address, port,
+                      sizeof port, NI_NUMERICHOST | NI_NUMERICSERV);
+    (void)text_format(peer, sizeof peer, "%s port %s", address, port);
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
     atomic_fetch_add(&f->accepted, 1);

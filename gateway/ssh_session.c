@@ -183,9 +183,7 @@ static void libssh_step(struct ssh_session *s)
 {
     if (s->phase == SSH_PHASE_KEYS) {
         int rc = ssh_handle_key_exchange(s->ssh);
-        if (rc == SSH_ERROR)
-            s->cut = true;
-        else if (rc == SSH_OK && ssh_event_add_session(s->event, s->ssh) != SSH_OK)
+        if (rc == SSH_ERROR || (rc == SSH_OK && ssh_event_add_session(s->event, s->ssh) != SSH_OK))
             s->cut = true;
         else if (rc == SSH_OK)
             s->phase = SSH_PHASE_LOGIN;

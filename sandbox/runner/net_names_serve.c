@@ -173,7 +173,7 @@ static void udp_cb(struct loop_watch *watch, uint32_t events)
     uint8_t data[NET_DNS_QUERY_MAX + 1];
     (void)events;
     for (int i = 0; i < DATAGRAMS_PER_ROUND; i++) {
-        struct sockaddr_in from;
+        struct sockaddr_in from = {0};
         socklen_t length = sizeof from;
         ssize_t n =
             recvfrom(s->udp_fd, data, sizeof data, MSG_DONTWAIT, (struct sockaddr *)&from, &length);
