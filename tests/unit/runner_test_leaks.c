@@ -33,7 +33,7 @@
 
 extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
 
-#define STARTS_DEFAULT 200
+#define STARTS_DEFAULT 60
 #define KILL_EVERY 10
 /* A start takes 2 to 4 ms here, so that all of it is hit. */
 #define KILL_WITHIN_US 5000u
@@ -288,23 +288,23 @@ struct fault {
 /* What fails with an error may be the runner's or the blank's own call. Only what the blank and the
  * agent alone do may kill, or the runner itself would be gone. */
 static const struct fault faults[] = {
-    {"clone3", "error=EAGAIN", 1},     {"mkdir,mkdirat", "error=ENOSPC", 8},
-    {"fsopen", "error=ENOMEM", 3},     {"fsconfig", "error=ENOMEM", 2},
-    {"fsmount", "error=ENOMEM", 3},    {"open_tree", "error=ENOMEM", 4},
-    {"move_mount", "error=ENOMEM", 6}, {"mount_setattr", "error=EPERM", 3},
-    {"unshare", "error=ENOSPC", 3},    {"setresgid", "error=EAGAIN", 1},
-    {"setresuid", "error=EAGAIN", 1},  {"setgroups", "error=EPERM", 2},
-    {"sethostname", "error=EPERM", 1}, {"symlinkat", "error=ENOSPC", 2},
-    {"pivot_root", "error=EBUSY", 1},  {"umount2", "error=EBUSY", 1},
-    {"execveat", "error=ENOMEM", 1},   {"capset", "error=EPERM", 1},
-    {"prctl", "error=EINVAL", 4},      {"socketpair", "error=EMFILE", 1},
-    {"bind", "error=EADDRINUSE", 1},   {"pipe2", "error=EMFILE", 2},
-    {"signalfd4", "error=EMFILE", 1},  {"epoll_create1", "error=EMFILE", 1},
-    {"close_range", "signal=KILL", 2}, {"setgroups", "signal=KILL", 2},
-    {"sethostname", "signal=KILL", 1}, {"symlinkat", "signal=KILL", 2},
-    {"pivot_root", "signal=KILL", 1},  {"umount2", "signal=KILL", 1},
-    {"execveat", "signal=KILL", 1},    {"capset", "signal=KILL", 2},
-    {"signalfd4", "signal=KILL", 1},   {"epoll_create1", "signal=KILL", 1},
+    {"clone3", "error=EAGAIN", 1},        {"mkdir,mkdirat", "error=ENOSPC", 8},
+    {"fsopen", "error=ENOMEM", 3},        {"fsconfig", "error=ENOMEM", 2},
+    {"fsmount", "error=ENOMEM", 3},       {"open_tree", "error=ENOMEM", 4},
+    {"move_mount", "error=ENOMEM", 6},    {"mount_setattr", "error=EPERM", 3},
+    {"setresgid", "error=EAGAIN", 1},     {"setresuid", "error=EAGAIN", 1},
+    {"setgroups", "error=EPERM", 2},      {"sethostname", "error=EPERM", 1},
+    {"symlinkat", "error=ENOSPC", 2},     {"pivot_root", "error=EBUSY", 1},
+    {"umount2", "error=EBUSY", 1},        {"execveat", "error=ENOMEM", 1},
+    {"capset", "error=EPERM", 1},         {"prctl", "error=EINVAL", 4},
+    {"socketpair", "error=EMFILE", 1},    {"bind", "error=EADDRINUSE", 1},
+    {"pipe2", "error=EMFILE", 2},         {"signalfd4", "error=EMFILE", 1},
+    {"epoll_create1", "error=EMFILE", 1}, {"close_range", "signal=KILL", 2},
+    {"setgroups", "signal=KILL", 2},      {"sethostname", "signal=KILL", 1},
+    {"symlinkat", "signal=KILL", 2},      {"pivot_root", "signal=KILL", 1},
+    {"umount2", "signal=KILL", 1},        {"execveat", "signal=KILL", 1},
+    {"capset", "signal=KILL", 2},         {"signalfd4", "signal=KILL", 1},
+    {"epoll_create1", "signal=KILL", 1},
 };
 
 /* Returns strace's pid once it holds the runner. */
