@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 enum instance_state {
     INSTANCE_STATE_NONE = 0,
@@ -38,6 +39,16 @@ enum end_reason {
     END_REASON_COUNT
 };
 const char *end_reason_name(enum end_reason reason);
+
+/* How a command ended, as it is told to who asked for it. */
+struct command_end {
+    enum end_reason reason;
+    int exit_code; /* -1: none */
+    unsigned signal;
+    bool timed_out, oom;
+    uint64_t wall_us, cpu_us, memory_peak_bytes;
+    char detail[256];
+};
 
 /* Whether the user's code may have seen a refused or failed request. */
 enum ran { RAN_NO, RAN_MAYBE, RAN_YES };

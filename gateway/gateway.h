@@ -133,14 +133,7 @@ struct gateway_ask {
 
     /* command: how it ended, delivered after the answer by gateway_command_ended */
     struct inbox_message ended_message;
-    struct {
-        enum end_reason reason;
-        int exit_code;
-        unsigned signal;
-        bool timed_out, oom;
-        uint64_t wall_us, cpu_us, memory_peak_bytes;
-        char detail[256];
-    } ended;
+    struct command_end ended;
 };
 
 /* Sockets made in an instance's network namespace, unconnected and non-blocking. */

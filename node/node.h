@@ -109,17 +109,12 @@ struct node_ask {
 
     /* ended */
     struct inbox_message ended_message;
+    struct command_end end;
     struct {
-        enum end_reason reason;
-        int exit_code;
-        unsigned signal;
-        bool timed_out, oom;
-        uint64_t wall_us, cpu_us, memory_peak_bytes;
-        char detail[256];
+        enum problem problem;
         char digest[72];
         uint64_t bytes, files;
-        enum problem problem; /* IMPORT */
-    } end;
+    } import; /* and what a COLLECT freed */
     /* The control thread's own. */
     void *control;
 };

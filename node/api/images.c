@@ -92,7 +92,7 @@ static void collected(struct api_ask *a)
 {
     if (!api_ask_refused(a->request, a))
         api_answer_json(a->request, MHD_HTTP_OK,
-                        json_pack("{s:I}", "bytes", (json_int_t)a->ask.end.bytes));
+                        json_pack("{s:I}", "bytes", (json_int_t)a->ask.import.bytes));
 }
 
 void api_images_gc(struct api_request *r)
@@ -172,11 +172,11 @@ static void image_put(struct api_ask *a)
 
 static void register_image(struct api_request *r)
 {
-    struct registry_image image = {.bytes = r->ask->ask.end.bytes,
-                                   .files = r->ask->ask.end.files,
+    struct registry_image image = {.bytes = r->ask->ask.import.bytes,
+                                   .files = r->ask->ask.import.files,
                                    .imported_wall_ms = clock_wall_ms()};
     (void)text_copy(image.name, sizeof(image.name), api_query(r, "name"));
-    (void)text_copy(image.digest, sizeof(image.digest), r->ask->ask.end.digest);
+    (void)text_copy(image.digest, sizeof(image.digest), r->ask->ask.import.digest);
     struct api_ask *a = api_ask_new(r, NODE_ASK_PROPOSE);
     if (a == NULL)
         return;
@@ -196,14 +196,15 @@ static void import_finish(struct api_request *r)
     if (!m->ended)
         return;
     const struct node_ask *ask = &r->ask->ask;
-    if (ask->end.problem != PROBLEM_NONE)
-        api_problem(r, ask->end.problem, "%s", ask->end.detail);
+    if (ask->import.problem != PROBLEM_NONE)
+        api_problem(r, ask->import.problem, "%s", ask->end.detail);
     else if (!m->whole)
         return;
     else if (m->source)
         api_answer_json(r, MHD_HTTP_CREATED,
-                        json_pack("{s:s, s:I, s:I}", "digest", ask->end.digest, "bytes",
-                                  (json_int_t)ask->end.bytes, "files", (json_int_t)ask->end.files));
+                        json_pack("{s:s, s:I, s:I}", "digest", ask->import.digest, "bytes",
+                                  (json_int_t)ask->import.bytes, "files",
+                                  (json_int_t)ask->import.files));
     else
         register_image(r);
 }

@@ -333,19 +333,6 @@ void asks_run_granted(struct instance *i)
     asks_answer(ask);
 }
 
-static void fill_end(struct node_ask *ask, const struct instance *i)
-{
-    ask->end.reason = i->end_reason;
-    ask->end.exit_code = i->exit_code;
-    ask->end.signal = i->signal;
-    ask->end.timed_out = i->end_reason == END_TIMED_OUT;
-    ask->end.oom = i->oom;
-    ask->end.wall_us = i->wall_us;
-    ask->end.cpu_us = i->cpu_us;
-    ask->end.memory_peak_bytes = i->memory_peak_bytes;
-    text_copy(ask->end.detail, sizeof ask->end.detail, i->end_message);
-}
-
 static void ask_stop(struct node *n, struct node_ask *ask)
 {
     struct instance *i = asks_need_instance(n, ask);
@@ -425,7 +412,7 @@ void asks_instance_ended(struct instance *i)
         i->run_ask = NULL;
         bool granted = ask->control == i;
         ask->control = NULL;
-        fill_end(ask, i);
+        instance_end_tell(i, &ask->end);
         ask->id = i->id;
         enum problem problem = i->problem != PROBLEM_NONE ? i->problem : PROBLEM_START_FAILED;
         if (granted)
@@ -628,6 +615,7 @@ bool node_ask(struct node *n, struct node_ask *ask)
     memset(ask->refused, 0, sizeof ask->refused);
     ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
     memset(&ask->end, 0, sizeof ask->end);
+    memset(&ask->import, 0, sizeof ask->import);
     ask->end.exit_code = -1;
     ask->message.deliver = deliver;
     return inbox_post(n->inbox, &ask->message);

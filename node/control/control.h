@@ -293,6 +293,8 @@ void instance_make_ready(struct instance *i, const Skerry__Runner__Address *addr
 int instance_open(struct instance *i, const Skerry__Runner__Address *address,
                   struct err *e) ERR_CHECKED;
 void instance_ended(struct instance *i, const Skerry__Runner__Ended *ended);
+/* How the main command of one that has ended did so. */
+void instance_end_tell(const struct instance *i, struct command_end *out);
 /* Its agent or runner is gone, or it never came to be: as if the runner had said so. */
 void instance_ended_locally(struct instance *i, enum end_reason reason, const char *message);
 /* Of code that ended by itself: its own, or 128 + signal; -1: none, it was ended. */

@@ -68,13 +68,13 @@ void imports_ended(struct node *n, const Skerry__Runner__ImportEnded *ended)
     free(m);
     ask->control = NULL;
     if (ended->error != 0) {
-        ask->end.problem =
+        ask->import.problem =
             ended->error == ERR_LIMIT ? PROBLEM_LIMIT_REACHED : PROBLEM_IMAGE_INVALID;
         text_copy(ask->end.detail, sizeof ask->end.detail, ended->message);
     } else {
-        text_copy(ask->end.digest, sizeof ask->end.digest, ended->digest);
-        ask->end.bytes = ended->bytes;
-        ask->end.files = ended->files;
+        text_copy(ask->import.digest, sizeof ask->import.digest, ended->digest);
+        ask->import.bytes = ended->bytes;
+        ask->import.files = ended->files;
     }
     asks_ended(ask);
 }
@@ -87,7 +87,7 @@ void imports_runner_gone(struct node *n)
         struct import *m = n->imports;
         n->imports = m->next;
         m->ask->control = NULL;
-        m->ask->end.problem = PROBLEM_INTERNAL;
+        m->ask->import.problem = PROBLEM_INTERNAL;
         text_copy(m->ask->end.detail, sizeof m->ask->end.detail,
                   "the runner went away during the import; try again");
         asks_ended(m->ask);
@@ -147,7 +147,7 @@ static void remove_cb(void *user, const struct err *error, const Skerry__Runner_
     (void)descriptor_count;
     struct collection *c = user;
     if (error == NULL)
-        c->ask->end.files++;
+        c->ask->import.files++;
     collection_done(c);
 }
 
@@ -182,7 +182,7 @@ static void image_list_cb(void *user, const struct err *error, const Skerry__Run
         struct err e = {0};
         if (sandbox_ask(c->node->sandbox, &r, remove_cb, c, &e) == 0) {
             c->waiting++;
-            c->ask->end.bytes += entry->bytes;
+            c->ask->import.bytes += entry->bytes;
         }
     }
     registry_root_release(root);

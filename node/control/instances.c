@@ -510,6 +510,19 @@ static void finish(struct instance *i, enum end_reason reason)
     steps_poke(i);
 }
 
+void instance_end_tell(const struct instance *i, struct command_end *out)
+{
+    *out = (struct command_end){.reason = i->end_reason,
+                                .exit_code = i->exit_code,
+                                .signal = i->signal,
+                                .timed_out = i->end_reason == END_TIMED_OUT,
+                                .oom = i->oom,
+                                .wall_us = i->wall_us,
+                                .cpu_us = i->cpu_us,
+                                .memory_peak_bytes = i->memory_peak_bytes};
+    text_copy(out->detail, sizeof out->detail, i->end_message);
+}
+
 void instance_ended_locally(struct instance *i, enum end_reason reason, const char *message)
 {
     if (i->phase == PHASE_ENDED)

@@ -566,14 +566,6 @@ void joins_command_ended(struct instance *i)
     if (ask == NULL)
         return;
     i->command_ask = NULL;
-    ask->ended.reason = i->end_reason;
-    ask->ended.exit_code = i->exit_code;
-    ask->ended.signal = i->signal;
-    ask->ended.timed_out = i->end_reason == END_TIMED_OUT;
-    ask->ended.oom = i->oom;
-    ask->ended.wall_us = i->wall_us;
-    ask->ended.cpu_us = i->cpu_us;
-    ask->ended.memory_peak_bytes = i->memory_peak_bytes;
-    text_copy(ask->ended.detail, sizeof ask->ended.detail, i->end_message);
+    instance_end_tell(i, &ask->ended);
     gateway_command_ended(ask);
 }

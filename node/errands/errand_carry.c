@@ -369,7 +369,7 @@ void errand_broken(struct errand *e, const char *why)
         return;
     }
     if (e->phase == ERRAND_OPEN) {
-        e->end = (struct errand_end){.reason = END_NODE_LOST, .exit_code = -1};
+        e->end = (struct command_end){.reason = END_NODE_LOST, .exit_code = -1};
         (void)text_format(e->end.detail, sizeof e->end.detail, "its node was lost while it ran: %s",
                           why);
     } else {

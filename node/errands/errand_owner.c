@@ -73,15 +73,7 @@ static void ended_cb(struct node_ask *ask, void *owner)
     (void)owner;
     e->ended = true;
     e->asked = false;
-    e->end = (struct errand_end){.reason = ask->end.reason,
-                                 .exit_code = ask->end.exit_code,
-                                 .signal = ask->end.signal,
-                                 .timed_out = ask->end.timed_out,
-                                 .oom = ask->end.oom,
-                                 .wall_us = ask->end.wall_us,
-                                 .cpu_us = ask->end.cpu_us,
-                                 .memory_peak_bytes = ask->end.memory_peak_bytes};
-    (void)text_copy(e->end.detail, sizeof e->end.detail, ask->end.detail);
+    e->end = ask->end;
     errand_pump(e);
     errand_hold_drop(e);
 }

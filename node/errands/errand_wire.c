@@ -273,7 +273,7 @@ bool errand_answer_read(struct errand_answer *out, const struct errand_frame *fr
     return good;
 }
 
-bool errand_end_write(struct buffer *out, const struct errand_end *end)
+bool errand_end_write(struct buffer *out, const struct command_end *end)
 {
     return json_write(out, ERRAND_ENDED,
                       json_pack("{s:i, s:i, s:i, s:b, s:b, s:I, s:I, s:I, s:o}", "reason",
@@ -284,13 +284,13 @@ bool errand_end_write(struct buffer *out, const struct errand_end *end)
                                 (json_int_t)end->memory_peak_bytes, "detail", prose(end->detail)));
 }
 
-bool errand_end_read(struct errand_end *out, const struct errand_frame *frame)
+bool errand_end_read(struct command_end *out, const struct errand_frame *frame)
 {
     const char *detail = "";
     int reason = 0, exit_code = -1, sig = 0, timed_out = 0, oom = 0;
     json_int_t wall_us = 0, cpu_us = 0, peak = 0;
     json_t *json = json_read(frame);
-    *out = (struct errand_end){0};
+    *out = (struct command_end){0};
     bool good = json != NULL &&
                 json_unpack(json, "{s:i, s:i, s?i, s?b, s?b, s?I, s?I, s?I, s?s}", "reason",
                             &reason, "exit_code", &exit_code, "signal", &sig, "timed_out",
@@ -300,14 +300,14 @@ bool errand_end_read(struct errand_end *out, const struct errand_frame *frame)
                 exit_code <= 255 && sig >= 0 && sig <= (int)SIGNAL_LAST && wall_us >= 0 &&
                 cpu_us >= 0 && peak >= 0;
     if (good) {
-        *out = (struct errand_end){.reason = (enum end_reason)reason,
-                                   .exit_code = exit_code,
-                                   .signal = (unsigned)sig,
-                                   .timed_out = timed_out != 0,
-                                   .oom = oom != 0,
-                                   .wall_us = (uint64_t)wall_us,
-                                   .cpu_us = (uint64_t)cpu_us,
-                                   .memory_peak_bytes = (uint64_t)peak};
+        *out = (struct command_end){.reason = (enum end_reason)reason,
+                                    .exit_code = exit_code,
+                                    .signal = (unsigned)sig,
+                                    .timed_out = timed_out != 0,
+                                    .oom = oom != 0,
+                                    .wall_us = (uint64_t)wall_us,
+                                    .cpu_us = (uint64_t)cpu_us,
+                                    .memory_peak_bytes = (uint64_t)peak};
         prose_take(out->detail, sizeof out->detail, detail);
     }
     json_decref(json);

@@ -99,15 +99,7 @@ struct errand_answer {
 bool errand_answer_write(struct buffer *out, const struct errand_answer *answer);
 bool errand_answer_read(struct errand_answer *out, const struct errand_frame *frame);
 
-struct errand_end {
-    enum end_reason reason;
-    int exit_code; /* -1: none */
-    unsigned signal;
-    bool timed_out, oom;
-    uint64_t wall_us, cpu_us, memory_peak_bytes;
-    char detail[256];
-};
-bool errand_end_write(struct buffer *out, const struct errand_end *end);
-bool errand_end_read(struct errand_end *out, const struct errand_frame *frame);
+bool errand_end_write(struct buffer *out, const struct command_end *end);
+bool errand_end_read(struct command_end *out, const struct errand_frame *frame);
 
 #endif

@@ -120,32 +120,13 @@ static void granted_deliver(struct inbox_message *message, void *owner)
 
 static void tell_end(struct errand *e)
 {
-    const struct errand_end *end = &e->end;
     if (e->gateway_ask != NULL) {
-        struct gateway_ask *ask = e->gateway_ask;
-        ask->ended.reason = end->reason;
-        ask->ended.exit_code = end->exit_code;
-        ask->ended.signal = end->signal;
-        ask->ended.timed_out = end->timed_out;
-        ask->ended.oom = end->oom;
-        ask->ended.wall_us = end->wall_us;
-        ask->ended.cpu_us = end->cpu_us;
-        ask->ended.memory_peak_bytes = end->memory_peak_bytes;
-        (void)text_copy(ask->ended.detail, sizeof ask->ended.detail, end->detail);
-        gateway_command_ended(ask);
+        e->gateway_ask->ended = e->end;
+        gateway_command_ended(e->gateway_ask);
         return;
     }
-    struct node_ask *ask = e->node_ask;
-    ask->end.reason = end->reason;
-    ask->end.exit_code = end->exit_code;
-    ask->end.signal = end->signal;
-    ask->end.timed_out = end->timed_out;
-    ask->end.oom = end->oom;
-    ask->end.wall_us = end->wall_us;
-    ask->end.cpu_us = end->cpu_us;
-    ask->end.memory_peak_bytes = end->memory_peak_bytes;
-    (void)text_copy(ask->end.detail, sizeof ask->end.detail, end->detail);
-    asks_ended(ask);
+    e->node_ask->end = e->end;
+    asks_ended(e->node_ask);
 }
 
 static bool remember_refusal(node_id refused[ERRAND_REFUSALS_MAX], node_id node)

@@ -51,7 +51,7 @@ struct errand {
     bool tty, input_ended, ended, stream_ended;
     uint64_t deadline_ms; /* monotonic; broken off then; 0: none */
     struct errand_answer answer;
-    struct errand_end end;
+    struct command_end end;
 
     /* entry */
     enum errand_kind kind;

@@ -34,7 +34,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct errand_frame f;
     while (errand_frame_read(&f, of_owner, bytes + at, size - 1 - at) == ERRAND_WHOLE) {
         struct errand_answer answer;
-        struct errand_end end;
+        struct command_end end;
         assert_always(at + ERRAND_HEADER_BYTES + f.size <= size - 1);
         if (f.type == ERRAND_QUESTION)
             check_question(&f);

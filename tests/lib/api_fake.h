@@ -370,12 +370,12 @@ static void *fake_import_main(void *user)
     }
     (void)close(c->fd);
     if (bad) {
-        ask->end.problem = PROBLEM_IMAGE_INVALID;
+        ask->import.problem = PROBLEM_IMAGE_INVALID;
         (void)text_copy(ask->end.detail, sizeof(ask->end.detail), "not an archive");
     }
-    (void)text_copy(ask->end.digest, sizeof(ask->end.digest), FAKE_DIGEST);
-    ask->end.bytes = bytes;
-    ask->end.files = 3;
+    (void)text_copy(ask->import.digest, sizeof(ask->import.digest), FAKE_DIGEST);
+    ask->import.bytes = bytes;
+    ask->import.files = 3;
     free(c);
     fake_end(ask);
     return NULL;
@@ -492,7 +492,7 @@ static void fake_ask_locked(struct fake *f, struct node_ask *ask)
         fake_answer(ask);
         break;
     case NODE_ASK_IMAGE_GC:
-        ask->end.bytes = 4096;
+        ask->import.bytes = 4096;
         fake_answer(ask);
         break;
     }

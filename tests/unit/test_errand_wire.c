@@ -160,7 +160,7 @@ static void a_problem_of_a_newer_node_is_a_refusal(void **state)
 static void an_end_comes_back_as_it_went(void **state)
 {
     (void)state;
-    struct errand_end end = {.reason = END_OOM,
+    struct command_end end = {.reason = END_OOM,
                              .exit_code = -1,
                              .signal = 9,
                              .oom = true,
@@ -168,7 +168,7 @@ static void an_end_comes_back_as_it_went(void **state)
                              .cpu_us = 5,
                              .memory_peak_bytes = 1ull << 33,
                              .detail = "too much"};
-    struct errand_end read;
+    struct command_end read;
     assert_true(errand_end_write(&out, &end));
     struct errand_frame f = whole(true);
     assert_true(errand_end_read(&read, &f));
