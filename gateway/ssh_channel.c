@@ -10,12 +10,11 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/exec_frame.h"
 #include "base/memory.h"
 #include "gateway/ssh_internal.h"
 
-/* As of skerry-exec/1 (docs/openapi.yaml). */
-enum { STDIN, STDIN_END, STDOUT, STDERR, SIZE, SIGNAL, END, PROBLEM };
-enum { FRAME_HEAD = 5, INPUT_BYTES = 16384, SKERRY_FAILED = 125 };
+enum { INPUT_BYTES = 16384, SKERRY_FAILED = 125 };
 /* A client that sends more than its window allows; libssh itself would keep it. */
 #define ROUNDS_MAX 64u /* of one channel: then others have theirs */
 #define UNREAD_MAX (4u * 1024u * 1024u)
@@ -35,13 +34,10 @@ static const struct {
 
 /* --- frames ----------------------------------------------------------------------------------------- */
 
-static bool frame_put(struct ssh_run *r, int type, const void *data, size_t length)
+static void frame_put(struct ssh_run *r, enum exec_frame_type type, const void *data, size_t length)
 {
-    const unsigned char head[FRAME_HEAD] = {(unsigned char)type, (unsigned char)(length >> 24),
-                                            (unsigned char)(length >> 16),
-                                            (unsigned char)(length >> 8), (unsigned char)length};
-    return r->link != NULL && buffer_append(&r->link->out, head, sizeof head) &&
-           buffer_append(&r->link->out, data, length);
+    if (r->link != NULL)
+        (void)exec_frame_append(&r->link->out, type, data, length);
 }
 
 static void told(struct ssh_run *r, const char *text)
@@ -68,28 +64,25 @@ static void end_take(struct ssh_run *r, const char *data, size_t length)
 static bool frame_take(struct ssh_run *r)
 {
     struct buffer *in = &r->link->in;
-    if (r->link->phase == SSH_LINK_HEAD || r->link->status != 101 || in->length < FRAME_HEAD)
+    struct exec_frame f;
+    if (r->link->phase == SSH_LINK_HEAD || r->link->status != 101)
         return false;
-    const unsigned char *p = (const unsigned char *)in->data;
-    size_t length = (size_t)p[1] << 24 | (size_t)p[2] << 16 | (size_t)p[3] << 8 | p[4];
-    if (length > SSH_LINK_BYTES_MAX - FRAME_HEAD) {
+    enum exec_frame_read read = exec_frame_read_answer(&f, in->data, in->length);
+    if (read == EXEC_FRAME_BAD)
         r->link->phase = SSH_LINK_OVER;
+    if (read != EXEC_FRAME_WHOLE)
         return false;
-    }
-    if (in->length < FRAME_HEAD + length)
-        return false;
-    int type = p[0];
-    if (type == STDOUT || type == STDERR) {
-        r->output_errors = type == STDERR;
-        (void)buffer_append(&r->output, p + FRAME_HEAD, length);
-    } else if (type == END) {
-        end_take(r, in->data + FRAME_HEAD, length);
-    } else if (type == PROBLEM) {
+    if (f.type == EXEC_FRAME_STDOUT || f.type == EXEC_FRAME_STDERR) {
+        r->output_errors = f.type == EXEC_FRAME_STDERR;
+        (void)buffer_append(&r->output, f.data, f.size);
+    } else if (f.type == EXEC_FRAME_EXIT) {
+        end_take(r, f.data, f.size);
+    } else {
         r->ended = true;
         r->exit_code = SKERRY_FAILED;
         told(r, "the command ended without a status");
     }
-    buffer_consume(in, FRAME_HEAD + length);
+    buffer_consume(in, EXEC_FRAME_HEADER_BYTES + f.size);
     return !r->ended;
 }
 
@@ -124,10 +117,10 @@ static bool input_take(struct ssh_run *r)
         if (count > 0) {
             r->session->active_ms = clock_monotonic_ms();
             taken = true;
-            (void)frame_put(r, STDIN, data, (size_t)count);
+            frame_put(r, EXEC_FRAME_STDIN, data, (size_t)count);
         } else if (count == SSH_EOF || ssh_channel_is_eof(r->channel)) {
             r->input_ended = taken = true;
-            (void)frame_put(r, STDIN_END, NULL, 0);
+            frame_put(r, EXEC_FRAME_STDIN_END, NULL, 0);
         } else {
             break;
         }
@@ -224,7 +217,7 @@ static void move(struct ssh_run *r)
     r->session->again |= moved && !r->ended;
     (void)output_flush(r);
     if (!r->ended && r->link->phase == SSH_LINK_OVER && r->output.length == 0 &&
-        r->link->in.length < FRAME_HEAD)
+        r->link->in.length < EXEC_FRAME_HEADER_BYTES)
         fail(r, "the connection to the command broke off");
 }
 
@@ -307,7 +300,7 @@ static int resize_cb(ssh_session ssh, ssh_channel channel, int width, int height
     r->columns = (unsigned)width;
     const unsigned char size[4] = {(unsigned char)(height >> 8), (unsigned char)height,
                                    (unsigned char)(width >> 8), (unsigned char)width};
-    (void)frame_put(r, SIZE, size, sizeof size);
+    frame_put(r, EXEC_FRAME_RESIZE, size, sizeof size);
     return 0;
 }
 
@@ -318,7 +311,7 @@ static void signal_cb(ssh_session ssh, ssh_channel channel, const char *name, vo
     for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
         if (strcmp(signals[i].name, name) == 0) {
             const unsigned char number = (unsigned char)signals[i].number;
-            (void)frame_put(user, SIGNAL, &number, 1);
+            frame_put(user, EXEC_FRAME_SIGNAL, &number, 1);
         }
 }
 

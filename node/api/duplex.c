@@ -14,11 +14,11 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/exec_frame.h"
 #include "gateway/problem.h"
-#include "node/api/frame.h"
 #include "node/api/internal.h"
 
-#define IN_BYTES_MAX (API_FRAME_HEADER_BYTES + API_FRAME_BYTES_MAX)
+#define IN_BYTES_MAX (EXEC_FRAME_HEADER_BYTES + EXEC_FRAME_BYTES_MAX)
 #define STDIN_BYTES_MAX (256u * 1024u) /* that the command has not read; signals still pass */
 #define LINGER_MS 2000u
 
@@ -41,15 +41,6 @@ struct api_duplex {
 static void duplex_step(struct api_duplex *d);
 
 /* --- frames out --------------------------------------------------------------------------------- */
-
-static bool frame_append(struct api_duplex *d, enum api_frame_type type, const char *data,
-                         size_t size)
-{
-    char header[API_FRAME_HEADER_BYTES];
-    api_frame_header(header, type, size);
-    return buffer_reserve(&d->out, API_FRAME_HEADER_BYTES + size) &&
-           buffer_append(&d->out, header, sizeof(header)) && buffer_append(&d->out, data, size);
-}
 
 static json_t *end_json(const struct node_ask *ask)
 {
@@ -87,20 +78,20 @@ static void tell_end(struct api_duplex *d)
                                                    .reason = end_reason_name(ask->end.reason)})) {
         d->gone = true;
     }
-    if (!d->gone &&
-        !frame_append(d, known ? API_FRAME_EXIT : API_FRAME_PROBLEM, text.data, text.length))
+    if (!d->gone && !exec_frame_append(&d->out, known ? EXEC_FRAME_EXIT : EXEC_FRAME_PROBLEM,
+                                       text.data, text.length))
         d->gone = true;
     buffer_free(&text);
 }
 
 /* Reads what the command wrote, as far as `out` has room. */
-static void take_output(struct api_duplex *d, struct api_fd **fd, enum api_frame_type type)
+static void take_output(struct api_duplex *d, struct api_fd **fd, enum exec_frame_type type)
 {
-    char data[API_FRAME_BYTES_MAX / 2];
+    char data[EXEC_FRAME_BYTES_MAX / 2];
     while (*fd != NULL && d->out.length < API_OUTPUT_BYTES_MAX) {
         ssize_t count = read((*fd)->fd, data, sizeof(data));
         if (count > 0) {
-            if (!frame_append(d, type, data, (size_t)count))
+            if (!exec_frame_append(&d->out, type, data, (size_t)count))
                 d->gone = true;
         } else if (count < 0 && errno == EINTR) {
             continue;
@@ -155,23 +146,23 @@ static void write_input(struct api_duplex *d)
 }
 
 /* False: it has no place here. */
-static bool take_frame(struct api_duplex *d, const struct api_frame *f)
+static bool take_frame(struct api_duplex *d, const struct exec_frame *f)
 {
     /* End of transmission, which a terminal takes as the end of what is typed. */
     static const char end_of_typing[] = {4};
     switch (f->type) {
-    case API_FRAME_STDIN:
+    case EXEC_FRAME_STDIN:
         return !d->input_ended && buffer_append(&d->pending, f->data, f->size);
-    case API_FRAME_STDIN_END:
+    case EXEC_FRAME_STDIN_END:
         if (d->input_ended)
             return false;
         d->input_ended = true;
         return !d->tty || buffer_append(&d->pending, end_of_typing, sizeof(end_of_typing));
-    case API_FRAME_RESIZE:
+    case EXEC_FRAME_RESIZE:
         if (d->tty && f->rows > 0 && f->columns > 0)
             api_ask_about(d->ask, NODE_ASK_RESIZE, 0, f->rows, f->columns);
         return true;
-    case API_FRAME_SIGNAL:
+    case EXEC_FRAME_SIGNAL:
         api_ask_about(d->ask, NODE_ASK_SIGNAL, f->signal, 0, 0);
         return true;
     default:
@@ -183,14 +174,14 @@ static bool take_frame(struct api_duplex *d, const struct api_frame *f)
 static void take_frames(struct api_duplex *d)
 {
     while (!d->told && !d->gone && d->pending.length < STDIN_BYTES_MAX) {
-        struct api_frame frame;
-        enum api_frame_read read = api_frame_read(&frame, d->in.data, d->in.length);
-        if (read == API_FRAME_MORE)
+        struct exec_frame frame;
+        enum exec_frame_read read = exec_frame_read(&frame, d->in.data, d->in.length);
+        if (read == EXEC_FRAME_MORE)
             return;
-        if (read == API_FRAME_BAD || !take_frame(d, &frame))
+        if (read == EXEC_FRAME_BAD || !take_frame(d, &frame))
             d->gone = true;
         else
-            buffer_consume(&d->in, API_FRAME_HEADER_BYTES + frame.size);
+            buffer_consume(&d->in, EXEC_FRAME_HEADER_BYTES + frame.size);
     }
 }
 
@@ -289,8 +280,8 @@ static void duplex_step(struct api_duplex *d)
     take_frames(d);
     write_input(d);
     take_frames(d);
-    take_output(d, &d->output, API_FRAME_STDOUT);
-    take_output(d, &d->errors, API_FRAME_STDERR);
+    take_output(d, &d->output, EXEC_FRAME_STDOUT);
+    take_output(d, &d->errors, EXEC_FRAME_STDERR);
     if (d->ended && !d->told && d->output == NULL && d->errors == NULL)
         tell_end(d);
     send_out(d);
@@ -361,8 +352,8 @@ static void upgraded_cb(void *user, struct MHD_Connection *mhd, void *request, c
     d->ask->ended = duplex_ended;
     r->ask = NULL;
     buffer_init(&d->in, IN_BYTES_MAX);
-    buffer_init(&d->pending, STDIN_BYTES_MAX + API_FRAME_BYTES_MAX);
-    buffer_init(&d->out, API_OUTPUT_BYTES_MAX + 2 * API_FRAME_BYTES_MAX);
+    buffer_init(&d->pending, STDIN_BYTES_MAX + EXEC_FRAME_BYTES_MAX);
+    buffer_init(&d->out, API_OUTPUT_BYTES_MAX + 2 * EXEC_FRAME_BYTES_MAX);
     d->tty = d->ask->ask.tty;
     if (!d->connection->listener->local)
         api_connection_prompt(socket);

@@ -12,22 +12,10 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "base/exec_frame.h"
 #include "base/memory.h"
 
-enum frame {
-    FRAME_STDIN = 0,
-    FRAME_STDIN_END = 1,
-    FRAME_STDOUT = 2,
-    FRAME_STDERR = 3,
-    FRAME_SIZE = 4,
-    FRAME_SIGNAL = 5,
-    FRAME_END = 6,
-    FRAME_PROBLEM = 7,
-};
-
 enum {
-    FRAME_HEAD = 5,
-    FRAME_BYTES_MAX = 65536,
     STDIN_READ = 16384,
     OUTGOING_MAX = 256 * 1024, /* stdin is read only while less than half of it waits */
 };
@@ -91,13 +79,10 @@ bool cli_session_terminal(json_t *spec)
 
 /* --- frames out ------------------------------------------------------------------------------- */
 
-static int send_frame(struct session *s, enum frame type, const void *data, size_t length,
+static int send_frame(struct session *s, enum exec_frame_type type, const void *data, size_t length,
                       struct err *e)
 {
-    unsigned char head[FRAME_HEAD] = {(unsigned char)type, (unsigned char)(length >> 24),
-                                      (unsigned char)(length >> 16), (unsigned char)(length >> 8),
-                                      (unsigned char)length};
-    if (!buffer_append(&s->out, head, sizeof head) || !buffer_append(&s->out, data, length))
+    if (!exec_frame_append(&s->out, type, data, length))
         return err_set(e, ERR_LIMIT, "the node takes nothing more");
     return 0;
 }
@@ -129,9 +114,9 @@ static int read_stdin(struct session *s, struct err *e)
     if (n < 0 && (errno == EINTR || errno == EAGAIN))
         return 0;
     if (n > 0)
-        return send_frame(s, FRAME_STDIN, data, (size_t)n, e);
+        return send_frame(s, EXEC_FRAME_STDIN, data, (size_t)n, e);
     s->stdin_open = false;
-    return send_frame(s, FRAME_STDIN_END, NULL, 0, e);
+    return send_frame(s, EXEC_FRAME_STDIN_END, NULL, 0, e);
 }
 
 static int take_signal(struct session *s, struct err *e)
@@ -147,7 +132,7 @@ static int take_signal(struct session *s, struct err *e)
         terminal_size(&rows, &columns);
         unsigned char size[4] = {(unsigned char)(rows >> 8), (unsigned char)rows,
                                  (unsigned char)(columns >> 8), (unsigned char)columns};
-        return send_frame(s, FRAME_SIZE, size, sizeof size, e);
+        return send_frame(s, EXEC_FRAME_RESIZE, size, sizeof size, e);
     }
     /* The first is the command's to handle; after another one we leave, which ends it. */
     if (s->interrupted || number == SIGHUP) {
@@ -157,7 +142,7 @@ static int take_signal(struct session *s, struct err *e)
     }
     s->interrupted = true;
     unsigned char byte = (unsigned char)number;
-    return send_frame(s, FRAME_SIGNAL, &byte, 1, e);
+    return send_frame(s, EXEC_FRAME_SIGNAL, &byte, 1, e);
 }
 
 /* --- frames in -------------------------------------------------------------------------------- */
@@ -226,32 +211,29 @@ static void take_problem(struct session *s, const char *data, size_t length)
 
 static int take_frames(struct session *s, struct err *e)
 {
-    while (!s->done && s->in.length >= FRAME_HEAD) {
-        const unsigned char *head = (const unsigned char *)s->in.data;
-        size_t length =
-            (size_t)head[1] << 24 | (size_t)head[2] << 16 | (size_t)head[3] << 8 | head[4];
-        unsigned type = head[0];
-        if (length > FRAME_BYTES_MAX || type < FRAME_STDOUT || type > FRAME_PROBLEM)
+    struct exec_frame f;
+    while (!s->done) {
+        enum exec_frame_read read = exec_frame_read_answer(&f, s->in.data, s->in.length);
+        if (read == EXEC_FRAME_BAD)
             return err_set(e, ERR_PROTOCOL, "the node sent a frame that is none");
-        if (s->in.length < FRAME_HEAD + length)
+        if (read == EXEC_FRAME_MORE)
             return 0;
-        const char *data = s->in.data + FRAME_HEAD;
-        if (type == FRAME_STDOUT)
-            write_out(s, STDOUT_FILENO, data, length);
-        else if (type == FRAME_STDERR)
-            write_out(s, STDERR_FILENO, data, length);
-        else if (type == FRAME_END)
-            take_end(s, data, length);
-        else if (type == FRAME_PROBLEM)
-            take_problem(s, data, length);
-        buffer_consume(&s->in, FRAME_HEAD + length);
+        if (f.type == EXEC_FRAME_STDOUT)
+            write_out(s, STDOUT_FILENO, f.data, f.size);
+        else if (f.type == EXEC_FRAME_STDERR)
+            write_out(s, STDERR_FILENO, f.data, f.size);
+        else if (f.type == EXEC_FRAME_EXIT)
+            take_end(s, f.data, f.size);
+        else
+            take_problem(s, f.data, f.size);
+        buffer_consume(&s->in, EXEC_FRAME_HEADER_BYTES + f.size);
     }
     return 0;
 }
 
 static int read_node(struct session *s, struct err *e)
 {
-    char data[FRAME_BYTES_MAX];
+    char data[EXEC_FRAME_BYTES_MAX];
     ssize_t n = recv(s->fd, data, sizeof data, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
@@ -317,7 +299,7 @@ int cli_session(struct cli *c, const char *path, json_t *spec, bool tty)
         return code;
     if (body == NULL)
         return cli_usage(c, "the command is not UTF-8");
-    buffer_init(&s.in, 2 * (FRAME_HEAD + FRAME_BYTES_MAX));
+    buffer_init(&s.in, 2 * (EXEC_FRAME_HEADER_BYTES + EXEC_FRAME_BYTES_MAX));
     buffer_init(&s.out, OUTGOING_MAX);
     int rc = client_upgrade(client, path, body, &s.fd, &answer, &e);
     if (rc == 0 && s.fd < 0) {
@@ -334,7 +316,7 @@ int cli_session(struct cli *c, const char *path, json_t *spec, bool tty)
     /* A terminal that is not given away with -t is not read either: it belongs to the shell. */
     s.stdin_open = tty || cli_has(c, "interactive") || !isatty(STDIN_FILENO);
     if (rc == 0 && !s.stdin_open)
-        rc = send_frame(&s, FRAME_STDIN_END, NULL, 0, &e);
+        rc = send_frame(&s, EXEC_FRAME_STDIN_END, NULL, 0, &e);
     if (rc == 0)
         rc = pass_through(&s, &e);
     terminal_restore();

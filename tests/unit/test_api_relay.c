@@ -2,7 +2,7 @@
 #include "tests/lib/api_client.h"
 #include "tests/lib/secure_pair.h"
 
-#include "node/api/frame.h"
+#include "base/exec_frame.h"
 #include "node/api/relay.h"
 
 /* Node 1 is asked; node 2 owns the instance. */
@@ -205,19 +205,19 @@ static void exec_runs_over_an_upgraded_connection(void **state)
     raw_head(fd, head, sizeof head);
     if (strncmp(head, "HTTP/1.1 101 ", 13) != 0)
         fail_msg("%s", head);
-    char frame[API_FRAME_HEADER_BYTES + 5];
+    char frame[EXEC_FRAME_HEADER_BYTES + 5];
     for (int round = 0; round < 3; round++) {
-        api_frame_header(frame, API_FRAME_STDIN, 5);
-        memcpy(frame + API_FRAME_HEADER_BYTES, "salut", 5);
+        exec_frame_header(frame, EXEC_FRAME_STDIN, 5);
+        memcpy(frame + EXEC_FRAME_HEADER_BYTES, "salut", 5);
         raw_send(fd, frame, sizeof frame);
         assert_true(raw_read(fd, frame, sizeof frame));
-        assert_int_equal(frame[0], API_FRAME_STDOUT);
-        assert_memory_equal(frame + API_FRAME_HEADER_BYTES, "salut", 5);
+        assert_int_equal(frame[0], EXEC_FRAME_STDOUT);
+        assert_memory_equal(frame + EXEC_FRAME_HEADER_BYTES, "salut", 5);
     }
-    api_frame_header(frame, API_FRAME_STDIN_END, 0);
-    raw_send(fd, frame, API_FRAME_HEADER_BYTES);
+    exec_frame_header(frame, EXEC_FRAME_STDIN_END, 0);
+    raw_send(fd, frame, EXEC_FRAME_HEADER_BYTES);
     assert_true(raw_read(fd, frame, 1));
-    assert_int_equal(frame[0], API_FRAME_EXIT);
+    assert_int_equal(frame[0], EXEC_FRAME_EXIT);
     char byte;
     while (raw_read(fd, &byte, 1))
         ;

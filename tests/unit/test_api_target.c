@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "node/api/frame.h"
+#include "base/exec_frame.h"
 #include "node/api/target.h"
 
 static void percent_and_plus_are_decoded(void **state)
@@ -93,25 +93,25 @@ static void words_lists_and_hosts_are_told_apart(void **state)
 static void a_frame_is_whole_more_or_bad(void **state)
 {
     (void)state;
-    struct api_frame f;
+    struct exec_frame f;
     static const char size[] = {4, 0, 0, 0, 4, 0, 24, 1, 0, 9};
     for (size_t i = 0; i < 9; i++)
-        assert_int_equal(api_frame_read(&f, size, i), API_FRAME_MORE);
-    assert_int_equal(api_frame_read(&f, size, sizeof(size)), API_FRAME_WHOLE);
-    assert_int_equal(f.type, API_FRAME_RESIZE);
+        assert_int_equal(exec_frame_read(&f, size, i), EXEC_FRAME_MORE);
+    assert_int_equal(exec_frame_read(&f, size, sizeof(size)), EXEC_FRAME_WHOLE);
+    assert_int_equal(f.type, EXEC_FRAME_RESIZE);
     assert_int_equal(f.rows, 24);
     assert_int_equal(f.columns, 256);
     assert_int_equal(f.size, 4);
     /* Too long is bad before the rest has come. */
-    assert_int_equal(api_frame_read(&f, "\0\0\1\0\1", 5), API_FRAME_BAD);
-    assert_int_equal(api_frame_read(&f, "\0\0\1\0\0", 5), API_FRAME_MORE);
-    assert_int_equal(api_frame_read(&f, "\x8\0\0\0\0", 5), API_FRAME_BAD);
-    assert_int_equal(api_frame_read(&f, "\x6\0\0\0\0", 5), API_FRAME_BAD);
-    assert_int_equal(api_frame_read(&f, "\x5\0\0\0\1\x41", 6), API_FRAME_BAD);
-    assert_int_equal(api_frame_read(&f, "\x5\0\0\0\1\x40", 6), API_FRAME_WHOLE);
+    assert_int_equal(exec_frame_read(&f, "\0\0\1\0\1", 5), EXEC_FRAME_BAD);
+    assert_int_equal(exec_frame_read(&f, "\0\0\1\0\0", 5), EXEC_FRAME_MORE);
+    assert_int_equal(exec_frame_read(&f, "\x8\0\0\0\0", 5), EXEC_FRAME_BAD);
+    assert_int_equal(exec_frame_read(&f, "\x6\0\0\0\0", 5), EXEC_FRAME_BAD);
+    assert_int_equal(exec_frame_read(&f, "\x5\0\0\0\1\x41", 6), EXEC_FRAME_BAD);
+    assert_int_equal(exec_frame_read(&f, "\x5\0\0\0\1\x40", 6), EXEC_FRAME_WHOLE);
     assert_int_equal(f.signal, 64);
-    char header[API_FRAME_HEADER_BYTES];
-    api_frame_header(header, API_FRAME_STDOUT, 0x10203);
+    char header[EXEC_FRAME_HEADER_BYTES];
+    exec_frame_header(header, EXEC_FRAME_STDOUT, 0x10203);
     assert_memory_equal(header, "\2\0\1\2\3", 5);
 }
 
