@@ -9,8 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/memory.h"
 #include "base/exec_frame.h"
+#include "base/memory.h"
 #include "node/api/target.h"
 
 static void percent_and_plus_are_decoded(void **state)

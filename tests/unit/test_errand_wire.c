@@ -161,13 +161,13 @@ static void an_end_comes_back_as_it_went(void **state)
 {
     (void)state;
     struct command_end end = {.reason = END_OOM,
-                             .exit_code = -1,
-                             .signal = 9,
-                             .oom = true,
-                             .wall_us = 1ull << 40,
-                             .cpu_us = 5,
-                             .memory_peak_bytes = 1ull << 33,
-                             .detail = "too much"};
+                              .exit_code = -1,
+                              .signal = 9,
+                              .oom = true,
+                              .wall_us = 1ull << 40,
+                              .cpu_us = 5,
+                              .memory_peak_bytes = 1ull << 33,
+                              .detail = "too much"};
     struct command_end read;
     assert_true(errand_end_write(&out, &end));
     struct errand_frame f = whole(true);
