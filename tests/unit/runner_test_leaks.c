@@ -179,6 +179,7 @@ static void assert_as_before(const struct runner_fixture *f, const struct machin
 
 struct tally {
     unsigned ended, refused;
+    char said[256]; /* by the last that was refused */
 };
 
 /* However it ends, it is waited for and forgotten. */
@@ -194,6 +195,7 @@ static void start(struct runner_fixture *f, bool alone, struct tally *tally)
     if (error != 0) {
         if (alone)
             fail_msg("start: %s", answer.reply->message);
+        text_copy(tally->said, sizeof tally->said, answer.reply->message);
         fixture_answer_free(&answer);
         tally->refused++;
         return;
@@ -337,10 +339,39 @@ static pid_t strace_start(pid_t runner, const struct fault *fault, unsigned nth)
     return pid;
 }
 
-static void strace_stop(pid_t pid)
+/* A tracer that is told to leave waits for each process that it traces by its id. A blank that is just
+ * exiting waits for all processes of its namespace, and of these a dead helper is the tracer's to
+ * reap: the two would wait for each other. So it is told when the start's processes are gone. */
+static void strace_stop(const struct runner_fixture *f, size_t children, pid_t strace)
 {
-    (void)kill(pid, SIGTERM);
-    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    uint64_t until = clock_monotonic_ms() + FIXTURE_WAIT_MS;
+    struct fixture_traces now;
+    bool gone = false, left = false;
+    while (!gone && clock_monotonic_ms() < until) {
+        fixture_traces_read(f, &now);
+        gone = now.children <= children;
+        if (!gone)
+            (void)poll(NULL, 0, 1);
+    }
+    (void)kill(strace, gone ? SIGTERM : SIGKILL);
+    while (!left && clock_monotonic_ms() < until) {
+        left = waitpid(strace, NULL, WNOHANG) == strace;
+        if (!left)
+            (void)poll(NULL, 0, 1);
+    }
+    if (!left) {
+        (void)kill(strace, SIGKILL);
+        assert_int_equal(waitpid(strace, NULL, 0), strace);
+    }
+    assert_true(gone && left);
+}
+
+static void start_with_fault(struct runner_fixture *f, const struct machine *before,
+                             const struct fault *fault, unsigned nth, struct tally *tally)
+{
+    pid_t strace = strace_start(f->pid, fault, nth);
+    start(f, false, tally);
+    strace_stop(f, before->runner.children, strace);
 }
 
 static void setup_that_fails_at_any_step_leaves_nothing(void **state)
@@ -352,15 +383,33 @@ static void setup_that_fails_at_any_step_leaves_nothing(void **state)
         start(f, true, &undisturbed);
     machine_read(f, &before);
     for (size_t i = 0; i < ARRAY_SIZE(faults); i++)
-        for (unsigned nth = 1; nth <= faults[i].times; nth++) {
-            pid_t strace = strace_start(f->pid, &faults[i], nth);
-            start(f, false, &tally);
-            strace_stop(strace);
-        }
+        for (unsigned nth = 1; nth <= faults[i].times; nth++)
+            start_with_fault(f, &before, &faults[i], nth, &tally);
     print_message("%u starts refused, %u ended\n", tally.refused, tally.ended);
     /* Faults that nobody hears of would test nothing. */
     assert_true(tally.refused > tally.ended);
     start(f, true, &undisturbed);
+    assert_as_before(f, &before);
+}
+
+/* The kernel's bounds on namespaces (user.max_*_namespaces) are answered with ENOSPC. Calls are counted
+ * for each process: the second is the blank's, whose helper waits for it meanwhile. */
+static void namespaces_that_cannot_be_made_are_named(void **state)
+{
+    static const struct fault fault = {"unshare", "error=ENOSPC", 2};
+    static const char *const said[] = {"make network namespace: No space left on device",
+                                       "lock mounts: No space left on device"};
+    struct runner_fixture *f = *state;
+    struct tally tally = {0};
+    struct machine before;
+    start(f, true, &tally);
+    machine_read(f, &before);
+    for (unsigned nth = 1; nth <= fault.times; nth++) {
+        start_with_fault(f, &before, &fault, nth, &tally);
+        assert_int_equal(tally.refused, nth);
+        assert_string_equal(tally.said, said[nth - 1]);
+    }
+    start(f, true, &tally);
     assert_as_before(f, &before);
 }
 
@@ -389,6 +438,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(starts_killed_at_any_moment_leave_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(setup_that_fails_at_any_step_leaves_nothing, setup,
                                         teardown),
+        cmocka_unit_test_setup_teardown(namespaces_that_cannot_be_made_are_named, setup, teardown),
     };
     return cmocka_run_group_tests_name("leaks", tests, NULL, NULL);
 }
