@@ -233,6 +233,8 @@ bool ssh_run_pump(struct ssh_run *r)
     if (r->wanted && r->link == NULL && !r->ended) {
         if (s->refusal[0] != '\0')
             fail(r, s->refusal);
+        else if (r->too_long)
+            fail(r, SSH_COMMAND_TOO_LONG);
         else if (s->joined)
             begin(r);
     }
@@ -261,7 +263,8 @@ static int data_cb(ssh_session ssh, ssh_channel channel, void *data, uint32_t le
 static bool variable_add(struct ssh_run *r, const char *name, const char *value)
 {
     if (r->variable_count == SSH_VARIABLES_MAX || value == NULL ||
-        strlen(name) + strlen(value) > SSH_VARIABLE_MAX || strchr(name, '=') != NULL)
+        strlen(name) + strlen(value) > SSH_VARIABLE_MAX ||
+        strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789") != strlen(name))
         return false;
     char *text = text_new("%s=%s", name, value);
     if (text != NULL)
@@ -326,12 +329,14 @@ static int env_cb(ssh_session ssh, ssh_channel channel, const char *name, const 
     return locale && variable_add(r, name, value) ? 0 : 1;
 }
 
+/* One that is too long is taken as well: a refusal of the request has no room for a reason. */
 static int want(struct ssh_run *r, const char *command)
 {
-    if (r->wanted || (command != NULL && strlen(command) > SSH_COMMAND_MAX))
+    if (r->wanted)
         return 1;
-    r->command = command == NULL ? NULL : strdup(command);
-    r->wanted = command == NULL || r->command != NULL;
+    r->too_long = command != NULL && strlen(command) > SSH_COMMAND_MAX;
+    r->command = command == NULL || r->too_long ? NULL : strdup(command);
+    r->wanted = command == NULL || r->too_long || r->command != NULL;
     return r->wanted ? 0 : 1;
 }
 

@@ -18,7 +18,9 @@
 #define SSH_LINK_BYTES_MAX (256u * 1024u) /* of one direction */
 #define SSH_VARIABLES_MAX 16u
 #define SSH_VARIABLE_MAX 256u
-#define SSH_COMMAND_MAX 65536u
+#define SSH_COMMAND_MAX 32768u /* as the API takes in one word */
+#define SSH_COMMAND_TOO_LONG                                                                       \
+    "a command may have 32768 bytes; send what is longer to the stdin of `sh`"
 
 struct ssh_session;
 
@@ -49,6 +51,7 @@ struct ssh_run {
     ssh_channel channel;
     struct ssh_channel_callbacks_struct callbacks;
     bool wanted; /* a command was asked for */
+    bool too_long;
     bool tty;
     unsigned rows, columns;
     char *command; /* NULL: a shell */

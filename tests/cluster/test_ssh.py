@@ -222,11 +222,94 @@ class Ssh(unittest.TestCase):
         self.assertEqual(done.returncode, 255)
         self.assertGreater(time.monotonic() - began, 0.9)
 
-    def test_remote_forwarding_and_tunnels_are_refused(self):
-        done = self.ssh("chat", "true", flags=["-o", "ExitOnForwardFailure=yes", "-R",
-                                               "%d:127.0.0.1:1" % free_port()])
+    def test_remote_forwarding_is_refused(self):
+        port = free_port()
+        for where in ("%d:127.0.0.1:1" % port, str(port)):  # the second: a proxy at the far end
+            done = self.ssh("chat", "true", flags=["-o", "ExitOnForwardFailure=yes", "-R", where])
+            self.assertEqual(done.returncode, 255)
+            self.assertIn(b"forwarding failed", done.stderr)
+        done = self.ssh("chat", "echo on", flags=["-R", "%d:127.0.0.1:1" % port])
+        self.assertEqual((done.returncode, done.stdout), (0, b"on\n"), done)
+
+    def test_tunnels_are_refused(self):
+        done = self.ssh("chat", flags=["-N", "-o", "LogLevel=INFO", "-o", "Tunnel=yes", "-o",
+                                       "ExitOnForwardFailure=yes"], timeout=20)
+        self.assertEqual(done.returncode, 255, done)
+
+    def test_forwarding_of_the_agent_is_refused(self):
+        agent = subprocess.run(["ssh-agent", "-s", "-a", self.file("agent")], check=True,
+                               capture_output=True).stdout.decode()
+        pid = int(re.search(r"SSH_AGENT_PID=(\d+)", agent).group(1))
+        try:
+            env = dict(os.environ, SSH_AUTH_SOCK=self.file("agent"))
+            subprocess.run(["ssh-add", "-q", self.file("other")], check=True, env=env)
+            argv = self.argv("chat", "env", flags=["-A", "-v"])
+            argv[argv.index("IdentityAgent=none")] = "IdentityAgent=" + self.file("agent")
+            done = subprocess.run(argv, capture_output=True, env=env, timeout=60, input=b"")
+            self.assertEqual(done.returncode, 0, done)
+            self.assertIn(b"Requesting authentication agent forwarding", done.stderr)
+            self.assertIn(b"SKERRY_INSTANCE=", done.stdout)
+            self.assertNotIn(b"SSH_AUTH_SOCK", done.stdout)
+        finally:
+            os.kill(pid, signal.SIGTERM)
+
+    def test_forwarding_of_x11_is_refused(self):
+        for flag in ("-X", "-Y"):
+            done = subprocess.run(self.argv("chat", "env", flags=[flag, "-v"]), timeout=60,
+                                  capture_output=True, input=b"", env=dict(
+                                      os.environ, DISPLAY="127.0.0.1:77",
+                                      XAUTHORITY=self.file("xauthority")))
+            self.assertEqual(done.returncode, 0, done)
+            self.assertIn(b"Requesting X11 forwarding", done.stderr)
+            self.assertIn(b"X11 forwarding request failed", done.stderr)
+            self.assertNotIn(b"DISPLAY", done.stdout)
+
+    def test_only_the_locale_passes_of_the_clients_variables_and_not_much_of_it(self):
+        def variables(**given):
+            done = self.ssh("chat", "env -0", flags=["-o", "SetEnv=" + " ".join(
+                "%s=%s" % pair for pair in given.items())])
+            self.assertEqual(done.returncode, 0, done)
+            return dict(line.split("=", 1) for line in done.stdout.decode().split("\0") if line)
+        got = variables(LANG="C.UTF-8", LC_ALL="C", LD_PRELOAD="/tmp/x", BASH_ENV="/tmp/x",
+                        PATH="/tmp", SKERRY_INSTANCE="x", LC_x="1", LC_LONG="v" * 300)
+        self.assertEqual((got["LANG"], got["LC_ALL"]), ("C.UTF-8", "C"))
+        for name in ("LD_PRELOAD", "BASH_ENV", "LC_x", "LC_LONG"):
+            self.assertNotIn(name, got)
+        self.assertNotEqual(got["PATH"], "/tmp")
+        self.assertNotEqual(got["SKERRY_INSTANCE"], "x")
+        got = variables(**{"LC_V%d" % i: "1" for i in range(40)})
+        self.assertEqual(len([name for name in got if name.startswith("LC_V")]), 16)
+
+    def test_what_cannot_run_says_why(self):
+        def refused(user, command, why, **how):
+            done = self.ssh(user, command, **how)
+            self.assertEqual(done.returncode, 125, done)
+            self.assertIn(b"skerry: ", done.stderr)
+            self.assertIn(why, done.stderr)
+        refused("nothing-like-this", "true", b"404 workload_unknown")
+        refused("chat", "echo " + "x" * 32768, b"32768 bytes")
+        refused("chat", b"echo \xff", b"no UTF-8 text")
+        self.nodes[0].deploy({"id": "once", "kind": "command", "command": ["true"]})
+        wait_until(lambda: b"conflict" in self.ssh("once", "true").stderr, 5, "it is known")
+        refused("once", "true", b"kind command", node=2)
+        # About as much as is taken.
+        done = self.ssh("chat", ": " + "x" * 32000 + "; exit 9")
+        self.assertEqual(done.returncode, 9, done)
+        done = self.ssh("chat", "x", flags=["-s"])  # a subsystem that there is not
         self.assertEqual(done.returncode, 255)
-        self.assertIn(b"forwarding failed", done.stderr)
+        self.assertIn(b"subsystem request failed", done.stderr)
+
+    def test_the_end_of_an_instance_says_why(self):
+        with subprocess.Popen(self.argv("bare", "echo $SKERRY_INSTANCE; sleep 100"),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE) as held:
+            id = held.stdout.readline().decode().strip()
+            self.nodes[0].cli("stop", id)
+            self.assertEqual(held.wait(20), 255)
+            self.assertIn(b"the instance ended: killed", held.stderr.read())
+        refused = self.ssh(id, "true")
+        self.assertEqual(refused.returncode, 125, refused)
+        self.assertIn(b"410 instance_gone", refused.stderr)
 
     def test_local_forwarding_is_refused(self):
         done = self.ssh("chat", flags=["-W", "127.0.0.1:8080"], timeout=20)
