@@ -13,7 +13,6 @@ VARIANT := $(if $(SAN),$(SAN),plain)$(if $(findstring clang,$(CC)),-clang)
 B ?= build$(if $(filter-out plain,$(VARIANT)),/$(VARIANT))
 
 LIBS_NODE := libuv raft liblz4 libprotobuf-c libmicrohttpd jansson yaml-0.1 libsodium openssl libcurl libarchive libssh
-# nng has no .pc file: it stands where the libraries are used.
 LIBS_RUNNER := libprotobuf-c jansson yaml-0.1 libsodium libseccomp libcap libnl-route-3.0 libnftables libarchive
 LIBS_TEST := cmocka
 
@@ -124,12 +123,13 @@ $(B)/libskerry.a: $(call obj,$(NODE_LIB)) $(PROTO_OBJ)
 $(B)/skerry-runner: $(RO)/sandbox/runner/main.o $(B)/librunner.a $(B)/obj/embedded_agent.o
 	@$(CC) $(RUNNER_LDFLAGS) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
 $(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
 	@echo "built $@"
 
 # --- tests ---------------------------------------------------------------------------------------
 # tests/unit/test_X.c links libskerry; tests/unit/runner_test_X.c links librunner (its second main
-# would clash, and the runner has libraries of its own).
+# would clash, and the runner has libraries of its own). nng, a client of which asks ours in
+# test_peer_strangers, has no .pc file.
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 UNIT_RUNNER := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/runner_test_*.c))
 TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c tests/lib/fuzz_main.c,$(wildcard tests/lib/*.c)))
@@ -150,7 +150,7 @@ $(B)/tests/runner_test_probe $(B)/tests/runner_test_layers $(B)/tests/runner_tes
 # Programs to measure by hand.
 $(B)/bench/%: $(B)/obj/tests/bench/%.o $(TEST_LIB) $(B)/libskerry.a
 	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lnng -lm
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE) $(LIBS_TEST)) -lm
 
 # Programs that run inside a sandbox, static: one for each tests/sandbox/X.c, and the probe.
 PROBES := $(patsubst tests/sandbox/%.c,$(B)/probe/%,$(wildcard tests/sandbox/*.c)) $(B)/probe/probe
@@ -200,10 +200,10 @@ $(B)/fuzz/obj/gen/%.o: $(B)/gen/%.c Makefile
 	@mkdir -p $(dir $@)
 	@$(FUZZ_CC) $(CPPFLAGS_ALL) $(FUZZ_CFLAGS) -MMD -MP -c -o $@ $<
 $(B)/fuzz/fuzz_%: $(B)/fuzz/obj/tests/fuzz/fuzz_%.o $(call fobj,$(NODE_LIB) $(PROTO_C))
-	$(FUZZ_LINK) $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
+	$(FUZZ_LINK) $(call pkg,--libs,$(LIBS_NODE)) -lm
 $(B)/fuzz-replay/%: $(B)/obj/tests/fuzz/%.o $(B)/obj/tests/lib/fuzz_main.o $(B)/libskerry.a
 	@mkdir -p $(dir $@)
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lnng -lm
+	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
 $(B)/fuzz/runner_fuzz_%: $(B)/fuzz/obj/tests/fuzz/runner_fuzz_%.o \
 		$(call fobj,$(RUNNER_LIB) $(SANDBOX_PROTO_C)) $(B)/obj/embedded_agent.o
 	$(FUZZ_LINK) $(call pkg,--libs,$(LIBS_RUNNER))

@@ -1,14 +1,12 @@
 /* node/cluster/peer_call.c - questions to other nodes.
  *
- * A call has a slot: a context of its peer's REQ socket and an aio, kept for the next call.
+ *     waits (not connected) --> left --answer--> open the seal --> answered
+ *         \-- never heard         \-- maybe heard       \-- "earlier life": once more, sealed anew
  *
- *     send (nng) --left--> receive (nng) --answer--> inbox --> open the seal --> answered
- *         \-- failed: never heard --/ \-- failed: maybe heard --/        \-- "earlier life":
- *                                                                            once more, sealed anew
- * nng is told never to send again by itself: it would not ask whether that is safe. */
+ * A link has one connection; calls of it are told apart by their request id. A connection that ends
+ * ends the calls that left by it, and the link connects again by itself. Nothing is sent again
+ * but what the other side has said that it did not do. */
 #include <inttypes.h>
-#include <nng/nng.h>
-#include <nng/protocol/reqrep0/req.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,107 +15,278 @@
 #include "base/memory.h"
 #include "node/cluster/peer_internal.h"
 
-#define RECONNECT_MIN_MS 50
-#define RECONNECT_MAX_MS 1000
+#define TICK_MS 10u
+#define CONNECT_WITHIN_MS 5000u
+#define RECONNECT_MIN_MS 50u
+#define RECONNECT_MAX_MS 1000u
+#define UNSENT_MAX (16u * 1024u * 1024u) /* to one node */
 
-static void slot_deliver(struct inbox_message *message, void *owner);
+static void link_connect(struct peer_link *link);
 
-/* --- nng's threads -------------------------------------------------------------------------------- */
+/* --- the end of a call ---------------------------------------------------------------------------- */
 
-static unsigned remaining_ms(const struct peer_slot *slot)
+static void asking_end(struct peer_asking *a, const struct peer_answer *answer)
 {
-    uint64_t now_ms = clock_monotonic_ms();
-    return slot->until_ms > now_ms ? (unsigned)(slot->until_ms - now_ms) : 0;
+    struct peer_rpc *rpc = a->link->rpc;
+    struct peer_rpc_counts *counts = &rpc->counts;
+    void (*answered)(void *user, const struct peer_answer *answer) = a->call.answered;
+    void *user = a->call.user;
+    if (answer->error == NULL)
+        counts->answered++;
+    else if (answer->error->code == ERR_TIMEOUT)
+        counts->timed_out++;
+    else
+        counts->failed++;
+    counts->calls_now--;
+    a->link->calls--;
+    HASH_DEL(rpc->askings, a);
+    sp_message_free(a->message);
+    free(a->payload);
+    free(a);
+    answered(user, answer);
 }
 
-static void slot_cb(void *argument)
+static void asking_fail(struct peer_asking *a, enum err_code code, bool maybe_heard,
+                        const char *text)
 {
-    struct peer_slot *slot = argument;
-    slot->result = nng_aio_result(slot->aio);
-    if (slot->result == 0 && !slot->receiving) {
-        slot->receiving = true;
-        nng_aio_set_timeout(slot->aio, (nng_duration)remaining_ms(slot) + 1);
-        nng_ctx_recv(slot->context, slot->aio);
+    struct err error;
+    (void)err_set(&error, code, "node %" PRIu64 ": %s", a->call.to, text);
+    asking_end(
+        a, &(struct peer_answer){.from = a->call.to, .error = &error, .maybe_heard = maybe_heard});
+}
+
+/* Calls of a link that have left, or all of them. */
+static void end_calls(struct peer_link *link, bool all)
+{
+    struct peer_rpc *rpc = link->rpc;
+    struct peer_asking *a, *next;
+    HASH_ITER(hh, rpc->askings, a, next)
+    {
+        if (a->link != link || (!all && a->message != NULL))
+            continue;
+        if (rpc->closing)
+            asking_fail(a, ERR_CANCELED, a->message == NULL, "this node stops");
+        else
+            asking_fail(a, ERR_UNAVAILABLE, a->message == NULL, "the connection ended");
+    }
+}
+
+static void tick_cb(uv_timer_t *timer)
+{
+    struct peer_rpc *rpc = timer->data;
+    struct peer_asking *a, *next;
+    uint64_t now_ms = clock_monotonic_ms();
+    HASH_ITER(hh, rpc->askings, a, next)
+    {
+        if (now_ms >= a->until_ms)
+            asking_fail(a, ERR_TIMEOUT, a->message == NULL,
+                        a->message == NULL ? "no answer in time" : "not connected");
+    }
+    if (rpc->askings == NULL)
+        (void)uv_timer_stop(timer);
+}
+
+/* --- a call --------------------------------------------------------------------------------------- */
+
+static void asking_send(struct peer_asking *a)
+{
+    struct peer_link *link = a->link;
+    struct sp_message *m = a->message;
+    if (!link->open || link->retired)
+        return;
+    a->message = NULL;
+    sp_stream_send(link->stream, m, a->request);
+}
+
+static int asking_seal(struct peer_asking *a, struct err *e)
+{
+    struct peer_seal_content content = {.peer = a->call.to,
+                                        .kind = PEER_SEAL_ASK,
+                                        .what = a->call.what,
+                                        .payload = a->payload,
+                                        .size = a->call.size};
+    a->message = sp_message_new(content.size + PEER_SEAL_OVERHEAD_BYTES);
+    if (a->message == NULL)
+        return err_set(e, ERR_NO_MEMORY, "no memory");
+    int rc = peer_seal_message(a->link->rpc->seal, &content, sp_message_bytes(a->message), e);
+    a->counter = content.counter;
+    return rc;
+}
+
+static uint32_t next_request(struct peer_rpc *rpc)
+{
+    struct peer_asking *a;
+    do {
+        rpc->request = (rpc->request + 1) | SP_REQUEST_BIT;
+        HASH_FIND(hh, rpc->askings, &rpc->request, sizeof rpc->request, a);
+    } while (a != NULL);
+    return rpc->request;
+}
+
+static int asking_new(struct peer_asking **out, struct peer_link *link,
+                      const struct peer_call *call, struct err *e)
+{
+    struct peer_asking *a = calloc(1, sizeof *a);
+    if (a == NULL)
+        return err_set(e, ERR_NO_MEMORY, "no memory");
+    a->link = link;
+    a->call = *call;
+    a->until_ms = clock_monotonic_ms() +
+                  (call->timeout_ms == 0 ? PEER_RPC_TIMEOUT_MS_DEFAULT : call->timeout_ms);
+    a->payload = malloc(call->size + 1);
+    if (a->payload != NULL && call->size > 0)
+        memcpy(a->payload, call->payload, call->size);
+    int rc = a->payload == NULL ? err_set(e, ERR_NO_MEMORY, "no memory") : asking_seal(a, e);
+    if (rc != 0) {
+        sp_message_free(a->message);
+        free(a->payload);
+        free(a);
+        return rc;
+    }
+    *out = a;
+    return 0;
+}
+
+/* --- answers -------------------------------------------------------------------------------------- */
+
+/* The other node has restarted since we last heard of it, and did nothing. Its new boot is known
+ * now. */
+static void ask_again(struct peer_asking *a)
+{
+    struct err e;
+    if (a->again || a->link->retired || a->link->rpc->closing) {
+        asking_fail(a, ERR_UNAVAILABLE, false, "it restarts");
         return;
     }
-    if (slot->result != 0 && !slot->receiving)
-        nng_msg_free(nng_aio_get_msg(slot->aio));
-    slot->body = slot->result == 0 ? nng_aio_get_msg(slot->aio) : NULL;
-    slot->message.deliver = slot_deliver;
-    /* Bounded by the calls under way; the inbox closes after the last of them. */
-    bool posted = inbox_post_always(slot->link->rpc->inbox, &slot->message);
-    assert_always(posted);
+    a->again = true;
+    if (asking_seal(a, &e) != 0)
+        asking_fail(a, e.code, false, e.msg);
+    else
+        asking_send(a);
+}
+
+/* A later process has our id: to the other node this one is over. */
+static void outlived(struct peer_asking *a)
+{
+    struct peer_rpc *rpc = a->link->rpc;
+    asking_fail(a, ERR_CONFLICT, false, "it knows a later process of this node");
+    if (rpc->options.outlived != NULL && !rpc->closing)
+        rpc->options.outlived(rpc->options.user);
+}
+
+static bool message_cb(void *user, uint32_t request, uint8_t *bytes, size_t size)
+{
+    struct peer_link *link = user;
+    struct peer_rpc *rpc = link->rpc;
+    struct peer_asking *a = NULL;
+    struct peer_seal_content content;
+    HASH_FIND(hh, rpc->askings, &request, sizeof request, a);
+    if (a == NULL || a->link != link || a->message != NULL)
+        return true; /* too late, or never asked */
+    enum peer_seal_result result = peer_seal_open(rpc->seal, bytes, size, &content);
+    if (result != PEER_SEAL_GOOD || content.peer != a->call.to || content.kind == PEER_SEAL_ASK ||
+        content.answers != a->counter)
+        asking_fail(a, ERR_PROTOCOL, true, "what came is no answer of it to this question");
+    else if (content.kind == PEER_SEAL_REFUSAL && content.size > 0)
+        outlived(a);
+    else if (content.kind == PEER_SEAL_REFUSAL)
+        ask_again(a);
+    else
+        asking_end(a, &(struct peer_answer){
+                          .from = content.peer, .payload = content.payload, .size = content.size});
+    return true;
 }
 
 /* --- links ---------------------------------------------------------------------------------------- */
 
-static void slot_free(struct peer_slot *slot)
-{
-    nng_aio_free(slot->aio);
-    (void)nng_ctx_close(slot->context);
-    free(slot->payload);
-    free(slot);
-}
-
-static void link_free(struct peer_link *link)
-{
-    while (link->slots != NULL) {
-        struct peer_slot *slot = link->slots;
-        link->slots = slot->next_slot;
-        slot_free(slot);
-    }
-    free(link);
-}
-
-static void link_free_retired(struct peer_link *link)
-{
-    if (link->previous != NULL)
-        link->previous->next = link->next;
-    else
-        link->rpc->retired = link->next;
-    if (link->next != NULL)
-        link->next->previous = link->previous;
-    link_free(link);
-}
-
-/* Out of the table; freed with its last call, which nng ends now. */
-static void link_retire(struct peer_link *link)
+static void part_closed(struct peer_link *link)
 {
     struct peer_rpc *rpc = link->rpc;
-    HASH_DEL(rpc->links, link);
-    link->retired = true;
-    link->next = rpc->retired;
-    if (rpc->retired != NULL)
-        rpc->retired->previous = link;
-    rpc->retired = link;
-    (void)nng_close(link->socket);
-    if (link->calls == 0)
-        link_free_retired(link);
+    if (--link->open_parts != 0)
+        return;
+    end_calls(link, true);
+    free(link);
+    peer_part_closed(rpc);
 }
 
-static int link_dial(struct peer_link *link)
+static void timer_closed_cb(uv_handle_t *handle)
 {
-    char address[ADDRESS_TEXT_SIZE], url[ADDRESS_TEXT_SIZE + 8];
-    nng_dialer dialer;
-    address_format(&link->address, address);
-    (void)text_format(url, sizeof url, "tcp://%s", address);
-    int rc = nng_req0_open(&link->socket);
-    if (rc != 0)
-        return rc;
-    if ((rc = nng_socket_set_size(link->socket, NNG_OPT_RECVMAXSZ,
-                                  link->rpc->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES +
-                                      PEER_NNG_HEADER_BYTES)) != 0 ||
-        (rc = nng_socket_set_ms(link->socket, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE)) !=
-            0 ||
-        (rc = nng_socket_set_ms(link->socket, NNG_OPT_RECONNMINT, RECONNECT_MIN_MS)) != 0 ||
-        (rc = nng_socket_set_ms(link->socket, NNG_OPT_RECONNMAXT, RECONNECT_MAX_MS)) != 0 ||
-        (rc = nng_dial(link->socket, url, &dialer, NNG_FLAG_NONBLOCK)) != 0)
-        (void)nng_close(link->socket);
-    return rc;
+    part_closed(container_of((uv_timer_t *)handle, struct peer_link, timer));
 }
 
-static int link_open(struct peer_link **out, struct peer_rpc *rpc, node_id id,
-                     const struct sockaddr_storage *address, struct err *e)
+static void again_cb(uv_timer_t *timer)
+{
+    link_connect(container_of(timer, struct peer_link, timer));
+}
+
+static void too_long_cb(uv_timer_t *timer)
+{
+    sp_stream_close(container_of(timer, struct peer_link, timer)->stream);
+}
+
+static void connect_later(struct peer_link *link)
+{
+    (void)uv_timer_start(&link->timer, again_cb, link->wait_ms, 0);
+    link->wait_ms = link->wait_ms * 2 > RECONNECT_MAX_MS ? RECONNECT_MAX_MS : link->wait_ms * 2;
+}
+
+static void opened_cb(void *user)
+{
+    struct peer_link *link = user;
+    struct peer_asking *a, *next;
+    link->open = true;
+    link->wait_ms = RECONNECT_MIN_MS;
+    if (!link->retired)
+        (void)uv_timer_stop(&link->timer);
+    HASH_ITER(hh, link->rpc->askings, a, next)
+    {
+        if (a->link == link && a->message != NULL)
+            asking_send(a);
+    }
+}
+
+static void closed_cb(void *user)
+{
+    struct peer_link *link = user;
+    link->stream = NULL;
+    link->open = false;
+    if (!link->retired) {
+        connect_later(link);
+        end_calls(link, false);
+    }
+    part_closed(link);
+}
+
+static void link_connect(struct peer_link *link)
+{
+    static const struct sp_events events = {
+        .opened = opened_cb, .message = message_cb, .closed = closed_cb};
+    struct sp_options options = {.protocol = SP_REQ,
+                                 .bytes_max =
+                                     link->rpc->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES,
+                                 .events = &events,
+                                 .user = link};
+    struct err e;
+    if (sp_stream_connect(&link->stream, link->rpc->loop, &link->address, &options, &e) != 0) {
+        connect_later(link);
+        return;
+    }
+    link->open_parts++;
+    (void)uv_timer_start(&link->timer, too_long_cb, CONNECT_WITHIN_MS, 0);
+}
+
+/* Out of the table; its calls end, and it is freed, when its handles are closed. */
+static void link_retire(struct peer_link *link)
+{
+    HASH_DEL(link->rpc->links, link);
+    link->retired = true;
+    uv_close((uv_handle_t *)&link->timer, timer_closed_cb);
+    if (link->stream != NULL)
+        sp_stream_close(link->stream);
+}
+
+static int link_new(struct peer_link **out, struct peer_rpc *rpc, node_id id,
+                    const struct sockaddr_storage *address, struct err *e)
 {
     struct peer_link *link = calloc(1, sizeof *link);
     if (link == NULL)
@@ -125,12 +294,12 @@ static int link_open(struct peer_link **out, struct peer_rpc *rpc, node_id id,
     link->id = id;
     link->rpc = rpc;
     link->address = *address;
-    int rc = link_dial(link);
-    if (rc != 0) {
-        free(link);
-        return err_set(e, ERR_IO, "connect to node %" PRIu64 ": %s", id, nng_strerror(rc));
-    }
+    link->wait_ms = RECONNECT_MIN_MS;
+    (void)uv_timer_init(rpc->loop, &link->timer);
+    link->open_parts = 1;
+    rpc->open_parts++;
     HASH_ADD(hh, rpc->links, id, sizeof link->id, link);
+    link_connect(link);
     *out = link;
     return 0;
 }
@@ -150,8 +319,36 @@ static int link_find(struct peer_link **out, struct peer_rpc *rpc, node_id id, s
         link = NULL;
     }
     if (link == NULL)
-        return link_open(out, rpc, id, &address, e);
+        return link_new(out, rpc, id, &address, e);
     *out = link;
+    return 0;
+}
+
+/* --- calls ---------------------------------------------------------------------------------------- */
+
+int peer_rpc_call(struct peer_rpc *rpc, const struct peer_call *call, struct err *e)
+{
+    struct peer_link *link = NULL;
+    struct peer_asking *a = NULL;
+    int rc = link_find(&link, rpc, call->to, e);
+    if (rc != 0)
+        return rc;
+    if (link->calls >= rpc->options.calls_max)
+        return err_set(e, ERR_LIMIT, "%u calls to node %" PRIu64 " are under way; no more at once",
+                       link->calls, call->to);
+    if (link->stream != NULL && sp_stream_unsent(link->stream) > UNSENT_MAX)
+        return err_set(e, ERR_LIMIT, "node %" PRIu64 " does not read what it is sent", call->to);
+    rc = asking_new(&a, link, call, e);
+    if (rc != 0)
+        return rc;
+    a->request = next_request(rpc);
+    HASH_ADD(hh, rpc->askings, request, sizeof a->request, a);
+    link->calls++;
+    rpc->counts.calls_now++;
+    rpc->counts.calls++;
+    if (!uv_is_active((uv_handle_t *)&rpc->tick))
+        (void)uv_timer_start(&rpc->tick, tick_cb, TICK_MS, TICK_MS);
+    asking_send(a);
     return 0;
 }
 
@@ -165,239 +362,24 @@ void peer_rpc_forget(struct peer_rpc *rpc, node_id id)
     peer_seal_forget(rpc->seal, id);
 }
 
-/* --- calls ---------------------------------------------------------------------------------------- */
-
-static struct peer_slot *slot_take(struct peer_link *link)
-{
-    struct peer_slot *slot = link->idle;
-    if (slot != NULL) {
-        link->idle = slot->next;
-        return slot;
-    }
-    slot = calloc(1, sizeof *slot);
-    if (slot == NULL)
-        return NULL;
-    slot->link = link;
-    if (nng_ctx_open(&slot->context, link->socket) != 0) {
-        free(slot);
-        return NULL;
-    }
-    if (nng_ctx_set_ms(slot->context, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE) != 0 ||
-        nng_aio_alloc(&slot->aio, slot_cb, slot) != 0) {
-        (void)nng_ctx_close(slot->context);
-        free(slot);
-        return NULL;
-    }
-    slot->next_slot = link->slots;
-    link->slots = slot;
-    return slot;
-}
-
-static void slot_give(struct peer_slot *slot)
-{
-    struct peer_link *link = slot->link;
-    free(slot->payload);
-    slot->payload = NULL;
-    slot->busy = false;
-    slot->next = link->idle;
-    link->idle = slot;
-    link->calls--;
-    link->rpc->counts.calls_now--;
-    if (link->retired && link->calls == 0 && !link->rpc->closing)
-        link_free_retired(link);
-}
-
-/* Seals the slot's question and hands it to nng. */
-static int slot_send(struct peer_slot *slot, struct err *e)
-{
-    nng_msg *body = NULL;
-    struct peer_seal_content content = {.peer = slot->call.to,
-                                        .kind = PEER_SEAL_ASK,
-                                        .what = slot->call.what,
-                                        .payload = slot->payload,
-                                        .size = slot->call.size};
-    if (nng_msg_alloc(&body, content.size + PEER_SEAL_OVERHEAD_BYTES) != 0)
-        return err_set(e, ERR_NO_MEMORY, "no memory");
-    int rc = peer_seal_message(slot->link->rpc->seal, &content, nng_msg_body(body), e);
-    if (rc != 0) {
-        nng_msg_free(body);
-        return rc;
-    }
-    slot->counter = content.counter;
-    slot->receiving = false;
-    nng_aio_set_timeout(slot->aio, (nng_duration)remaining_ms(slot) + 1);
-    nng_aio_set_msg(slot->aio, body);
-    nng_ctx_send(slot->context, slot->aio);
-    return 0;
-}
-
-int peer_rpc_call(struct peer_rpc *rpc, const struct peer_call *call, struct err *e)
-{
-    struct peer_link *link = NULL;
-    struct peer_slot *slot = NULL;
-    int rc = link_find(&link, rpc, call->to, e);
-    if (rc != 0)
-        return rc;
-    if (link->calls >= rpc->options.calls_max)
-        return err_set(e, ERR_LIMIT, "%u calls to node %" PRIu64 " are under way; no more at once",
-                       link->calls, call->to);
-    slot = slot_take(link);
-    if (slot == NULL)
-        return err_set(e, ERR_NO_MEMORY, "no memory");
-    slot->busy = true;
-    link->calls++;
-    rpc->counts.calls_now++;
-    slot->call = *call;
-    slot->again = false;
-    slot->until_ms = clock_monotonic_ms() +
-                     (call->timeout_ms == 0 ? PEER_RPC_TIMEOUT_MS_DEFAULT : call->timeout_ms);
-    slot->payload = call->size == 0 ? NULL : malloc(call->size);
-    if (call->size > 0 && slot->payload == NULL) {
-        rc = err_set(e, ERR_NO_MEMORY, "no memory");
-    } else {
-        if (call->size > 0)
-            memcpy(slot->payload, call->payload, call->size);
-        rc = slot_send(slot, e);
-    }
-    if (rc != 0)
-        slot_give(slot);
-    else
-        rpc->counts.calls++;
-    return rc;
-}
-
-/* --- answers -------------------------------------------------------------------------------------- */
-
-static void slot_end(struct peer_slot *slot, const struct peer_answer *answer)
-{
-    struct peer_rpc_counts *counts = &slot->link->rpc->counts;
-    nng_msg *body = slot->body;
-    void (*answered)(void *user, const struct peer_answer *answer) = slot->call.answered;
-    void *user = slot->call.user;
-    if (answer->error == NULL)
-        counts->answered++;
-    else if (answer->error->code == ERR_TIMEOUT)
-        counts->timed_out++;
-    else
-        counts->failed++;
-    slot->body = NULL;
-    slot_give(slot);
-    answered(user, answer);
-    if (body != NULL)
-        nng_msg_free(body);
-}
-
-static void slot_fail(struct peer_slot *slot, enum err_code code, const char *text)
-{
-    struct err error;
-    (void)err_set(&error, code, "node %" PRIu64 ": %s", slot->call.to, text);
-    slot_end(slot, &(struct peer_answer){.from = slot->call.to,
-                                         .error = &error,
-                                         .maybe_heard = slot->receiving && code != ERR_CONFLICT});
-}
-
-static void slot_fail_nng(struct peer_slot *slot)
-{
-    if (slot->link->rpc->closing)
-        slot_fail(slot, ERR_CANCELED, "this node stops");
-    else if (slot->result == NNG_ETIMEDOUT)
-        slot_fail(slot, ERR_TIMEOUT, slot->receiving ? "no answer in time" : "not connected");
-    else
-        slot_fail(slot, ERR_UNAVAILABLE, nng_strerror(slot->result));
-}
-
-/* The other node has restarted since we last heard of it, and did nothing. Its new boot is known
- * now. */
-static void ask_again(struct peer_slot *slot)
-{
-    struct err e;
-    nng_msg_free(slot->body);
-    slot->body = NULL;
-    if (slot->again || slot->link->retired || slot->link->rpc->closing) {
-        slot->receiving = false;
-        slot_fail(slot, ERR_UNAVAILABLE, "it restarts");
-        return;
-    }
-    slot->again = true;
-    if (slot_send(slot, &e) != 0) {
-        slot->receiving = false;
-        slot_fail(slot, e.code, e.msg);
-    }
-}
-
-/* A later process has our id: to the other node this one is over. */
-static void outlived(struct peer_slot *slot)
-{
-    struct peer_rpc *rpc = slot->link->rpc;
-    slot->receiving = false;
-    slot_fail(slot, ERR_CONFLICT, "it knows a later process of this node");
-    if (rpc->options.outlived != NULL && !rpc->closing)
-        rpc->options.outlived(rpc->options.user);
-}
-
-static void slot_deliver(struct inbox_message *message, void *owner)
-{
-    struct peer_slot *slot = container_of(message, struct peer_slot, message);
-    struct peer_rpc *rpc = owner;
-    struct peer_seal_content content;
-    if (slot->result != 0) {
-        slot_fail_nng(slot);
-        return;
-    }
-    enum peer_seal_result result =
-        peer_seal_open(rpc->seal, nng_msg_body(slot->body), nng_msg_len(slot->body), &content);
-    if (result != PEER_SEAL_GOOD || content.peer != slot->call.to ||
-        content.kind == PEER_SEAL_ASK || content.answers != slot->counter)
-        slot_fail(slot, ERR_PROTOCOL, "what came is no answer of it to this question");
-    else if (content.kind == PEER_SEAL_REFUSAL && content.size > 0)
-        outlived(slot);
-    else if (content.kind == PEER_SEAL_REFUSAL)
-        ask_again(slot);
-    else
-        slot_end(slot, &(struct peer_answer){
-                           .from = content.peer, .payload = content.payload, .size = content.size});
-}
-
 /* --- life ----------------------------------------------------------------------------------------- */
 
-static void link_stop(struct peer_link *link)
+void peer_calls_open(struct peer_rpc *rpc)
 {
-    if (!link->retired)
-        (void)nng_close(link->socket);
-    for (struct peer_slot *slot = link->slots; slot != NULL; slot = slot->next_slot)
-        nng_aio_stop(slot->aio);
+    (void)uv_timer_init(rpc->loop, &rpc->tick);
+    rpc->tick.data = rpc;
+    rpc->open_parts++;
 }
 
-/* Closing a socket ends its calls; each posts itself to the inbox. */
-void peer_links_stop(struct peer_rpc *rpc)
+static void tick_closed_cb(uv_handle_t *handle)
+{
+    peer_part_closed(handle->data);
+}
+
+void peer_calls_close(struct peer_rpc *rpc)
 {
     struct peer_link *link, *next;
+    uv_close((uv_handle_t *)&rpc->tick, tick_closed_cb);
     HASH_ITER(hh, rpc->links, link, next)
-    link_stop(link);
-    for (link = rpc->retired; link != NULL; link = link->next)
-        link_stop(link);
-}
-
-/* One that was stopped between leaving and receiving posts nothing. */
-static void link_end(struct peer_link *link)
-{
-    for (struct peer_slot *slot = link->slots; slot != NULL; slot = slot->next_slot)
-        if (slot->busy)
-            slot_fail(slot, ERR_CANCELED, "this node stops");
-    link_free(link);
-}
-
-void peer_links_free(struct peer_rpc *rpc)
-{
-    struct peer_link *link, *next;
-    HASH_ITER(hh, rpc->links, link, next)
-    {
-        HASH_DEL(rpc->links, link);
-        link_end(link);
-    }
-    while (rpc->retired != NULL) {
-        link = rpc->retired;
-        rpc->retired = link->next;
-        link_end(link);
-    }
+    link_retire(link);
 }

@@ -1,14 +1,11 @@
 /* node/cluster/peer_question.c - questions of other nodes.
  *
- * Each of questions_max contexts of one REP socket goes round, by itself:
+ *     connection --> open the seal --> asked ... answered --> the connection, if it is still there
+ *                        \-- refused, dropped
  *
- *     receive (nng) --> inbox --> open the seal --> asked ... answered --> send (nng) --> receive
- *                                       \-- refused, dropped --------------------------> receive
- *
- * When all are busy, questions wait in TCP with who asks. */
+ * When questions_max wait for their answer, the next stay in their connections' buffers and behind
+ * them in TCP, with who asks; they go on in the order in which they stalled. */
 #include <inttypes.h>
-#include <nng/nng.h>
-#include <nng/protocol/reqrep0/rep.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,125 +14,63 @@
 #include "base/memory.h"
 #include "node/cluster/peer_internal.h"
 
-static void question_deliver(struct inbox_message *message, void *owner);
+#define BACKLOG 128
+#define UNSENT_MAX (1024u * 1024u) /* answers that a connection's other side leaves unread */
+#define STRANGERS_BYTES_MAX (64u * 1024u * 1024u) /* of all that have shown no key */
 
-static void receive(struct peer_question *q)
-{
-    q->sending = false;
-    nng_ctx_recv(q->context, q->aio);
-}
+struct peer_question {
+    struct peer_rpc *rpc;
+    uint64_t connection; /* its serial */
+    uint32_t request;
+    struct peer_question *next, *previous; /* of those that wait */
+    struct peer_seal_content content;
+    uint8_t bytes[]; /* of the content's payload */
+};
 
-/* nng's thread. */
-static void question_cb(void *argument)
+/* --- answering ------------------------------------------------------------------------------------ */
+
+static void resume_cb(uv_timer_t *timer)
 {
-    struct peer_question *q = argument;
-    int rc = nng_aio_result(q->aio);
-    if (q->sending) {
-        if (rc != 0)
-            nng_msg_free(nng_aio_get_msg(q->aio));
-        if (rc != NNG_ECLOSED && rc != NNG_ECANCELED)
-            receive(q);
-        return;
+    struct peer_rpc *rpc = timer->data;
+    while (rpc->stalled != NULL && rpc->counts.questions_now < rpc->options.questions_max) {
+        struct peer_connection *c = rpc->stalled;
+        DL_DELETE2(rpc->stalled, c, previous, next);
+        c->stalled = false;
+        sp_stream_resume(c->stream);
     }
-    if (rc == 0) {
-        q->body = nng_aio_get_msg(q->aio);
-        q->message.deliver = question_deliver;
-        /* Bounded by the contexts: each waits for its answer before it receives again. */
-        if (inbox_post_always(q->rpc->inbox, &q->message))
-            return;
-        nng_msg_free(q->body);
-        q->body = NULL;
-    }
-    if (rc != NNG_ECLOSED && rc != NNG_ECANCELED)
-        receive(q);
 }
 
-/* --- on the loop ---------------------------------------------------------------------------------- */
-
-static void release(struct peer_question *q)
+/* Not from here: who answers is often in the call that asked. */
+static void question_end(struct peer_question *q)
 {
-    if (q->body != NULL)
-        nng_msg_free(q->body);
-    q->body = NULL;
+    struct peer_rpc *rpc = q->rpc;
+    assert_always(rpc->counts.questions_now > 0);
+    rpc->counts.questions_now--;
+    DL_DELETE2(rpc->questions, q, previous, next);
+    free(q);
+    if (rpc->stalled != NULL && !uv_is_active((uv_handle_t *)&rpc->resume))
+        (void)uv_timer_start(&rpc->resume, resume_cb, 0, 0);
 }
 
-static void reply(struct peer_question *q, enum peer_seal_kind kind, const void *payload,
-                  size_t size)
+/* Seals an answer to what `to` asked. */
+static void reply(struct peer_connection *c, uint32_t request, const struct peer_seal_content *to,
+                  const struct peer_seal_content *answer)
 {
     struct err e;
-    nng_msg *body = NULL;
-    struct peer_seal_content content = {.peer = q->content.peer,
-                                        .kind = kind,
-                                        .what = q->content.what,
-                                        .answers = q->content.counter,
-                                        .boot = q->content.boot,
-                                        .payload = payload,
-                                        .size = size};
-    int rc = nng_msg_alloc(&body, size + PEER_SEAL_OVERHEAD_BYTES) != 0
-                 ? err_set(&e, ERR_NO_MEMORY, "no memory")
-                 : peer_seal_message(q->rpc->seal, &content, nng_msg_body(body), &e);
-    release(q);
-    if (rc != 0) {
-        log_warn("peer", "a question of node %" PRIu64 " stays without answer: %s", q->content.peer,
-                 e.msg);
-        if (body != NULL)
-            nng_msg_free(body);
-        receive(q);
+    struct peer_seal_content content = *answer;
+    struct sp_message *m = sp_message_new(answer->size + PEER_SEAL_OVERHEAD_BYTES);
+    content.peer = to->peer;
+    content.what = to->what;
+    content.answers = to->counter;
+    content.boot = to->boot;
+    int rc = m == NULL ? err_set(&e, ERR_NO_MEMORY, "no memory")
+                       : peer_seal_message(c->rpc->seal, &content, sp_message_bytes(m), &e);
+    if (rc == 0) {
+        sp_stream_send(c->stream, m, request);
         return;
     }
-    q->sending = true;
-    nng_aio_set_msg(q->aio, body);
-    nng_ctx_send(q->context, q->aio);
-}
-
-static void note_pipe(struct peer_rpc *rpc, node_id id, nng_pipe pipe)
-{
-    struct peer_pipe *p = NULL;
-    HASH_FIND(hh, rpc->pipes, &id, sizeof id, p);
-    if (p == NULL) {
-        p = calloc(1, sizeof *p);
-        if (p == NULL)
-            return; /* it closes when the other side ends */
-        p->id = id;
-        HASH_ADD(hh, rpc->pipes, id, sizeof p->id, p);
-    }
-    p->pipe = pipe;
-}
-
-void peer_questions_forget(struct peer_rpc *rpc, node_id id)
-{
-    struct peer_pipe *p = NULL;
-    HASH_FIND(hh, rpc->pipes, &id, sizeof id, p);
-    if (p == NULL)
-        return;
-    HASH_DEL(rpc->pipes, p);
-    (void)nng_pipe_close(p->pipe);
-    free(p);
-}
-
-static void question_deliver(struct inbox_message *message, void *owner)
-{
-    struct peer_question *q = container_of(message, struct peer_question, message);
-    struct peer_rpc *rpc = owner;
-    if (rpc->closing) {
-        release(q);
-        return;
-    }
-    enum peer_seal_result result =
-        peer_seal_open(rpc->seal, nng_msg_body(q->body), nng_msg_len(q->body), &q->content);
-    if (result == PEER_SEAL_EARLIER_LIFE) {
-        reply(q, PEER_SEAL_REFUSAL, NULL, 0);
-    } else if (result == PEER_SEAL_OUTLIVED) {
-        reply(q, PEER_SEAL_REFUSAL, PEER_SEAL_OUTLIVED_PAYLOAD, 1);
-    } else if (result != PEER_SEAL_GOOD || q->content.kind != PEER_SEAL_ASK) {
-        release(q);
-        receive(q);
-    } else {
-        note_pipe(rpc, q->content.peer, nng_msg_get_pipe(q->body));
-        rpc->counts.questions++;
-        rpc->counts.questions_now++;
-        rpc->options.asked(rpc->options.user, q);
-    }
+    log_warn("peer", "a question of node %" PRIu64 " stays without answer: %s", to->peer, e.msg);
+    sp_message_free(m);
 }
 
 node_id peer_question_from(const struct peer_question *q)
@@ -151,122 +86,185 @@ uint16_t peer_question_what(const struct peer_question *q)
 const uint8_t *peer_question_payload(const struct peer_question *q, size_t *size)
 {
     *size = q->content.size;
-    return q->content.payload;
+    return q->bytes;
 }
 
 void peer_question_answer(struct peer_question *q, const void *payload, size_t size)
 {
-    assert_always(q->body != NULL && q->rpc->counts.questions_now > 0);
-    q->rpc->counts.questions_now--;
-    reply(q, PEER_SEAL_ANSWER, payload, size);
+    struct peer_connection *c = NULL;
+    struct peer_seal_content answer = {.kind = PEER_SEAL_ANSWER, .payload = payload, .size = size};
+    HASH_FIND(hh, q->rpc->connections, &q->connection, sizeof q->connection, c);
+    if (c != NULL)
+        reply(c, q->request, &q->content, &answer);
+    question_end(q);
 }
 
 void peer_question_drop(struct peer_question *q)
 {
-    assert_always(q->body != NULL && q->rpc->counts.questions_now > 0);
-    q->rpc->counts.questions_now--;
-    release(q);
-    receive(q);
+    question_end(q);
 }
 
-/* --- who may connect ------------------------------------------------------------------------------ */
+/* --- what comes in -------------------------------------------------------------------------------- */
 
-static bool comes_from_private(nng_pipe pipe)
+static void ask(struct peer_connection *c, uint32_t request,
+                const struct peer_seal_content *content)
 {
-    nng_sockaddr from;
-    struct sockaddr_storage address = {0};
-    struct sockaddr_in v4 = {.sin_family = AF_INET};
-    struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
-    if (nng_pipe_get_addr(pipe, NNG_OPT_REMADDR, &from) != 0)
+    struct peer_rpc *rpc = c->rpc;
+    struct peer_question *q = malloc(sizeof *q + content->size);
+    if (q == NULL)
+        return; /* who asks hears of it by the call's timeout */
+    *q = (struct peer_question){
+        .rpc = rpc, .connection = c->serial, .request = request, .content = *content};
+    if (content->size > 0)
+        memcpy(q->bytes, content->payload, content->size);
+    q->content.payload = q->bytes;
+    DL_APPEND2(rpc->questions, q, previous, next);
+    rpc->counts.questions++;
+    rpc->counts.questions_now++;
+    rpc->options.asked(rpc->options.user, q);
+}
+
+static bool message_cb(void *user, uint32_t request, uint8_t *bytes, size_t size)
+{
+    static const struct peer_seal_content refusal = {.kind = PEER_SEAL_REFUSAL};
+    static const struct peer_seal_content outlived = {
+        .kind = PEER_SEAL_REFUSAL,
+        .payload = (const uint8_t *)PEER_SEAL_OUTLIVED_PAYLOAD,
+        .size = 1};
+    struct peer_connection *c = user;
+    struct peer_rpc *rpc = c->rpc;
+    struct peer_seal_content content;
+    if (rpc->closing)
+        return true;
+    if (rpc->counts.questions_now >= rpc->options.questions_max) {
+        c->stalled = true;
+        DL_APPEND2(rpc->stalled, c, previous, next);
         return false;
-    if (from.s_family == NNG_AF_INET) {
-        v4.sin_addr.s_addr = from.s_in.sa_addr;
-        memcpy(&address, &v4, sizeof v4);
-    } else if (from.s_family == NNG_AF_INET6) {
-        memcpy(&v6.sin6_addr, from.s_in6.sa_addr, sizeof v6.sin6_addr);
-        memcpy(&address, &v6, sizeof v6);
     }
-    return address_private(&address);
+    enum peer_seal_result result = peer_seal_open(rpc->seal, bytes, size, &content);
+    if (result == PEER_SEAL_EARLIER_LIFE) {
+        reply(c, request, &content, &refusal);
+    } else if (result == PEER_SEAL_OUTLIVED) {
+        reply(c, request, &content, &outlived);
+    } else if (result == PEER_SEAL_GOOD && content.kind == PEER_SEAL_ASK) {
+        c->node = content.peer;
+        sp_stream_trust(c->stream);
+        ask(c, request, &content);
+    }
+    return true;
 }
 
-/* nng's thread. A connection closed before it was added is never used. */
-static void pipe_cb(nng_pipe pipe, nng_pipe_ev event, void *argument)
+/* --- connections ---------------------------------------------------------------------------------- */
+
+static void closed_cb(void *user)
 {
-    struct peer_rpc *rpc = argument;
-    if (event == NNG_PIPE_EV_ADD_PRE) {
-        unsigned now = __atomic_load_n(&rpc->connections, __ATOMIC_RELAXED);
-        if (now >= rpc->options.connections_max || !comes_from_private(pipe))
-            (void)nng_pipe_close(pipe);
-    } else if (event == NNG_PIPE_EV_ADD_POST) {
-        (void)__atomic_add_fetch(&rpc->connections, 1, __ATOMIC_RELAXED);
-    } else if (event == NNG_PIPE_EV_REM_POST) {
-        (void)__atomic_sub_fetch(&rpc->connections, 1, __ATOMIC_RELAXED);
+    struct peer_connection *c = user;
+    struct peer_rpc *rpc = c->rpc;
+    HASH_DEL(rpc->connections, c);
+    if (c->stalled)
+        DL_DELETE2(rpc->stalled, c, previous, next);
+    free(c);
+    peer_part_closed(rpc);
+}
+
+/* The one that has been there longest and has not shown a key makes room for the next. */
+static bool make_room(struct peer_rpc *rpc)
+{
+    struct peer_connection *c, *next;
+    if (HASH_COUNT(rpc->connections) <= rpc->options.connections_max)
+        return true;
+    HASH_ITER(hh, rpc->connections, c, next)
+    {
+        if (c->node == 0 && !c->leaving && c->hh.next != NULL /* not the newest */) {
+            c->leaving = true;
+            sp_stream_close(c->stream);
+            return true;
+        }
+    }
+    return false;
+}
+
+static void connection_cb(uv_stream_t *listener, int status)
+{
+    static const struct sp_events events = {.message = message_cb, .closed = closed_cb};
+    struct peer_rpc *rpc = listener->data;
+    struct sockaddr_storage from;
+    struct err e;
+    struct peer_connection *c = status == 0 ? calloc(1, sizeof *c) : NULL;
+    if (c == NULL)
+        return;
+    struct sp_options options = {.protocol = SP_REP,
+                                 .bytes_max = rpc->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES,
+                                 .unsent_max = UNSENT_MAX,
+                                 .budget = &rpc->budget,
+                                 .events = &events,
+                                 .user = c};
+    c->rpc = rpc;
+    if (sp_stream_accept(&c->stream, listener, &options, &e) != 0) {
+        log_warn("peer", "a connection was not accepted: %s", e.msg);
+        free(c);
+        return;
+    }
+    c->serial = ++rpc->serial;
+    rpc->counts.connections++;
+    rpc->open_parts++;
+    HASH_ADD(hh, rpc->connections, serial, sizeof c->serial, c);
+    if (sp_stream_peer(c->stream, &from) && address_private(&from) && make_room(rpc))
+        sp_stream_begin(c->stream);
+    else
+        sp_stream_close(c->stream);
+}
+
+void peer_questions_forget(struct peer_rpc *rpc, node_id id)
+{
+    struct peer_connection *c, *next;
+    HASH_ITER(hh, rpc->connections, c, next)
+    {
+        if (c->node == id)
+            sp_stream_close(c->stream);
     }
 }
 
 /* --- life ----------------------------------------------------------------------------------------- */
 
-static int listen_at(struct peer_rpc *rpc, const char *address, struct err *e)
+int peer_questions_open(struct peer_rpc *rpc, const struct sockaddr_storage *address, struct err *e)
 {
-    char url[ADDRESS_TEXT_SIZE + 8];
-    (void)text_format(url, sizeof url, "tcp://%s", address);
-    int rc = nng_socket_set_size(rpc->listener, NNG_OPT_RECVMAXSZ,
-                                 rpc->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES +
-                                     PEER_NNG_HEADER_BYTES);
-    for (int event = NNG_PIPE_EV_ADD_PRE; rc == 0 && event < NNG_PIPE_EV_NUM; event++)
-        rc = nng_pipe_notify(rpc->listener, (nng_pipe_ev)event, pipe_cb, rpc);
+    char text[ADDRESS_TEXT_SIZE];
+    rpc->budget.max = STRANGERS_BYTES_MAX;
+    (void)uv_timer_init(rpc->loop, &rpc->resume);
+    rpc->resume.data = rpc;
+    rpc->open_parts++;
+    int rc = uv_tcp_init(rpc->loop, &rpc->listener);
+    assert_always(rc == 0); /* makes no socket yet */
+    rpc->listener.data = rpc;
+    rpc->open_parts++;
+    rc = uv_tcp_bind(&rpc->listener, (const struct sockaddr *)address, 0);
     if (rc == 0)
-        rc = nng_listen(rpc->listener, url, NULL, 0);
-    if (rc != 0)
-        return err_set(e, ERR_IO, "listen for questions of other nodes on %s: %s", address,
-                       nng_strerror(rc));
-    return 0;
+        rc = uv_listen((uv_stream_t *)&rpc->listener, BACKLOG, connection_cb);
+    if (rc == 0)
+        return 0;
+    address_format(address, text);
+    return err_set(e, ERR_IO, "listen for questions of other nodes on %s: %s", text,
+                   uv_strerror(rc));
 }
 
-static int question_open(struct peer_rpc *rpc, struct peer_question *q)
+static void handle_closed_cb(uv_handle_t *handle)
 {
-    q->rpc = rpc;
-    if (nng_ctx_open(&q->context, rpc->listener) != 0)
-        return -ERR_NO_MEMORY;
-    return nng_aio_alloc(&q->aio, question_cb, q) == 0 ? 0 : -ERR_NO_MEMORY;
+    peer_part_closed(handle->data);
 }
 
-int peer_questions_open(struct peer_rpc *rpc, struct err *e)
+void peer_questions_close(struct peer_rpc *rpc)
 {
-    char address[ADDRESS_TEXT_SIZE];
-    address_format(rpc->options.address, address);
-    rpc->questions = calloc(rpc->options.questions_max, sizeof *rpc->questions);
-    if (rpc->questions == NULL || nng_rep0_open(&rpc->listener) != 0)
-        return err_set(e, ERR_NO_MEMORY, "open peer messages: no memory");
-    for (unsigned i = 0; i < rpc->options.questions_max; i++)
-        if (question_open(rpc, &rpc->questions[i]) != 0)
-            return err_set(e, ERR_NO_MEMORY, "open peer messages: no memory");
-    int rc = listen_at(rpc, address, e);
-    for (unsigned i = 0; rc == 0 && i < rpc->options.questions_max; i++)
-        receive(&rpc->questions[i]);
-    return rc;
-}
-
-void peer_questions_stop(struct peer_rpc *rpc)
-{
-    (void)nng_close(rpc->listener);
-    for (unsigned i = 0; rpc->questions != NULL && i < rpc->options.questions_max; i++)
-        if (rpc->questions[i].aio != NULL)
-            nng_aio_stop(rpc->questions[i].aio);
+    struct peer_connection *c, *next;
+    uv_close((uv_handle_t *)&rpc->listener, handle_closed_cb);
+    uv_close((uv_handle_t *)&rpc->resume, handle_closed_cb);
+    HASH_ITER(hh, rpc->connections, c, next)
+    sp_stream_close(c->stream);
 }
 
 void peer_questions_free(struct peer_rpc *rpc)
 {
-    for (unsigned i = 0; rpc->questions != NULL && i < rpc->options.questions_max; i++) {
-        release(&rpc->questions[i]);
-        if (rpc->questions[i].aio != NULL)
-            nng_aio_free(rpc->questions[i].aio);
-    }
-    free(rpc->questions);
-    struct peer_pipe *p, *next;
-    HASH_ITER(hh, rpc->pipes, p, next)
-    {
-        HASH_DEL(rpc->pipes, p);
-        free(p);
-    }
+    struct peer_question *q, *next;
+    DL_FOREACH_SAFE2(rpc->questions, q, next, next)
+    free(q);
 }

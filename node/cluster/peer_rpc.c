@@ -18,12 +18,13 @@ static void set_defaults(struct peer_rpc_options *o)
         o->bytes_max = PEER_RPC_BYTES_MAX_DEFAULT;
 }
 
-static void all_stopped(void *owner)
+/* All handles and what hangs on them; then the owner hears. */
+void peer_part_closed(struct peer_rpc *rpc)
 {
-    struct peer_rpc *rpc = owner;
+    if (--rpc->open_parts != 0 || !rpc->closing)
+        return;
     void (*cb)(void *user) = rpc->closed;
     void *user = rpc->options.user;
-    peer_links_free(rpc);
     peer_questions_free(rpc);
     peer_seal_free(rpc->seal);
     free(rpc);
@@ -51,17 +52,12 @@ int peer_rpc_open(struct peer_rpc **out, uv_loop_t *loop, const struct peer_rpc_
                                      .user = options->user,
                                      .bytes_max = rpc->options.bytes_max};
     rc = peer_seal_new(&rpc->seal, &seal, e);
-    /* What is posted is bounded by the contexts that post. */
-    if (rc == 0)
-        rc = inbox_open(&rpc->inbox, loop, rpc, rpc->options.questions_max, e);
     if (rc != 0) {
-        peer_seal_free(rpc->seal);
         free(rpc);
         return rc;
     }
-    rpc->options.address = options->address;
-    rc = peer_questions_open(rpc, e);
-    rpc->options.address = NULL;
+    peer_calls_open(rpc);
+    rc = peer_questions_open(rpc, options->address, e);
     if (rc != 0) {
         peer_rpc_close(rpc, NULL);
         return rc;
@@ -74,15 +70,14 @@ void peer_rpc_close(struct peer_rpc *rpc, void (*cb)(void *user))
 {
     rpc->closing = true;
     rpc->closed = cb;
-    peer_questions_stop(rpc);
-    peer_links_stop(rpc);
-    inbox_close(rpc->inbox, all_stopped);
+    peer_questions_close(rpc);
+    peer_calls_close(rpc);
 }
 
 void peer_rpc_counts(const struct peer_rpc *rpc, struct peer_rpc_counts *out)
 {
     *out = rpc->counts;
-    out->connections_now = __atomic_load_n(&rpc->connections, __ATOMIC_RELAXED);
+    out->connections_now = HASH_COUNT(rpc->connections);
 }
 
 const struct refusals *peer_rpc_refusals(const struct peer_rpc *rpc)

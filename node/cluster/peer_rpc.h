@@ -1,4 +1,5 @@
-/* node/cluster/peer_rpc.h - questions and answers between nodes: nng REQ/REP, each message sealed (node/cluster/peer_seal.h).
+/* node/cluster/peer_rpc.h - questions and answers between nodes, each message sealed
+ * (node/cluster/peer_seal.h), on the wire of nng's REQ and REP (node/cluster/sp_stream.h).
  *
  * For control: registry commands on their way to the leader, renewals, push/pull of gossip. Not for
  * joins, raft or images, which go by secure streams.
@@ -9,11 +10,10 @@
  * not the leader answers with who is): that keeps the bounded number of questions from waiting for
  * each other in a circle.
  *
- *     call -> REQ context -> . . . network . . . -> REP context -> inbox -> asked
- *     answered <- inbox <- REQ context <- . . . . <- REP context <- peer_rpc_answer
+ *     call -> link -> . . . network . . . -> connection -> asked
+ *     answered <- link <- . . . . . . . . <- connection <- peer_question_answer
  *
- * Threads: everything here on the loop's. nng's threads only put what came into the inbox and arm
- * the next receive; sealing and opening happen on the loop.
+ * Thread: the loop's. SIGPIPE must be ignored.
  * Bounds:  calls_max to each peer and questions_max here at the same time, bytes_max a message,
  * connections_max in. Only private addresses. */
 #ifndef SKERRY_NODE_CLUSTER_PEER_RPC_H
@@ -103,6 +103,7 @@ void peer_question_drop(struct peer_question *q);
 struct peer_rpc_counts {
     uint64_t calls, answered, timed_out, failed, questions;
     unsigned calls_now, questions_now;
+    uint64_t connections;     /* in, ever */
     unsigned connections_now; /* in */
 };
 void peer_rpc_counts(const struct peer_rpc *rpc, struct peer_rpc_counts *out);

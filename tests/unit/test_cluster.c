@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -396,7 +397,7 @@ static bool ask(struct world *w, node_id from, node_id to, uint16_t what)
                              .what = what,
                              .payload = "ping",
                              .size = 4,
-                             .timeout_ms = 500,
+                             .timeout_ms = 1500,
                              .answered = answered_cb,
                              .user = &a};
     if (cluster_call(w->ends[from].cluster, &call, &e) != 0)
@@ -775,5 +776,6 @@ int main(void)
         cmocka_unit_test(lists_of_peers_are_read_strictly),
         cmocka_unit_test(memberships_are_read_strictly),
     };
+    signal(SIGPIPE, SIG_IGN);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
