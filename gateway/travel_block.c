@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 enum { ANSWER_GRANTED = 1, ANSWER_REFUSED = 2, FLAG_IDEMPOTENT = 1, RETRY_AFTER_MAX_S = 3600 };
@@ -82,14 +83,12 @@ struct reader {
 
 static uint64_t number(struct reader *r, unsigned bytes)
 {
-    uint64_t n = 0;
     if (!r->good || (size_t)(r->end - r->at) < bytes) {
         r->good = false;
         return 0;
     }
-    for (unsigned i = 0; i < bytes; i++)
-        n = n << 8 | *r->at++;
-    return n;
+    r->at += bytes;
+    return bytes_get(r->at - bytes, bytes);
 }
 
 /* A text of at most size - 1 bytes without NUL. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 enum {
@@ -177,20 +178,6 @@ bool seal_key_get(const struct seal *s, size_t i, struct seal_key_shown *out)
 
 /* --- sealing ---------------------------------------------------------------------------------- */
 
-static void put_number(uint8_t *at, uint64_t value)
-{
-    for (unsigned i = 0; i < 8; i++)
-        at[i] = (uint8_t)(value >> (56 - 8 * i));
-}
-
-static uint64_t get_number(const uint8_t *at)
-{
-    uint64_t value = 0;
-    for (unsigned i = 0; i < 8; i++)
-        value = value << 8 | at[i];
-    return value;
-}
-
 static void aad_make(const struct seal *s, const uint8_t *outer, uint8_t aad[AAD_BYTES])
 {
     memcpy(aad, outer, 1 + KEY_ID_BYTES);
@@ -208,11 +195,11 @@ int seal_packet(struct seal *s, node_id to, uint64_t to_boot, const uint8_t *dat
     memcpy(out + 1, key->id, KEY_ID_BYTES);
     /* 192 random bits never meet twice. */
     randombytes_buf(out + 1 + KEY_ID_BYTES, NONCE_BYTES);
-    put_number(inner, s->options.self);
-    put_number(inner + 8, s->options.boot);
-    put_number(inner + 16, to);
-    put_number(inner + 24, to_boot);
-    put_number(inner + 32, ++s->counter);
+    bytes_put(inner, 8, s->options.self);
+    bytes_put(inner + 8, 8, s->options.boot);
+    bytes_put(inner + 16, 8, to);
+    bytes_put(inner + 24, 8, to_boot);
+    bytes_put(inner + 32, 8, ++s->counter);
     memmove(inner + INNER_BYTES, data, size);
     aad_make(s, out, aad);
     unsigned long long sealed = 0;
@@ -349,10 +336,11 @@ static enum seal_refusal open_it(struct seal *s, uint8_t *datagram, size_t size,
                                                    aad, sizeof aad, datagram + 1 + KEY_ID_BYTES,
                                                    key->secret) != 0)
         return SEAL_FORGED;
-    node_id from = get_number(inner);
-    uint64_t boot = get_number(inner + 8), counter = get_number(inner + 32);
-    if (get_number(inner + 16) != s->options.self || get_number(inner + 24) != s->options.boot ||
-        from == s->options.self || from == 0 || boot == 0 || counter == 0)
+    node_id from = bytes_get(inner, 8);
+    uint64_t boot = bytes_get(inner + 8, 8), counter = bytes_get(inner + 32, 8);
+    if (bytes_get(inner + 16, 8) != s->options.self ||
+        bytes_get(inner + 24, 8) != s->options.boot || from == s->options.self || from == 0 ||
+        boot == 0 || counter == 0)
         return SEAL_MISDIRECTED;
     key->opened++;
     enum seal_refusal refusal = sender_accept(s, from, boot, counter, key);

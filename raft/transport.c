@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
@@ -172,27 +173,13 @@ static struct uv_stream_s *link_relay(struct link *l)
 
 /* --- out ---------------------------------------------------------------------------------------------- */
 
-static void put_number(uint8_t *out, size_t size, uint64_t value)
-{
-    for (size_t i = 0; i < size; i++)
-        out[i] = (uint8_t)(value >> (8 * (size - 1 - i)));
-}
-
-static uint64_t get_number(const uint8_t *in, size_t size)
-{
-    uint64_t value = 0;
-    for (size_t i = 0; i < size; i++)
-        value = value << 8 | in[i];
-    return value;
-}
-
 static bool hello_write(struct link *l)
 {
     struct transport *t = l->transport;
     uint8_t hello[HELLO_BYTES];
     memcpy(hello, hello_magic, sizeof hello_magic);
-    put_number(hello + 4, 4, HELLO_VERSION);
-    put_number(hello + 8, 8, t->options.generation(t->options.user));
+    bytes_put(hello + 4, 4, HELLO_VERSION);
+    bytes_put(hello + 8, 8, t->options.generation(t->options.user));
     const struct iovec part = {hello, sizeof hello};
     size_t count = 0;
     return secure_stream_write(l->stream, &part, 1, &count) == SECURE_DONE && count == sizeof hello;
@@ -256,14 +243,14 @@ static bool hello_believed(struct link *l)
 {
     struct transport *t = l->transport;
     if (memcmp(l->hello, hello_magic, sizeof hello_magic) != 0 ||
-        get_number(l->hello + 4, 4) != HELLO_VERSION) {
+        bytes_get(l->hello + 4, 4) != HELLO_VERSION) {
         if (to_be_said(t))
             log_warn("raft",
                      "node %llu greets in a way that this build does not know: upgrade all nodes",
                      (unsigned long long)l->peer);
         return false;
     }
-    uint64_t theirs = get_number(l->hello + 8, 8);
+    uint64_t theirs = bytes_get(l->hello + 8, 8);
     uint64_t ours = t->options.generation(t->options.user);
     if (theirs == ours || theirs == 0 || ours == 0)
         return true;

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 #define MAGIC "SKE\1"
@@ -14,8 +15,7 @@
 static bool put_number(struct buffer *b, uint64_t value, unsigned bytes)
 {
     uint8_t out[8];
-    for (unsigned i = 0; i < bytes; i++)
-        out[i] = (uint8_t)(value >> 8 * (bytes - 1 - i));
+    bytes_put(out, bytes, value);
     return buffer_append(b, out, bytes);
 }
 
@@ -34,9 +34,7 @@ static bool put_head(struct buffer *b, uint16_t major, uint16_t minor)
 /* The length, which is known now. */
 static void put_length(struct buffer *b, size_t begin)
 {
-    size_t length = b->length - begin - ENROLL_LENGTH_BYTES;
-    for (unsigned i = 0; i < ENROLL_LENGTH_BYTES; i++)
-        b->data[begin + i] = (char)(length >> 8 * (ENROLL_LENGTH_BYTES - 1 - i));
+    bytes_put(b->data + begin, ENROLL_LENGTH_BYTES, b->length - begin - ENROLL_LENGTH_BYTES);
 }
 
 bool enroll_request_write(const struct enroll_request *r, struct buffer *out)
@@ -101,10 +99,7 @@ static const uint8_t *take(struct reader *r, size_t size)
 static uint64_t take_number(struct reader *r, unsigned bytes)
 {
     const uint8_t *at = take(r, bytes);
-    uint64_t value = 0;
-    for (unsigned i = 0; at != NULL && i < bytes; i++)
-        value = value << 8 | at[i];
-    return value;
+    return at == NULL ? 0 : bytes_get(at, bytes);
 }
 
 /* Printable ASCII only: it reaches logs and terminals. */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <uthash.h>
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 #define MAGIC "SKR1"
@@ -134,30 +135,16 @@ static enum found peer_find(struct peer_seal *s, node_id id, struct peer **out)
     return FOUND;
 }
 
-/* --- numbers -------------------------------------------------------------------------------------- */
-
-static void put64(uint8_t *out, uint64_t value)
-{
-    for (unsigned i = 0; i < 8; i++)
-        out[i] = (uint8_t)(value >> (56 - 8 * i));
-}
-
-static uint64_t get64(const uint8_t *in)
-{
-    uint64_t value = 0;
-    for (unsigned i = 0; i < 8; i++)
-        value = value << 8 | in[i];
-    return value;
-}
+/* --- what is inside the box ------------------------------------------------------------------------ */
 
 static void put_inside(uint8_t out[INSIDE_BYTES], const struct inside *in)
 {
-    put64(out, in->from);
-    put64(out + 8, in->to);
-    put64(out + 16, in->from_boot);
-    put64(out + 24, in->to_boot);
-    put64(out + 32, in->counter);
-    put64(out + 40, in->answers);
+    bytes_put(out, 8, in->from);
+    bytes_put(out + 8, 8, in->to);
+    bytes_put(out + 16, 8, in->from_boot);
+    bytes_put(out + 24, 8, in->to_boot);
+    bytes_put(out + 32, 8, in->counter);
+    bytes_put(out + 40, 8, in->answers);
     out[48] = (uint8_t)in->kind;
     out[49] = 0;
     out[50] = (uint8_t)(in->what >> 8);
@@ -167,12 +154,12 @@ static void put_inside(uint8_t out[INSIDE_BYTES], const struct inside *in)
 static void get_inside(const uint8_t in[INSIDE_BYTES], struct inside *out)
 {
     *out = (struct inside){
-        .from = get64(in),
-        .to = get64(in + 8),
-        .from_boot = get64(in + 16),
-        .to_boot = get64(in + 24),
-        .counter = get64(in + 32),
-        .answers = get64(in + 40),
+        .from = bytes_get(in, 8),
+        .to = bytes_get(in + 8, 8),
+        .from_boot = bytes_get(in + 16, 8),
+        .to_boot = bytes_get(in + 24, 8),
+        .counter = bytes_get(in + 32, 8),
+        .answers = bytes_get(in + 40, 8),
         .kind = in[48],
         .zero = in[49],
         .what = (unsigned)in[50] << 8 | in[51],
@@ -204,7 +191,7 @@ int peer_seal_message(struct peer_seal *s, struct peer_seal_content *content, ui
                             .kind = content->kind,
                             .what = content->what};
     memcpy(out, MAGIC, MAGIC_BYTES);
-    put64(out + MAGIC_BYTES, s->options.id);
+    bytes_put(out + MAGIC_BYTES, 8, s->options.id);
     randombytes_buf(out + NONCE_AT, crypto_box_NONCEBYTES);
     put_inside(out + INSIDE_AT, &inside);
     if (content->size > 0)
@@ -297,7 +284,7 @@ enum peer_seal_result peer_seal_open(struct peer_seal *s, uint8_t *bytes, size_t
     struct inside inside;
     if (size < PEER_SEAL_OVERHEAD_BYTES || memcmp(bytes, MAGIC, MAGIC_BYTES) != 0)
         return bad(s, PEER_SEAL_REFUSED_FORMAT, 0, "no sealed message");
-    node_id from = get64(bytes + MAGIC_BYTES);
+    node_id from = bytes_get(bytes + MAGIC_BYTES, 8);
     if (size > s->options.bytes_max + PEER_SEAL_OVERHEAD_BYTES)
         return bad(s, PEER_SEAL_REFUSED_SIZE, from, "too large");
     enum found found = peer_find(s, from, &peer);

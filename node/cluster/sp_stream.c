@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/buffer.h"
+#include "base/bytes.h"
 #include "base/memory.h"
 
 #define GREETING_BYTES 8u
@@ -37,22 +38,6 @@ struct sp_message {
 };
 
 static void go_on(struct sp_stream *s);
-
-/* --- numbers -------------------------------------------------------------------------------------- */
-
-static void put(uint8_t *out, uint64_t value, unsigned bytes)
-{
-    for (unsigned i = 0; i < bytes; i++)
-        out[i] = (uint8_t)(value >> (8 * (bytes - 1 - i)));
-}
-
-static uint64_t get(const uint8_t *bytes, unsigned count)
-{
-    uint64_t value = 0;
-    for (unsigned i = 0; i < count; i++)
-        value = value << 8 | bytes[i];
-    return value;
-}
 
 /* --- sending -------------------------------------------------------------------------------------- */
 
@@ -97,8 +82,8 @@ static void write_out(struct sp_stream *s, struct sp_message *m, uint8_t *from, 
 
 void sp_stream_send(struct sp_stream *s, struct sp_message *m, uint32_t request)
 {
-    put(m->head, REQUEST_BYTES + m->size, HEAD_BYTES);
-    put(m->head + HEAD_BYTES, request, REQUEST_BYTES);
+    bytes_put(m->head, HEAD_BYTES, REQUEST_BYTES + m->size);
+    bytes_put(m->head + HEAD_BYTES, REQUEST_BYTES, request);
     write_out(s, m, m->head, sizeof m->head + m->size);
 }
 
@@ -110,8 +95,8 @@ static void greet(struct sp_stream *s)
         return;
     }
     memcpy(m->head, "\0SP\0", 4);
-    put(m->head + 4, s->options.protocol, 2);
-    put(m->head + 6, 0, 2);
+    bytes_put(m->head + 4, 2, s->options.protocol);
+    bytes_put(m->head + 6, 2, 0);
     write_out(s, m, m->head, GREETING_BYTES);
 }
 
@@ -137,7 +122,7 @@ static void charge(struct sp_stream *s)
 static bool take_greeting(struct sp_stream *s, const uint8_t *bytes)
 {
     uint8_t wanted[GREETING_BYTES] = {0, 'S', 'P', 0};
-    put(wanted + 4, s->options.protocol == SP_REQ ? SP_REP : SP_REQ, 2);
+    bytes_put(wanted + 4, 2, s->options.protocol == SP_REQ ? SP_REP : SP_REQ);
     if (memcmp(bytes, wanted, sizeof wanted) != 0) {
         sp_stream_close(s);
         return false;
@@ -152,12 +137,12 @@ enum sp_piece sp_find(const uint8_t *bytes, size_t length, size_t bytes_max, str
 {
     if (length < HEAD_BYTES)
         return SP_MORE;
-    uint64_t size = get(bytes, HEAD_BYTES);
+    uint64_t size = bytes_get(bytes, HEAD_BYTES);
     if (size < REQUEST_BYTES || size - REQUEST_BYTES > bytes_max)
         return SP_BAD;
     if (length - HEAD_BYTES < size)
         return SP_MORE;
-    *out = (struct sp_found){.request = (uint32_t)get(bytes + HEAD_BYTES, REQUEST_BYTES),
+    *out = (struct sp_found){.request = (uint32_t)bytes_get(bytes + HEAD_BYTES, REQUEST_BYTES),
                              .begin = HEAD_BYTES + REQUEST_BYTES,
                              .size = (size_t)size - REQUEST_BYTES};
     return (out->request & SP_REQUEST_BIT) != 0 ? SP_WHOLE : SP_BAD;

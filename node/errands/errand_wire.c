@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 #define SIGNAL_LAST 64u
@@ -31,19 +32,11 @@ static const struct frame_rule rules[] = {
     [ERRAND_ENDED] = {true, 2, ERRAND_TEXT_BYTES_MAX},
 };
 
-static uint32_t number_at(const char *bytes, size_t size)
-{
-    uint32_t number = 0;
-    for (size_t i = 0; i < size; i++)
-        number = number << 8 | (uint8_t)bytes[i];
-    return number;
-}
-
 static bool numbers_read(struct errand_frame *f)
 {
     switch (f->type) {
     case ERRAND_TAKEN:
-        f->number = number_at(f->data, 4);
+        f->number = (uint32_t)bytes_get(f->data, 4);
         return f->number > 0 && f->number <= ERRAND_WINDOW_BYTES;
     case ERRAND_SIGNAL:
         f->number = (uint8_t)f->data[0];
@@ -52,8 +45,8 @@ static bool numbers_read(struct errand_frame *f)
         f->number = (uint8_t)f->data[0];
         return f->number == END_CLIENT_GONE || f->number == END_TIMED_OUT;
     case ERRAND_RESIZE:
-        f->rows = number_at(f->data, 2);
-        f->columns = number_at(f->data + 2, 2);
+        f->rows = (uint32_t)bytes_get(f->data, 2);
+        f->columns = (uint32_t)bytes_get(f->data + 2, 2);
         return f->rows > 0 && f->columns > 0;
     default:
         return true;
@@ -70,7 +63,7 @@ enum errand_read errand_frame_read(struct errand_frame *out, bool of_owner, cons
         return ERRAND_BAD;
     if (length < ERRAND_HEADER_BYTES)
         return ERRAND_MORE;
-    size_t size = number_at(bytes + 1, 4);
+    size_t size = (size_t)bytes_get(bytes + 1, 4);
     if (size < rules[type].size_min || size > rules[type].size_max)
         return ERRAND_BAD;
     if (length < ERRAND_HEADER_BYTES + size)
@@ -80,18 +73,12 @@ enum errand_read errand_frame_read(struct errand_frame *out, bool of_owner, cons
     return numbers_read(out) ? ERRAND_WHOLE : ERRAND_BAD;
 }
 
-static void number_put(char *out, uint32_t number, unsigned bytes)
-{
-    for (unsigned i = 0; i < bytes; i++)
-        out[i] = (char)(number >> 8 * (bytes - 1 - i));
-}
-
 bool errand_frame_write(struct buffer *out, enum errand_frame_type type, const void *data,
                         size_t size)
 {
     char header[ERRAND_HEADER_BYTES] = {(char)type};
     assert_always(size >= rules[type].size_min && size <= rules[type].size_max);
-    number_put(header + 1, (uint32_t)size, 4);
+    bytes_put(header + 1, 4, size);
     return buffer_reserve(out, sizeof header + size) && buffer_append(out, header, sizeof header) &&
            (size == 0 || buffer_append(out, data, size));
 }
@@ -100,15 +87,15 @@ bool errand_number_write(struct buffer *out, enum errand_frame_type type, uint32
 {
     char bytes[4];
     unsigned size = type == ERRAND_TAKEN ? 4 : 1;
-    number_put(bytes, number, size);
+    bytes_put(bytes, size, number);
     return errand_frame_write(out, type, bytes, size);
 }
 
 bool errand_resize_write(struct buffer *out, unsigned rows, unsigned columns)
 {
     char bytes[4];
-    number_put(bytes, rows, 2);
-    number_put(bytes + 2, columns, 2);
+    bytes_put(bytes, 2, rows);
+    bytes_put(bytes + 2, 2, columns);
     return errand_frame_write(out, ERRAND_RESIZE, bytes, sizeof bytes);
 }
 

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/memory.h"
 
 #define RAW_BYTES (64u * 1024u)
@@ -71,8 +72,7 @@ void layer_ask_write(uint8_t out[LAYER_ASK_BYTES], const struct layer_ask *ask)
     size_t length = 0;
     int rc = sodium_hex2bin(out + 2, 32, ask->digest + 7, 64, NULL, &length, NULL);
     assert_always(rc == 0 && length == 32);
-    for (unsigned i = 0; i < 8; i++)
-        out[34 + i] = (uint8_t)(ask->skip >> (56 - 8 * i));
+    bytes_put(out + 34, 8, ask->skip);
 }
 
 bool layer_ask_read(struct layer_ask *out, const uint8_t in[LAYER_ASK_BYTES])
@@ -82,8 +82,7 @@ bool layer_ask_read(struct layer_ask *out, const uint8_t in[LAYER_ASK_BYTES])
     *out = (struct layer_ask){.kind = (Skerry__Runner__ImportKind)in[1]};
     memcpy(out->digest, "sha256:", 7);
     sodium_bin2hex(out->digest + 7, sizeof out->digest - 7, in + 2, 32);
-    for (unsigned i = 0; i < 8; i++)
-        out->skip = out->skip << 8 | in[34 + i];
+    out->skip = bytes_get(in + 34, 8);
     return true;
 }
 
