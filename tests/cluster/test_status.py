@@ -3,7 +3,7 @@ import os
 import subprocess
 import unittest
 
-from cluster import NODE_UID, SKERRY, Nodes, wait_until
+from cluster import NODE_UID, SKERRY, Nodes, sanitized, wait_until
 
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 
@@ -36,6 +36,7 @@ class Status(unittest.TestCase):
             wait_until(lambda: node.status()["healthy"], 20, "%s is well again" % node.name)
 
     @unittest.skipUnless(os.path.exists(FAKETIME), "faketime is not installed (make deps)")
+    @unittest.skipIf(sanitized(), "beside the runtime of a sanitizer faketime stands still")
     def test_a_clock_that_is_off_is_named_everywhere(self):
         one, two, three = self.nodes
         two.stop_serve()

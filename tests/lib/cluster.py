@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -41,6 +42,23 @@ def wait_until(condition, seconds=10.0, what="a condition"):
         if time.monotonic() > deadline:
             raise AssertionError("%s did not hold within %.1f s" % (what, seconds))
         time.sleep(0.01)
+
+
+def sanitizer_reports(path):
+    """What the address, thread, leak and undefined behaviour sanitizers wrote into a log."""
+    with contextlib.suppress(OSError):
+        with open(path, encoding="utf-8", errors="replace") as f:
+            text = f.read()
+        begins = re.search(r"^.*(?:WARNING|ERROR): \w+Sanitizer|^.*: runtime error:", text, re.M)
+        if begins:
+            return [text[begins.start():begins.start() + 20000]]
+    return []
+
+
+def sanitized():
+    """Whether skerry was built with SAN=address or SAN=thread."""
+    needed = subprocess.run(["ldd", SKERRY], capture_output=True, text=True, check=False).stdout
+    return re.search(r"lib[at]san\.so", needed) is not None
 
 
 def processes_of(instance):
@@ -219,11 +237,19 @@ class Node:
             if process is not None and process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(10)
+                    process.wait(10 * PATIENCE)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+        self.forget()
+
+    def forget(self):
+        """Its folder goes. What a sanitizer reported meanwhile (a leak: at its end) fails the test."""
+        found = [report for name in ("runner.log", "serve.log")
+                 for report in sanitizer_reports(self.path(name))]
         shutil.rmtree(self.directory, ignore_errors=True)
+        if found:
+            raise AssertionError("%s: %s" % (self.name, "\n".join(found)))
 
     def __enter__(self):
         try:

@@ -237,7 +237,7 @@ class Member(Node):
                            if name == self.group or name.startswith(self.group + "-")]
         for group in groups:
             wait_until(lambda g=group: _empty(g), 10, "%s is empty" % group)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.forget()
 
 
 class _Unix(http.client.HTTPConnection):

@@ -150,6 +150,11 @@ static bool has_accepted(void *user)
     return ((struct secure_world *)user)->accepted != NULL;
 }
 
+static bool has_closed(void *user)
+{
+    return ((struct end *)user)->closed;
+}
+
 static void close_end(struct end *end)
 {
     secure_stream_close(end->s, closed_cb);
@@ -417,6 +422,8 @@ static void expect_refused(struct secure_world *w, node_id from,
     assert_true(secure_world_wait(w, refused_once, w));
     assert_int_equal(w->accepted_count, 0);
     close_end(&a);
+    /* What is told of its end stands on this stack. */
+    assert_true(secure_world_wait(w, has_closed, &a));
 }
 
 static void a_stranger_is_refused(void **state)
@@ -664,11 +671,6 @@ static void writing_to_a_closed_peer_is_broken(void **state)
     assert_true(secure_world_wait(&w, a_stopped, &a));
     assert_true(a.broken);
     close_pair(&w, &a, NULL);
-}
-
-static bool has_closed(void *user)
-{
-    return ((struct end *)user)->closed;
 }
 
 static void a_stream_may_close_in_its_callback(void **state)
