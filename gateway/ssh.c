@@ -34,7 +34,7 @@
     "ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,rsa-sha2-512,"        \
     "rsa-sha2-256,sk-ssh-ed25519@openssh.com,sk-ecdsa-sha2-nistp256@openssh.com"
 
-static const char *const refusal_names[] = {"full", "strangers", "late", "key"};
+static const char *const refusal_names[] = {"full", "strangers", "late", "key", "forward"};
 
 /* --- the host key ----------------------------------------------------------------------------------- */
 

@@ -1,11 +1,12 @@
 /* gateway/ssh.h - joins over SSH: a front of its own thread, on libssh.
  *
  *     ssh client === session === channel (shell, exec, sftp) --- link to exec of the API
+ *                       |------- channel (direct-tcpip) -------- link to a port, by the API as well
  *                       '------- link that holds the place of the joiner
  *
  * The user's name says what is joined (ssh_name_parse); a public key that the registry has for it is all
  * that opens it. A session is one joiner, held by `POST .../join` of this node's own API, and each channel
- * one `POST .../exec` there: so an instance of another node is reached as every request of the API is,
+ * one `POST .../exec` there, or one `POST .../connect`: so an instance of another node is reached as every request of the API is,
  * with one hop. Links are connections to the API's unix socket, where the node itself is trusted.
  *
  * Libssh reads hostile bytes before anybody is known. So connections that have not signed in are few, and
@@ -28,6 +29,10 @@
 #define SSH_STRANGERS_MAX 32u /* that have not signed in */
 #define SSH_STRANGERS_OF_ONE_ADDRESS_MAX 8u
 #define SSH_CHANNELS_MAX 10u /* of one session, as OpenSSH's MaxSessions */
+#define SSH_FORWARDS_MAX 16u /* connections to ports at a time, of one session */
+#define SSH_FORWARDS_IN_ALL_MAX 128u
+/* What a shell is, by `/bin/sh -c`: the better one that the image has. */
+#define SSH_SHELL "command -v bash >/dev/null 2>&1 && exec bash; exec sh"
 #define SSH_JOIN_KEY_MAX 128u
 
 /* What a user's name asks for. */

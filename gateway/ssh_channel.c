@@ -1,10 +1,12 @@
-/* gateway/ssh_channel.c - a channel of a session: a shell, a command or sftp, as an exec of the API.
+/* gateway/ssh_channel.c - a channel of a session: a shell, a command or sftp, as an exec of the API, or a
+ * port of the instance (gateway/ssh_forward.c), as a connection of the API to it.
  *
  *     client --> libssh's window --> frames STDIN --> link          frames STDOUT, STDERR --> `output` -->
  *     client's window --> client
  *
  * Nothing is read from the link while the client has no room, and nothing from the client while the link
- * has none: libssh opens the client's window again only for what was read. */
+ * has none: libssh opens the client's window again only for what was read. Of a port, each direction may end
+ * before the other. */
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,11 +17,11 @@
 #include "gateway/ssh_internal.h"
 
 enum { INPUT_BYTES = 16384, SKERRY_FAILED = 125 };
-/* A client that sends more than its window allows; libssh itself would keep it. */
 #define ROUNDS_MAX 64u /* of one channel: then others have theirs */
+#define DRAIN_MS 10000u
+/* A client that sends more than its window allows; libssh itself would keep it. */
 #define UNREAD_MAX (4u * 1024u * 1024u)
 
-#define SHELL "command -v bash >/dev/null 2>&1 && exec bash; exec sh"
 #define SFTP                                                                                       \
     "for s in /usr/lib/openssh/sftp-server /usr/libexec/sftp-server "                              \
     "/usr/libexec/openssh/sftp-server /usr/lib/ssh/sftp-server; do [ -x $s ] && exec $s; done; "   \
@@ -43,6 +45,10 @@ static void frame_put(struct ssh_run *r, enum exec_frame_type type, const void *
 static void told(struct ssh_run *r, const char *text)
 {
     char line[700];
+    if (r->port != 0) {
+        ssh_forward_told(r->session, text);
+        return;
+    }
     (void)text_format(line, sizeof line, "skerry: %s\r\n", text);
     (void)ssh_channel_write_stderr(r->channel, line, (uint32_t)strlen(line));
 }
@@ -72,7 +78,9 @@ static bool frame_take(struct ssh_run *r)
         r->link->phase = SSH_LINK_OVER;
     if (read != EXEC_FRAME_WHOLE)
         return false;
-    if (f.type == EXEC_FRAME_STDOUT || f.type == EXEC_FRAME_STDERR) {
+    if (r->port != 0 && f.type == EXEC_FRAME_STDOUT && f.size == 0) {
+        (void)ssh_channel_send_eof(r->channel); /* the client has all that was before it */
+    } else if (f.type == EXEC_FRAME_STDOUT || f.type == EXEC_FRAME_STDERR) {
         r->output_errors = f.type == EXEC_FRAME_STDERR;
         (void)buffer_append(&r->output, f.data, f.size);
     } else if (f.type == EXEC_FRAME_EXIT) {
@@ -80,7 +88,8 @@ static bool frame_take(struct ssh_run *r)
     } else {
         r->ended = true;
         r->exit_code = SKERRY_FAILED;
-        told(r, "the command ended without a status");
+        told(r, r->port != 0 ? "the connection to the port broke"
+                             : "the command ended without a status");
     }
     buffer_consume(in, EXEC_FRAME_HEADER_BYTES + f.size);
     return !r->ended;
@@ -94,7 +103,9 @@ static bool output_flush(struct ssh_run *r)
     while (r->output.length > 0) {
         uint32_t window = ssh_channel_window_size(r->channel);
         uint32_t length = r->output.length < window ? (uint32_t)r->output.length : window;
-        if (length == 0 || (ssh_get_poll_flags(r->session->ssh) & SSH_WRITE_PENDING) != 0)
+        bool pending = (ssh_get_poll_flags(r->session->ssh) & SSH_WRITE_PENDING) != 0;
+        r->session->blocked |= pending;
+        if (length == 0 || pending)
             return false;
         length = length < 32768 ? length : 32768;
         int count = r->output_errors ? ssh_channel_write_stderr(r->channel, r->output.data, length)
@@ -141,9 +152,10 @@ static void finish(struct ssh_run *r)
 {
     const char *name = signal_name(r->signal);
     r->closed = true;
-    if (r->signal != 0 && name != NULL)
+    /* How it ended is for commands. */
+    if (r->port == 0 && r->signal != 0 && name != NULL)
         (void)ssh_channel_request_send_exit_signal(r->channel, name, 0, "", "");
-    else
+    else if (r->port == 0)
         (void)ssh_channel_request_send_exit_status(r->channel, r->exit_code);
     (void)ssh_channel_send_eof(r->channel);
     (void)ssh_channel_close(r->channel);
@@ -171,10 +183,21 @@ static json_t *variables_of(const struct ssh_run *r)
     return all;
 }
 
+static void begin_port(struct ssh_run *r)
+{
+    char path[128];
+    (void)text_format(path, sizeof path, "/v1/instances/%s/connect?port=%u&host=%s",
+                      r->session->place->instance, r->port, r->host);
+    r->link = ssh_link_open(r->session, path, "", true);
+    if (r->link == NULL)
+        fail(r, "the node takes no more requests");
+}
+
 static void begin(struct ssh_run *r)
 {
     char path[96];
-    json_t *list = json_pack("[s, s, s]", "/bin/sh", "-c", r->command == NULL ? SHELL : r->command);
+    json_t *list =
+        json_pack("[s, s, s]", "/bin/sh", "-c", r->command == NULL ? SSH_SHELL : r->command);
     json_t *variables = variables_of(r);
     json_t *spec =
         list == NULL ? NULL : json_pack("{s:o, s:b}", "command", list, "tty", (int)r->tty);
@@ -197,7 +220,7 @@ static void begin(struct ssh_run *r)
 
 static void move(struct ssh_run *r)
 {
-    ssh_link_pump(r->link);
+    (void)ssh_link_pump(r->link);
     if (r->link->phase != SSH_LINK_HEAD && r->link->status != 101 && !r->ended &&
         r->link->phase == SSH_LINK_OVER) {
         char why[600];
@@ -212,13 +235,33 @@ static void move(struct ssh_run *r)
         while (!r->ended && output_flush(r) && frame_take(r))
             moved = true;
         moved |= !r->ended && input_take(r);
-        ssh_link_pump(r->link);
+        moved |= ssh_link_pump(r->link);
     }
     r->session->again |= moved && !r->ended;
     (void)output_flush(r);
     if (!r->ended && r->link->phase == SSH_LINK_OVER && r->output.length == 0 &&
         r->link->in.length < EXEC_FRAME_HEADER_BYTES)
-        fail(r, "the connection to the command broke off");
+        fail(r, "the connection to the instance broke off");
+}
+
+/* The client has closed its channel, as OpenSSH's does at once when the code has ended its side before. What
+ * it had sent still goes to the port; the client waits meanwhile, for it gets no answer to its close. */
+static bool drain(struct ssh_run *r)
+{
+    uint64_t now_ms = clock_monotonic_ms();
+    if (r->port == 0 || r->link == NULL || r->ended)
+        return false;
+    if (r->drain_until_ms == 0)
+        r->drain_until_ms = now_ms + DRAIN_MS;
+    (void)input_take(r);
+    if (!r->input_ended && r->unread == 0 && r->link->out.length < SSH_LINK_BYTES_MAX / 4)
+        return false; /* it broke off */
+    r->session->again |= ssh_link_pump(r->link);
+    while (r->output.length == 0 && frame_take(r))
+        ;
+    /* Code that sends to a client that has closed meets a reset, as over TCP. */
+    return !r->ended && r->output.length == 0 && r->link->phase != SSH_LINK_OVER &&
+           now_ms < r->drain_until_ms;
 }
 
 bool ssh_run_pump(struct ssh_run *r)
@@ -227,7 +270,7 @@ bool ssh_run_pump(struct ssh_run *r)
     if (r->unread > UNREAD_MAX)
         s->cut = true;
     if (ssh_channel_is_closed(r->channel))
-        return false;
+        return drain(r);
     if (r->closed)
         return true;
     if (r->wanted && r->link == NULL && !r->ended) {
@@ -235,6 +278,8 @@ bool ssh_run_pump(struct ssh_run *r)
             fail(r, s->refusal);
         else if (r->too_long)
             fail(r, SSH_COMMAND_TOO_LONG);
+        else if (s->joined && r->port != 0)
+            begin_port(r);
         else if (s->joined)
             begin(r);
     }
@@ -256,6 +301,26 @@ static int data_cb(ssh_session ssh, ssh_channel channel, void *data, uint32_t le
     (void)data;
     (void)is_stderr;
     r->unread = length; /* read when the link has room */
+    r->session->stirred = true;
+    return 0;
+}
+
+/* Of the end of what it sends, and of the channel. */
+static void end_cb(ssh_session ssh, ssh_channel channel, void *user)
+{
+    struct ssh_run *r = user;
+    (void)ssh;
+    (void)channel;
+    r->session->stirred = true;
+}
+
+static int window_cb(ssh_session ssh, ssh_channel channel, uint32_t bytes, void *user)
+{
+    struct ssh_run *r = user;
+    (void)ssh;
+    (void)channel;
+    (void)bytes;
+    r->session->stirred = true;
     return 0;
 }
 
@@ -301,6 +366,7 @@ static int resize_cb(ssh_session ssh, ssh_channel channel, int width, int height
         return -1;
     r->rows = (unsigned)height;
     r->columns = (unsigned)width;
+    r->session->stirred = true;
     const unsigned char size[4] = {(unsigned char)(height >> 8), (unsigned char)height,
                                    (unsigned char)(width >> 8), (unsigned char)width};
     frame_put(r, EXEC_FRAME_RESIZE, size, sizeof size);
@@ -309,12 +375,14 @@ static int resize_cb(ssh_session ssh, ssh_channel channel, int width, int height
 
 static void signal_cb(ssh_session ssh, ssh_channel channel, const char *name, void *user)
 {
+    struct ssh_run *r = user;
+    r->session->stirred = true;
     (void)ssh;
     (void)channel;
     for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
         if (strcmp(signals[i].name, name) == 0) {
             const unsigned char number = (unsigned char)signals[i].number;
-            frame_put(user, EXEC_FRAME_SIGNAL, &number, 1);
+            frame_put(r, EXEC_FRAME_SIGNAL, &number, 1);
         }
 }
 
@@ -334,6 +402,7 @@ static int want(struct ssh_run *r, const char *command)
 {
     if (r->wanted)
         return 1;
+    r->session->stirred = true;
     r->too_long = command != NULL && strlen(command) > SSH_COMMAND_MAX;
     r->command = command == NULL || r->too_long ? NULL : strdup(command);
     r->wanted = command == NULL || r->too_long || r->command != NULL;
@@ -363,20 +432,36 @@ static int subsystem_cb(ssh_session ssh, ssh_channel channel, const char *name, 
 
 /* --- life ------------------------------------------------------------------------------------------- */
 
-ssh_channel ssh_run_new(struct ssh_session *s)
+/* In a free place of runs[from] to runs[to - 1]; takes the channel, also when there is none. */
+static struct ssh_run *run_make(struct ssh_session *s, ssh_channel channel, size_t from, size_t to)
 {
-    size_t at = 0;
-    while (at < SSH_CHANNELS_MAX && s->runs[at] != NULL)
+    size_t at = from;
+    while (at < to && s->runs[at] != NULL)
         at++;
-    struct ssh_run *r = at == SSH_CHANNELS_MAX ? NULL : calloc(1, sizeof *r);
-    if (r == NULL || (r->channel = ssh_channel_new(s->ssh)) == NULL) {
-        free(r);
+    struct ssh_run *r = at == to || channel == NULL ? NULL : calloc(1, sizeof *r);
+    if (r == NULL) {
+        if (channel != NULL)
+            ssh_channel_free(channel);
         return NULL;
     }
     r->session = s;
+    r->channel = channel;
     buffer_init(&r->output, SSH_LINK_BYTES_MAX);
     r->callbacks.userdata = r;
     r->callbacks.channel_data_function = data_cb;
+    r->callbacks.channel_eof_function = end_cb;
+    r->callbacks.channel_close_function = end_cb;
+    r->callbacks.channel_write_wontblock_function = window_cb;
+    s->stirred = true;
+    s->runs[at] = r;
+    return r;
+}
+
+ssh_channel ssh_run_new(struct ssh_session *s)
+{
+    struct ssh_run *r = run_make(s, ssh_channel_new(s->ssh), 0, SSH_CHANNELS_MAX);
+    if (r == NULL)
+        return NULL;
     r->callbacks.channel_pty_request_function = pty_cb;
     r->callbacks.channel_pty_window_change_function = resize_cb;
     r->callbacks.channel_signal_function = signal_cb;
@@ -386,12 +471,28 @@ ssh_channel ssh_run_new(struct ssh_session *s)
     r->callbacks.channel_subsystem_request_function = subsystem_cb;
     ssh_callbacks_init(&r->callbacks);
     (void)ssh_set_channel_callbacks(r->channel, &r->callbacks);
-    s->runs[at] = r;
     return r->channel;
+}
+
+struct ssh_run *ssh_run_new_port(struct ssh_session *s, ssh_channel channel)
+{
+    struct ssh_run *r = run_make(s, channel, SSH_CHANNELS_MAX, SSH_RUNS_MAX);
+    if (r == NULL)
+        return NULL;
+    r->wanted = true;
+    s->forward_count++;
+    s->front->forward_count++;
+    ssh_callbacks_init(&r->callbacks);
+    (void)ssh_set_channel_callbacks(r->channel, &r->callbacks);
+    return r;
 }
 
 void ssh_run_free(struct ssh_run *r)
 {
+    if (r->port != 0) {
+        r->session->forward_count--;
+        r->session->front->forward_count--;
+    }
     (void)ssh_remove_channel_callbacks(r->channel, &r->callbacks);
     ssh_channel_free(r->channel);
     ssh_link_close(&r->link);

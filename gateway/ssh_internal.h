@@ -22,6 +22,8 @@
 #define SSH_COMMAND_TOO_LONG                                                                       \
     "a command may have 32768 bytes; send what is longer to the stdin of `sh`"
 
+#define SSH_RUNS_MAX (SSH_CHANNELS_MAX + SSH_FORWARDS_MAX)
+
 struct ssh_session;
 
 /* --- ssh_link.c: one request to the API; behind its head, bytes both ways --- */
@@ -39,18 +41,22 @@ struct ssh_link {
 /* NULL: it could not be asked. `upgrade`: to skerry-exec/1. */
 struct ssh_link *ssh_link_open(struct ssh_session *s, const char *path, const char *body,
                                bool upgrade);
-/* Reads what is there and writes what waits; the caller looks at phase, in and out. */
-void ssh_link_pump(struct ssh_link *l);
+/* Reads what is there and writes what waits; the caller looks at phase, in and out. True if something was
+ * read, or it is over now: no event will tell of that again. */
+bool ssh_link_pump(struct ssh_link *l);
 void ssh_link_close(struct ssh_link **l);
 /* Of a link that is over and was no success: what to tell the client. */
 void ssh_link_problem(const struct ssh_link *l, char *out, size_t size);
 
-/* --- ssh_channel.c: a shell, a command or a subsystem --- */
+/* --- ssh_channel.c: a shell, a command or a subsystem, or a port (ssh_forward.c) --- */
 struct ssh_run {
     struct ssh_session *session;
     ssh_channel channel;
     struct ssh_channel_callbacks_struct callbacks;
-    bool wanted; /* a command was asked for */
+    unsigned port;           /* of the instance's loopback; 0: a command */
+    char host[16];           /* with a port: localhost, 127.0.0.1 or ::1 */
+    uint64_t drain_until_ms; /* with a port whose channel the client has closed */
+    bool wanted;             /* a command was asked for, or a port */
     bool too_long;
     bool tty;
     unsigned rows, columns;
@@ -66,9 +72,16 @@ struct ssh_run {
     size_t unread; /* what libssh holds for us */
 };
 ssh_channel ssh_run_new(struct ssh_session *s);
+/* One for a port, on a channel that is open, which it frees from then on; the caller sees to the bounds. */
+struct ssh_run *ssh_run_new_port(struct ssh_session *s, ssh_channel channel);
 /* False: the client's channel is over and gone. */
 bool ssh_run_pump(struct ssh_run *r);
 void ssh_run_free(struct ssh_run *r);
+
+/* --- ssh_forward.c: what libssh has no callback for; of that, connections to ports are taken --- */
+int ssh_forward_message_cb(ssh_session ssh, ssh_message message, void *session);
+/* To who follows with `ssh -v`: a channel to a port has no other place for words. */
+void ssh_forward_told(struct ssh_session *s, const char *text);
 
 /* --- ssh_session.c --- */
 enum ssh_phase { SSH_PHASE_KEYS, SSH_PHASE_LOGIN, SSH_PHASE_OPEN, SSH_PHASE_CLOSING };
@@ -89,9 +102,14 @@ struct ssh_session {
     size_t blob_length;
     struct ssh_link *place; /* of the joiner */
     unsigned joins_tried;
-    bool joined, wanted, pumping, again, cut;
-    char refusal[600]; /* why there is no place */
-    struct ssh_run *runs[SSH_CHANNELS_MAX];
+    bool joined, again, cut;
+    /* The client has done something since the channels were last looked at. Libssh reads the client also
+     * where it is written to: no event will tell of that. */
+    bool stirred;
+    bool blocked;                       /* a channel waited until libssh has sent what it holds */
+    char refusal[600];                  /* why there is no place */
+    struct ssh_run *runs[SSH_RUNS_MAX]; /* SSH_CHANNELS_MAX of commands, then of ports */
+    unsigned forward_count;
 };
 /* Takes the descriptor. */
 void ssh_session_open(struct ssh_front *f, int fd, const char *address, const char *peer);
@@ -101,7 +119,13 @@ void ssh_session_close(struct ssh_session *s);
 void ssh_session_sweep(struct ssh_session *s, uint64_t now_ms);
 
 /* --- ssh.c --- */
-enum { SSH_REFUSED_FULL, SSH_REFUSED_STRANGERS, SSH_REFUSED_LATE, SSH_REFUSED_KEY };
+enum {
+    SSH_REFUSED_FULL,
+    SSH_REFUSED_STRANGERS,
+    SSH_REFUSED_LATE,
+    SSH_REFUSED_KEY,
+    SSH_REFUSED_FORWARD
+};
 struct ssh_front {
     struct ssh_front_options options;
     char *listen, *api_socket;
@@ -114,7 +138,7 @@ struct ssh_front {
     bool stopping;
     ssh_bind bind; /* NULL until there is a host key */
     struct ssh_session *sessions;
-    unsigned session_count, stranger_count;
+    unsigned session_count, stranger_count, forward_count;
     struct refusals refusals;
     _Atomic uint64_t accepted, signed_in, refused, denied, too_late;
     _Atomic unsigned sessions_now;

@@ -107,8 +107,10 @@ static void link_send(struct ssh_link *l)
     }
 }
 
-void ssh_link_pump(struct ssh_link *l)
+bool ssh_link_pump(struct ssh_link *l)
 {
+    size_t before = l->in.length;
+    enum ssh_link_phase phase = l->phase;
     link_receive(l);
     link_send(l);
     int events =
@@ -118,6 +120,7 @@ void ssh_link_pump(struct ssh_link *l)
         (void)uv_poll_stop(&l->poll);
     else
         (void)uv_poll_start(&l->poll, events, ready_cb);
+    return l->in.length != before || l->phase != phase;
 }
 
 /* --- life ------------------------------------------------------------------------------------------- */
@@ -157,7 +160,7 @@ struct ssh_link *ssh_link_open(struct ssh_session *s, const char *path, const ch
                                : "Connection: close\r\n",
                        strlen(body), body))
         l->phase = SSH_LINK_OVER;
-    ssh_link_pump(l);
+    (void)ssh_link_pump(l);
     return l;
 }
 

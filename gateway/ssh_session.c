@@ -135,7 +135,7 @@ static void place_look(struct ssh_session *s)
     const struct ssh_calls *calls = &s->front->options.calls;
     if (s->place == NULL)
         return;
-    ssh_link_pump(s->place);
+    (void)ssh_link_pump(s->place);
     struct ssh_link *l = s->place;
     if (!s->joined && l->phase == SSH_LINK_BODY && l->status == 200 && l->instance[0] != '\0') {
         s->joined = true;
@@ -196,13 +196,18 @@ static void libssh_step(struct ssh_session *s)
         if (s->phase == SSH_PHASE_LOGIN && s->blob != NULL)
             login_done(s);
     }
-    if ((ssh_get_status(s->ssh) & (SSH_CLOSED | SSH_CLOSED_ERROR)) != 0)
-        s->cut = true;
+}
+
+/* Libssh closes the descriptor by itself, wherever it meets an error; nothing may wait for it then. */
+static bool is_closed(const struct ssh_session *s)
+{
+    return ssh_get_fd(s->ssh) < 0 ||
+           (ssh_get_status(s->ssh) & (SSH_CLOSED | SSH_CLOSED_ERROR)) != 0;
 }
 
 static void runs_pump(struct ssh_session *s)
 {
-    for (size_t i = 0; i < SSH_CHANNELS_MAX && !s->cut; i++)
+    for (size_t i = 0; i < SSH_RUNS_MAX && !s->cut; i++)
         if (s->runs[i] != NULL && !ssh_run_pump(s->runs[i])) {
             ssh_run_free(s->runs[i]);
             s->runs[i] = NULL;
@@ -215,9 +220,10 @@ static void wait_for(struct ssh_session *s)
 {
     bool full = (ssh_get_poll_flags(s->ssh) & SSH_WRITE_PENDING) != 0;
     int events = full ? UV_WRITABLE : UV_READABLE;
-    if (s->again) /* there is more to do: a socket with room for more says so at once */
+    /* There is more to do, or it was sent meanwhile: a socket with room for more says so at once. */
+    if (s->again || s->blocked)
         events |= UV_WRITABLE;
-    s->again = false;
+    s->again = s->blocked = false;
     (void)uv_poll_start(&s->poll, events, ready_cb);
 }
 
@@ -226,11 +232,16 @@ void ssh_session_pump(struct ssh_session *s)
     if (s->phase == SSH_PHASE_CLOSING)
         return;
     libssh_step(s);
-    if (s->phase == SSH_PHASE_OPEN && !s->cut) {
+    s->cut |= is_closed(s);
+    s->stirred = true;
+    for (unsigned i = 0; s->phase == SSH_PHASE_OPEN && s->stirred && !s->cut && i < TURNS_MAX;
+         i++) {
+        s->stirred = false;
         place_look(s);
         runs_pump(s);
     }
-    if (s->cut)
+    s->again |= s->stirred && s->phase == SSH_PHASE_OPEN;
+    if (s->cut || is_closed(s))
         ssh_session_close(s);
     else
         wait_for(s);
@@ -257,6 +268,8 @@ void ssh_session_sweep(struct ssh_session *s, uint64_t now_ms)
     }
     if (late)
         ssh_session_close(s);
+    else if (s->forward_count > 0)
+        ssh_session_pump(s); /* one may have waited long enough for its port */
 }
 
 /* --- life ------------------------------------------------------------------------------------------- */
@@ -284,7 +297,7 @@ void ssh_session_close(struct ssh_session *s)
         s->next->previous = s->previous;
     f->session_count--;
     atomic_store(&f->sessions_now, f->session_count);
-    for (size_t i = 0; i < SSH_CHANNELS_MAX; i++)
+    for (size_t i = 0; i < SSH_RUNS_MAX; i++)
         if (s->runs[i] != NULL)
             ssh_run_free(s->runs[i]);
     ssh_link_close(&s->place);
@@ -312,6 +325,7 @@ static bool ssh_make(struct ssh_session *s, int fd)
     s->callbacks.channel_open_request_session_function = open_cb;
     ssh_callbacks_init(&s->callbacks);
     (void)ssh_set_server_callbacks(s->ssh, &s->callbacks);
+    ssh_set_message_callback(s->ssh, ssh_forward_message_cb, s);
     ssh_set_auth_methods(s->ssh, SSH_AUTH_METHOD_PUBLICKEY);
     if (ssh_bind_accept_fd(s->front->bind, s->ssh, fd) != SSH_OK)
         return false;

@@ -33,6 +33,7 @@ enum node_ask_kind {
     NODE_ASK_EXTEND,  /* instance, duration_ms: its life ends so long from now */
     NODE_ASK_EXEC,    /* instance, spec.command, environment, tty or file_verb -> descriptors; then
                           `ended` */
+    NODE_ASK_SOCKET,  /* instance, ipv6 -> descriptors[0], unconnected, of the instance's network */
     NODE_ASK_SIGNAL,  /* of a run or exec that is under way: `target` is its node_ask */
     NODE_ASK_RESIZE,  /* likewise, rows and columns */
     NODE_ASK_CANCEL,  /* likewise: its client left; kills the command, its `ended` still comes */
@@ -78,7 +79,7 @@ struct node_ask {
     const struct registry_command *command; /* PROPOSE */
     const char *workload, *key, *instance;  /* instance: a whole id */
     const struct workload *spec;            /* RUN, EXEC (command, environment, user) */
-    bool tty, no_stdin, set_user;
+    bool tty, no_stdin, set_user, ipv6;
     unsigned rows, columns;
     enum node_file_verb file_verb;
     const char *path;

@@ -337,6 +337,8 @@ void api_connection_cut(struct api_connection *c)
         connection_close(c);
     } else if (c->duplex != NULL) {
         api_duplex_gone(c->duplex);
+    } else if (c->port != NULL) {
+        api_port_gone(c->port);
     } else if (c->relay != NULL) {
         api_relay_end(c->relay);
     } else {

@@ -40,6 +40,7 @@ struct api_request;
 struct api_ask;
 struct api_fd;
 struct api_duplex;
+struct api_port;
 struct api_worker;
 struct api_relay;
 struct place;
@@ -82,6 +83,7 @@ struct api_connection {
     uv_poll_t poll;
     struct api_request *request;
     struct api_duplex *duplex;
+    struct api_port *port;
 };
 
 struct api {
@@ -441,5 +443,9 @@ void api_duplex_begin(struct api_ask *a);
 struct result_end api_command_end(const struct node_ask *ask);
 bool api_command_end_known(const struct node_ask *ask);
 void api_duplex_gone(struct api_duplex *d);
+
+/* --- node/api/port.c --- */
+void api_instance_connect(struct api_request *r);
+void api_port_gone(struct api_port *p);
 
 #endif

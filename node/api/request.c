@@ -344,7 +344,8 @@ void api_request_completed_cb(void *user, struct MHD_Connection *mhd, void **req
     *request = NULL;
     bool whole = code == MHD_REQUEST_TERMINATED_COMPLETED_OK && r->status != 0;
     r->api->requests_total[whole ? r->status / 100 : 0]++;
-    if (r->connection != NULL && r->connection->duplex == NULL && r->connection->relay == NULL) {
+    if (r->connection != NULL && r->connection->duplex == NULL && r->connection->port == NULL &&
+        r->connection->relay == NULL) {
         r->connection->request = NULL;
         r->connection->deadline_ms = clock_monotonic_ms() + r->api->options.keepalive_timeout_ms;
     }

@@ -50,6 +50,8 @@ static const struct api_route routes[] = {
           OF_INSTANCE, .streams = true),
     ROUTE("POST", "/v1/instances/{instance}/exec", COMMAND_QUERY, api_exec, DEPLOY, OF_INSTANCE,
           COMMAND),
+    ROUTE("POST", "/v1/instances/{instance}/connect", "port host", api_instance_connect, DEPLOY,
+          OF_INSTANCE, TEXT, .streams = true),
     ROUTE("GET", "/v1/instances/{instance}/files", "path plain", api_files_read, DEPLOY,
           OF_INSTANCE, .streams = true),
     ROUTE("PUT", "/v1/instances/{instance}/files", "path plain", api_files_write, DEPLOY,

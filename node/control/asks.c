@@ -545,7 +545,7 @@ static void deliver(struct inbox_message *message, void *owner)
     struct node_ask *ask = container_of(message, struct node_ask, message);
     bool makes = ask->kind == NODE_ASK_START || ask->kind == NODE_ASK_RUN ||
                  ask->kind == NODE_ASK_COMMAND || ask->kind == NODE_ASK_EXEC ||
-                 ask->kind == NODE_ASK_IMPORT;
+                 ask->kind == NODE_ASK_SOCKET || ask->kind == NODE_ASK_IMPORT;
     if (n->stopping && makes) {
         asks_refuse(ask, PROBLEM_DRAINING, "the node is stopping");
         return;
@@ -569,6 +569,9 @@ static void deliver(struct inbox_message *message, void *owner)
         break;
     case NODE_ASK_EXEC:
         execs_ask(n, ask);
+        break;
+    case NODE_ASK_SOCKET:
+        sockets_ask(n, ask);
         break;
     case NODE_ASK_SIGNAL:
     case NODE_ASK_RESIZE:

@@ -379,6 +379,8 @@ struct instance *asks_need_instance(struct node *n, struct node_ask *ask);
 void execs_ask(struct node *n, struct node_ask *ask);
 /* SIGNAL, RESIZE and CANCEL of a run, command or exec that is under way. */
 void execs_ask_target(struct node *n, struct node_ask *ask);
+/* NODE_ASK_SOCKET (node/control/sockets.c). */
+void sockets_ask(struct node *n, struct node_ask *ask);
 void execs_ended(struct instance *i, const Skerry__Runner__ExecEnded *ended);
 void execs_instance_ended(struct instance *i);
 void imports_ask(struct node *n, struct node_ask *ask);

@@ -113,6 +113,45 @@ bool joins_sockets(void *user, struct gateway_sockets *want)
     return inbox_post_always(n->inbox, &want->message);
 }
 
+/* --- for the API ------------------------------------------------------------------------------------- */
+
+static void one_cb(void *user, const struct err *error, const Skerry__Runner__Reply *reply,
+                   int *descriptors, size_t descriptor_count)
+{
+    (void)reply;
+    struct node_ask *ask = user;
+    for (size_t k = 0; k < descriptor_count; k++) {
+        if (k == 0 && error == NULL)
+            ask->descriptors[0] = descriptors[0];
+        else
+            memory_close(&descriptors[k]);
+    }
+    if (error != NULL)
+        asks_refuse(ask,
+                    error->code == ERR_NOT_FOUND ? PROBLEM_INSTANCE_GONE : asks_problem_of(error),
+                    "a socket in %s: %s", ask->instance, error->msg);
+    else if (ask->descriptors[0] < 0)
+        asks_refuse(ask, PROBLEM_INTERNAL, "a socket in %s: the runner sent none", ask->instance);
+    else
+        asks_answer(ask);
+}
+
+void sockets_ask(struct node *n, struct node_ask *ask)
+{
+    struct instance *i = asks_need_instance(n, ask);
+    struct err e = {0};
+    if (i == NULL)
+        return;
+    ask->id = i->id;
+    if (i->phase != PHASE_READY)
+        asks_refuse(ask, PROBLEM_CONFLICT, "instance %s is not ready: its ports cannot be reached",
+                    ask->instance);
+    else if (ask_sockets(n, i->id.text, 1, ask->ipv6, one_cb, ask, &e) != 0)
+        asks_refuse_err(ask, &e);
+}
+
+/* --- what joiners leave behind ----------------------------------------------------------------------- */
+
 struct left_message {
     struct inbox_message message;
     struct slot_ref slot;

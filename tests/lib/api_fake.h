@@ -455,6 +455,12 @@ static void fake_ask_locked(struct fake *f, struct node_ask *ask)
     case NODE_ASK_IMPORT:
         fake_import(f, ask);
         break;
+    case NODE_ASK_SOCKET:
+        (void)instance_id_parse(&ask->id, ask->instance, strlen(ask->instance));
+        ask->descriptors[0] =
+            socket(ask->ipv6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+        fake_answer(ask);
+        break;
     case NODE_ASK_STATS:
         ask->usage.memory_bytes = 12345;
         ask->usage.cpu_us = 500000;
