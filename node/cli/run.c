@@ -1,10 +1,11 @@
-/* skerry run and exec: a command's own streams and exit code pass through. */
+/* skerry run, exec and ssh: a command's own streams and exit code pass through. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/fields.h"
 #include "base/id.h"
 #include "base/memory.h"
+#include "gateway/ssh.h"
 #include "node/cli/cli.h"
 #include "node/cli/session.h"
 #include "node/cli/upload.h"
@@ -160,11 +161,14 @@ const struct cli_command cli_run_command = {
 
 /* --- exec ------------------------------------------------------------------------------------- */
 
-static int exec(struct cli *c)
+static int exec_words(struct cli *c, json_t *spec, const char *const *words, size_t count, bool tty)
 {
     char id[INSTANCE_ID_LENGTH_MAX + 1], path[128];
-    json_t *spec = json_object();
-    int code = add_common(c, spec, c->args.words + 1, c->args.word_count - 1);
+    int code = add_common(c, spec, words, count);
+    json_t *environment = json_object_get(spec, "env");
+    const char *kind = tty ? getenv("TERM") : NULL;
+    if (code == CLI_DONE && kind != NULL && json_object_get(environment, "TERM") == NULL)
+        (void)json_object_set_new(environment, "TERM", json_string(kind)); /* not if not UTF-8 */
     if (code == CLI_DONE)
         code = cli_instance(c, c->args.words[0], id, sizeof id);
     if (code != CLI_DONE) {
@@ -172,7 +176,13 @@ static int exec(struct cli *c)
         return code;
     }
     (void)text_format(path, sizeof path, "/v1/instances/%s/exec", id);
-    return cli_session(c, path, spec, cli_has(c, "tty"));
+    return cli_session(c, path, spec, tty);
+}
+
+static int exec(struct cli *c)
+{
+    return exec_words(c, json_object(), c->args.words + 1, c->args.word_count - 1,
+                      cli_has(c, "tty"));
 }
 
 static const struct cli_option exec_options[] = {
@@ -197,4 +207,40 @@ const struct cli_command cli_exec_command = {
     .words_max = SIZE_MAX,
     .failure = CLI_SKERRY_FAILED,
     .run = exec,
+};
+
+/* --- ssh ---------------------------------------------------------------------------------------- */
+
+/* As exec -it of a shell; without a terminal here there is none inside, as with OpenSSH's client. */
+static int ssh(struct cli *c)
+{
+    static const char *const shell[] = {"/bin/sh", "-c", SSH_SHELL};
+    json_t *spec = json_object();
+    bool tty = cli_session_terminal(spec);
+    return exec_words(c, spec, shell, ARRAY_SIZE(shell), tty);
+}
+
+static const struct cli_option ssh_options[] = {
+    {'e', "env", "K=V", "an environment variable; K alone: ours"},
+    {0, "user", "UID[:GID]", "inside (default: the instance's own)"},
+    {0, NULL, NULL, NULL},
+};
+
+const struct cli_command cli_ssh_command = {
+    .name = "ssh",
+    .arguments = "[FLAGS] ID",
+    .summary = "a shell in a running instance",
+    .text = "bash where the image has it, else sh; `skerry exec -it ID` of it. It needs no key: "
+            "the token, or the\n"
+            "unix socket, is what lets you in. Without a terminal it reads commands from stdin. "
+            "Exit codes as\n"
+            "`skerry run`: the shell's own, 125 Skerry failed, 128 + signal.\n\n"
+            "  skerry ssh 7k3q\n"
+            "  echo 'ps aux' | skerry ssh 7k3q",
+    .options = ssh_options,
+    .flags = CLI_API,
+    .words_min = 1,
+    .words_max = 1,
+    .failure = CLI_SKERRY_FAILED,
+    .run = ssh,
 };

@@ -49,7 +49,8 @@ static int terminal_make_raw(struct err *e)
     cfmakeraw(&raw);
     (void)atexit(terminal_restore);
     terminal_raw = true;
-    if (tcsetattr(STDIN_FILENO, TCSAFLUSH, &raw) < 0)
+    /* What was typed ahead is for the command. */
+    if (tcsetattr(STDIN_FILENO, TCSADRAIN, &raw) < 0)
         return err_sys(e, ERR_IO, errno, "make the terminal raw");
     return 0;
 }

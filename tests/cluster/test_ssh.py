@@ -1,18 +1,22 @@
 """Joins over SSH with OpenSSH's own client, through any node of three."""
 import base64
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import pty
 import re
-import shutil
 import signal
 import socket
+import struct
 import subprocess
-import tempfile
+import termios
 import time
 import unittest
 
-from cluster import Nodes, free_port, server, server_spec, wait_until
+from cluster import SKERRY, free_port, server, server_spec, wait_until
+from ssh_nodes import ONE, SshNodes
 
 PAGE = """def handle(h):
     if h.headers.get("Upgrade") == "websocket":
@@ -36,20 +40,10 @@ PAGE = """def handle(h):
         h.say(str(os.getpid()))
 """
 
-# A node that has not heard of an instance yet would start another.
-ONE = {"max": 1, "queue": 10, "queue_timeout": "10s"}
-
-
-class Ssh(unittest.TestCase):
+class Ssh(SshNodes):
     @classmethod
     def setUpClass(cls):
-        cls.ports = [free_port() for _ in range(3)]
-        cls.nodes = Nodes(3, ["gateway: {ssh: \"127.0.0.1:%d\"}\n" % p for p in cls.ports])
-        cls.nodes.__enter__()
-        cls.folder = tempfile.mkdtemp(prefix="skerry-test-ssh-", dir="/tmp")
-        for name in ("all", "chat", "other"):
-            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", cls.file(name)],
-                           check=True)
+        super().setUpClass()
         node = cls.nodes[0]
         node.deploy(server_spec("chat", join={"max_joiners": 5}, life={"idle": "30s"},
                                 scale=ONE),
@@ -59,40 +53,7 @@ class Ssh(unittest.TestCase):
         node.deploy(server_spec("idle", timeouts={"start": "20s", "stream_idle": "1s"}),
                     server(PAGE))
         node.deploy({"id": "bare", "command": ["sleep", "1000"], "ready": "none"})
-        node.cli("ssh-key", "add", cls.file("all.pub"))
         node.cli("ssh-key", "add", "--workload", "chat", cls.file("chat.pub"))
-
-    @classmethod
-    def tearDownClass(cls):
-        shutil.rmtree(cls.folder, ignore_errors=True)
-        cls.nodes.__exit__(None, None, None)
-
-    @classmethod
-    def file(cls, name):
-        return os.path.join(cls.folder, name)
-
-    def options(self, node, key):
-        return ["-F", "none", "-i", self.file(key), "-o", "IdentitiesOnly=yes",
-                "-o", "IdentityAgent=none", "-o", "StrictHostKeyChecking=accept-new",
-                "-o", "UserKnownHostsFile=" + self.file("known"), "-o", "HostKeyAlias=cluster",
-                "-o", "BatchMode=yes", "-o", "LogLevel=ERROR"]
-
-    def argv(self, user, *command, node=0, key="all", flags=()):
-        return ["ssh", *self.options(node, key), "-p", str(self.ports[node]), *flags,
-                user + "@127.0.0.1", *command]
-
-    def ssh(self, user, *command, node=0, key="all", flags=(), stdin=b"", timeout=60):
-        return subprocess.run(self.argv(user, *command, node=node, key=key, flags=flags),
-                              input=stdin, capture_output=True, timeout=timeout)
-
-    def listed(self, workload):
-        """What all nodes say of the instances of a workload: each owner of its own."""
-        found = {}
-        for node in self.nodes.nodes:
-            for i in node.ps():
-                if i["workload"] == workload and i["node"] == node.name:
-                    found[i["id"]] = i
-        return found
 
     def instance(self, workload="chat"):
         done = self.ssh(workload, "echo $SKERRY_INSTANCE")
@@ -122,13 +83,19 @@ class Ssh(unittest.TestCase):
             self.assertEqual(hashlib.sha256(both.stdout).hexdigest(),
                              hashlib.sha256(data).hexdigest())
 
-    def test_a_terminal_has_its_size_and_follows_it(self):
-        import fcntl, pty, struct, termios
+    @contextlib.contextmanager
+    def terminal(self, *argv, env=None):
+        """A program at a terminal of 33 rows and 101 columns."""
+        whole = {**(env or os.environ), "TERM": "vt220"}
         pid, fd = pty.fork()
         if pid == 0:
-            os.execvp("ssh", self.argv("chat", node=2, flags=["-tt"]))
-        def say(text):
-            os.write(fd, text)
+            try:
+                os.execvpe(argv[0], argv, whole)
+            finally:
+                os._exit(127)
+        def size(rows, columns):
+            fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+            os.kill(pid, signal.SIGWINCH)
         def expect(pattern):
             got = b""
             def look():
@@ -136,33 +103,73 @@ class Ssh(unittest.TestCase):
                 got += os.read(fd, 4096)
                 return re.search(pattern, got)
             return wait_until(look, 15, "%r on the terminal" % pattern)
+        def code():
+            with contextlib.suppress(OSError):  # EIO: it has closed its end
+                while os.read(fd, 4096):
+                    pass
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
-        say(b"echo ready-$((1+1)); stty size\n")
-        expect(rb"ready-2\s+33 101")
-        fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 120, 0, 0))
-        os.kill(pid, signal.SIGWINCH)
-        say(b"sleep 0.3; stty size; exit 3\n")
-        expect(rb"44 120")
-        while True:
-            try:
-                if not os.read(fd, 4096):
-                    break
-            except OSError:
-                break
-        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 3)
+        yield lambda text: os.write(fd, text), expect, size, code
+        os.close(fd)
+
+    def check_terminal(self, *argv, env=None):
+        with self.terminal(*argv, env=env) as (say, expect, size, code):
+            say(b"echo ready-$((1+1)); stty size; echo is-$TERM\n")
+            expect(rb"ready-2\s+33 101\s+is-vt220")
+            size(44, 120)
+            say(b"sleep 0.3; stty size; exit 3\n")
+            expect(rb"44 120")
+            self.assertEqual(code(), 3)
+
+    def test_a_terminal_has_its_size_and_follows_it(self):
+        self.check_terminal(*self.argv("chat", node=2, flags=["-tt"]))
+
+    def test_skerry_ssh_is_a_shell_without_a_key(self):
+        id = self.instance()
+        for node in self.nodes.nodes:
+            self.check_terminal(SKERRY, "ssh", id[:-3] if node is self.nodes[0] else id,
+                                env=node.environment())
+            done = node.cli("ssh", id, stdin="echo $SKERRY_INSTANCE; echo err >&2; exit 7",
+                            check=False)
+            self.assertEqual((done.returncode, done.stdout.decode().strip(), done.stderr),
+                             (7, id, b"err\n"))
+            done = node.cli("ssh", "-e", "A=b c", id, stdin="echo $A; kill -TERM $$", check=False)
+            self.assertEqual((done.returncode, done.stdout), (128 + 15, b"b c\n"), done)
+        node = self.nodes[0]
+        with self.terminal(SKERRY, "ssh", id, env=node.environment()) as (say, expect, _, code):
+            say(b"echo on-$((1+1)); sleep 100\n")
+            expect(rb"on-2")
+            say(b"\x03")  # is for what runs inside, not for skerry
+            say(b"echo still-$((1+1))\n")
+            expect(rb"still-2")
+            say(b"\x04")
+            self.assertEqual(code(), 0)
+
+    def test_skerry_ssh_says_what_is_wrong(self):
+        node = self.nodes[0]
+        self.assertIn(b"skerry ssh [FLAGS] ID", node.cli("ssh", "--help").stdout)
+        for arguments, why in ((["0" * 18], b"instance_unknown"), (["chat"], b"id"), ([], b"ID"),
+                               (["a", "b"], b"too many")):
+            done = node.cli("ssh", *arguments, check=False)
+            self.assertEqual(done.returncode, 125, done)
+            self.assertIn(why, done.stderr)
+        done = node.cli("ssh", self.instance(), check=False, environment={
+            "SKERRY_ADDR": "127.0.0.1:%d" % node.api_port, "SKERRY_TOKEN": ""})
+        self.assertEqual(done.returncode, 125, done)
+        self.assertIn(b"unauthorized", done.stderr)
 
     def test_files_go_both_ways_by_sftp_and_scp(self):
         data = os.urandom(1 << 20)
         with open(self.file("up"), "wb") as f:
             f.write(data)
-        done = subprocess.run(["sftp", *self.options(1, "all"), "-P", str(self.ports[1]), "-b", "-",
+        done = subprocess.run(["sftp", *self.options("all"), "-P", str(self.ports[1]), "-b", "-",
                                "chat@127.0.0.1"], capture_output=True, timeout=60,
                               input=("put %s /tmp/got\nget /tmp/got %s\n"
                                      % (self.file("up"), self.file("down"))).encode())
         self.assertEqual(done.returncode, 0, done)
         with open(self.file("down"), "rb") as f:
             self.assertEqual(f.read(), data)
-        done = subprocess.run(["scp", *self.options(2, "all"), "-P", str(self.ports[2]),
+        done = subprocess.run(["scp", *self.options("all"), "-P", str(self.ports[2]),
                                self.file("up"), "chat@127.0.0.1:/tmp/copied"],
                               capture_output=True, timeout=60)
         self.assertEqual(done.returncode, 0, done)
@@ -310,11 +317,6 @@ class Ssh(unittest.TestCase):
         refused = self.ssh(id, "true")
         self.assertEqual(refused.returncode, 125, refused)
         self.assertIn(b"410 instance_gone", refused.stderr)
-
-    def test_local_forwarding_is_refused(self):
-        done = self.ssh("chat", flags=["-W", "127.0.0.1:8080"], timeout=20)
-        self.assertEqual(done.returncode, 255)
-        self.assertEqual(done.stdout, b"")
 
     def test_removed_key_ends_its_session(self):
         subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-f", self.file("gone")],
