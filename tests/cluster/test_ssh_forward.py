@@ -296,6 +296,20 @@ class Forward(SshNodes):
                         s.close()
                 self.assertIsNone(process.poll())
 
+    def test_clients_that_vanish_in_the_midst_harm_no_node(self):
+        for round in range(6):
+            node = self.nodes[round % 2]
+            with self.forwarded("localhost:7006", node=round % 2) as (port, process):
+                held = [self.connect(port) for _ in range(12)]
+                for s in held:
+                    s.sendall(bytes(65536))
+                for s in held:
+                    s.close()
+                if round % 3:
+                    process.kill()
+            self.assertIsNone(node.serve_process.poll())
+            self.assertEqual(self.ssh("ports", "echo on", node=round % 2).stdout, b"on\n")
+
     def test_the_end_of_the_session_ends_its_connections(self):
         for node in (0, 2):
             self.ssh("ports", "rm -f /tmp/echo-ended")
