@@ -132,6 +132,8 @@ $(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o
 # test_peer_strangers, has no .pc file.
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 UNIT_RUNNER := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/runner_test_*.c))
+# These start runners, or use user ids, control groups and networks of the machine: one after the other.
+UNIT_MACHINE := $(addprefix $(B)/tests/runner_test_,run hostile restart probe layers leaks groups net_egress net_names)
 TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c tests/lib/fuzz_main.c,$(wildcard tests/lib/*.c)))
 $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
 	@mkdir -p $(dir $@)
@@ -163,13 +165,19 @@ $(B)/probe/probe: $(wildcard tests/sandbox/probe/*.c) tests/sandbox/probe/probe.
 	@$(CC) $(PROBE_CFLAGS) -o $@ $(filter %.c,$^)
 $(B)/tests/runner_test_probe: | $(PROBES)
 
-.PHONY: unit check
+.PHONY: unit check check-programs
 unit: $(UNIT) $(UNIT_RUNNER) $(B)/skerry
-	@B=$(B) tests/lib/run-unit $(UNIT) $(UNIT_RUNNER)
-check: unit $(PROBES)
-	@$(MAKE) --no-print-directory sim-check
-	@B=$(B) tests/lib/run-cluster
-	@$(MAKE) --no-print-directory fuzz-replay
+	@B=$(B) tests/lib/run-unit $(UNIT_MACHINE) -- $(filter-out $(UNIT_MACHINE),$(UNIT_RUNNER)) $(UNIT)
+# Programs are made by as many jobs as there are cores, unless make was told how many. Clusters mostly
+# wait; what only computes, on clocks of its own, goes on beside them and takes no time from them.
+JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc))
+check-programs: $(UNIT) $(UNIT_RUNNER) $(B)/skerry $(PROBES)
+check:
+	@$(MAKE) --no-print-directory $(JOBS) check-programs
+	@$(MAKE) --no-print-directory unit
+	@nice -n 19 sh -c '$(SIM_CHECK) && $(FUZZ_REPLAY)' >$(B)/beside.log 2>&1 & beside=$$!; \
+	  B=$(B) tests/lib/run-cluster; clusters=$$?; \
+	  wait $$beside; beside=$$?; cat $(B)/beside.log; [ $$clusters = 0 ] && [ $$beside = 0 ]
 
 # --- the simulator: a cluster on one seeded clock; a failure prints its seed ------------------------
 SIM := $(call obj,$(wildcard tests/sim/*.c) tests/lib/registry_help.c)
@@ -181,9 +189,9 @@ sim:  $(B)/sim
 	@$(B)/sim --seeds $(SEEDS) --table 1000
 	@$(B)/sim --seeds $(SEEDS) --guard off
 # The checks must bite: without the guard around libraft an entry is lost within so many seeds.
+SIM_CHECK = $(B)/sim --seeds 200 --table 30 && $(B)/sim --seeds 50 --guard off
 sim-check:  $(B)/sim
-	@$(B)/sim --seeds 200 --table 30
-	@$(B)/sim --seeds 50 --guard off
+	@$(SIM_CHECK)
 
 # --- fuzzers: clang's libFuzzer; regressions in tests/fuzz/NAME.corpus are replayed with gcc too ---
 # fuzz_X.c links libskerry, runner_fuzz_X.c librunner, as with unit tests.
@@ -212,11 +220,13 @@ $(B)/fuzz-replay/runner_fuzz_%: $(B)/obj/tests/fuzz/runner_fuzz_%.o $(B)/obj/tes
 	@mkdir -p $(dir $@)
 	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
 .PHONY: fuzz fuzz-replay
+check-programs: $(B)/sim $(FUZZERS:%=$(B)/fuzz-replay/%)
 fuzz: $(FUZZERS:%=$(B)/fuzz/%)
 	@for f in $(FUZZERS); do mkdir -p $(B)/fuzz-corpus/$$f; \
 	  $(B)/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) $(B)/fuzz-corpus/$$f tests/fuzz/$$f.corpus || exit 1; done
+FUZZ_REPLAY = for f in $(FUZZERS); do $(B)/fuzz-replay/$$f tests/fuzz/$$f.corpus || exit 1; done
 fuzz-replay: $(FUZZERS:%=$(B)/fuzz-replay/%)
-	@for f in $(FUZZERS); do $(B)/fuzz-replay/$$f tests/fuzz/$$f.corpus || exit 1; done
+	@$(FUZZ_REPLAY)
 
 # --- the rest ------------------------------------------------------------------------------------
 .PHONY: demo bench bench-core bench-stream lint format deps clean help install
