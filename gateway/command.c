@@ -105,13 +105,14 @@ static void set_deadline(struct connection *c)
 {
     struct command *cmd = c->x.command;
     uint64_t at = cmd->wait_until_ms;
-    if (!cmd->canceled && c->x.request_until_ms < at)
+    bool runs = !cmd->canceled && !cmd->over;
+    if (runs && c->x.request_until_ms < at)
         at = c->x.request_until_ms;
-    if (!cmd->canceled && !c->x.up.done && !c->reading_stopped) {
+    if (runs && !c->x.up.done && !c->reading_stopped) {
         uint64_t body = c->x.progress_ms + c->thread->gateway->options.body_timeout_ms;
         at = body < at ? body : at;
     }
-    if (!cmd->canceled && c->half_closed_ms != 0 && c->half_closed_ms + HALF_CLOSE_MS < at)
+    if (runs && c->half_closed_ms != 0 && c->half_closed_ms + HALF_CLOSE_MS < at)
         at = c->half_closed_ms + HALF_CLOSE_MS;
     if (c->x.answered && queue_pending(&c->out) > 0) {
         uint64_t write = c->x.progress_ms + c->thread->gateway->options.body_timeout_ms;
@@ -252,7 +253,8 @@ static bool finish_plain(struct command *cmd, struct connection *c)
     char lines[96];
     exit_lines(cmd, lines);
     if (c->x.answered) {
-        if (problem_of(cmd) == PROBLEM_REQUEST_TIMEOUT) {
+        /* Of what was lost with its node nobody knows how much there was. */
+        if (problem_of(cmd) == PROBLEM_REQUEST_TIMEOUT || cmd->reason == END_NODE_LOST) {
             c->x.broken = true; /* never a clean end */
             return true;
         }
@@ -336,9 +338,14 @@ static void finish(struct command *cmd)
 static void check_over(struct command *cmd)
 {
     bool outputs_done = cmd->pipes[STREAM_OUT].fd < 0 && cmd->pipes[STREAM_ERR].fd < 0;
-    if (cmd->connection == NULL)
+    struct connection *c = cmd->connection;
+    uint64_t now_ms = thread_now_ms(cmd->thread);
+    if (c == NULL)
         return;
-    if (cmd->over && (outputs_done || thread_now_ms(cmd->thread) >= cmd->wait_until_ms))
+    /* What is in a pipe waits as long as its reader, the client, takes what was before it. */
+    if (cmd->over && c->x.answered && queue_pending(&c->out) > 0)
+        cmd->wait_until_ms = now_ms + OUTPUT_GRACE_MS;
+    if (cmd->over && (outputs_done || now_ms >= cmd->wait_until_ms))
         finish(cmd);
     else
         set_deadline(cmd->connection);
@@ -633,12 +640,12 @@ void command_deadline(struct connection *c)
     struct exchange *x = &c->x;
     uint64_t now_ms = thread_now_ms(c->thread);
     uint64_t body_ms = x->progress_ms + c->thread->gateway->options.body_timeout_ms;
-    if (cmd->over) {
-        check_over(cmd);
-        return;
-    }
     if (x->answered && queue_pending(&c->out) > 0 && now_ms >= body_ms) {
         connection_close(c, true);
+        return;
+    }
+    if (cmd->over) {
+        check_over(cmd);
         return;
     }
     if (cmd->canceled && now_ms >= cmd->wait_until_ms) {

@@ -227,9 +227,22 @@ static bool flush(struct errand *e)
     e->sent = true;
     enum secure_result result = secure_stream_write(e->stream, &part, 1, &count);
     buffer_consume(&e->sending, count);
-    if (result == SECURE_BROKEN)
+    if (result == SECURE_BROKEN && e->entry)
+        buffer_consume(&e->sending, e->sending.length); /* an end may have come: `receive` tells */
+    else if (result == SECURE_BROKEN)
         errand_broken(e, secure_stream_error(e->stream)->msg);
     return count > 0;
+}
+
+/* Nothing more comes. What came is still told at the entry: the command's end may be in it, behind output
+ * that waits for its reader. The owner's command has nobody left to work for. */
+static void stream_over(struct errand *e, const char *why)
+{
+    e->stream_over = true;
+    if (e->entry)
+        (void)text_copy(e->why_over, sizeof e->why_over, why);
+    else
+        errand_broken(e, why);
 }
 
 /* A question is longer than what follows. */
@@ -244,15 +257,15 @@ static bool receive(struct errand *e)
 {
     char data[16384];
     size_t count = 0, room = receive_max(e);
-    if (!usable(e) || room == 0)
+    if (!usable(e) || room == 0 || e->stream_over)
         return false;
     enum secure_result result =
         secure_stream_read(e->stream, data, room < sizeof data ? room : sizeof data, &count);
     if (result == SECURE_BLOCKED)
         return false;
     if (result == SECURE_END || result == SECURE_BROKEN) {
-        errand_broken(e, result == SECURE_END ? "it ended early"
-                                              : secure_stream_error(e->stream)->msg);
+        stream_over(e,
+                    result == SECURE_END ? "it ended early" : secure_stream_error(e->stream)->msg);
         return false;
     }
     if (!buffer_append(&e->received, data, count))
@@ -269,6 +282,8 @@ static void frames(struct errand *e)
             return;
         enum errand_read read =
             errand_frame_read(&f, e->entry, e->received.data, e->received.length);
+        if (read == ERRAND_MORE && e->stream_over)
+            errand_broken(e, e->why_over);
         if (read == ERRAND_MORE)
             return;
         if (read == ERRAND_BAD ||
@@ -289,6 +304,10 @@ static void stream_want(struct errand *e)
     if (!usable(e))
         return;
     unsigned want = e->sending.length > 0 ? SECURE_WANT_WRITE : 0;
+    if (e->stream_over) {
+        secure_stream_want(e->stream, 0);
+        return;
+    }
     secure_stream_want(e->stream, want | (receive_max(e) > 0 ? (unsigned)SECURE_WANT_READ
                                                              : (unsigned)SECURE_WANT_HANGUP));
 }

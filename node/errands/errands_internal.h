@@ -49,6 +49,8 @@ struct errand {
     struct errand_pipe pipes[ERRAND_PIPES];
     uint32_t untaken; /* entry: bytes of STDIN that TAKEN has not told of */
     bool tty, input_ended, ended, stream_ended;
+    bool stream_over;     /* the other side says no more */
+    char why_over[128];   /* at the entry */
     uint64_t deadline_ms; /* monotonic; broken off then; 0: none */
     struct errand_answer answer;
     struct command_end end;
