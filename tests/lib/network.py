@@ -264,17 +264,25 @@ def _empty(group):
     return not os.path.exists(group)
 
 
-def _free_ids(count):
-    """The first of user ids of so many instances that no runner that lives has."""
+# linux/fcntl.h: a lock of the open file, which closing another descriptor of it does not drop.
+F_OFD_SETLK = 37
+
+
+def _take_ids(count):
+    """The first of user ids of so many instances that nobody has, and a file whose being open keeps the last
+    of them: whoever looks for free ones passes over them all, also while no runner of ours lives."""
     ranges = list(range(1000, 4080 - count + 1, count))
     random.shuffle(ranges)
-    with open("/run/skerry-uids.lock", "ab+") as f:
-        for first in ranges:
-            base = UID_BASE + first * 65536
-            with contextlib.suppress(BlockingIOError):
-                fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB, count * 65536, base)
-                fcntl.lockf(f, fcntl.LOCK_UN, count * 65536, base)
-                return base
+    file = open("/run/skerry-uids.lock", "ab+")
+    for first in ranges:
+        base, last = UID_BASE + first * 65536, UID_BASE + (first + count - 1) * 65536
+        with contextlib.suppress(BlockingIOError):
+            for kind, start in ((fcntl.F_WRLCK, base), (fcntl.F_UNLCK, base), (fcntl.F_WRLCK, last)):
+                size = base + count * 65536 - start
+                fcntl.fcntl(file, F_OFD_SETLK,
+                            struct.pack("hhqqi", kind, os.SEEK_SET, start, size, 0))
+            return base, file
+    file.close()
     raise AssertionError("all user ids are taken by runners of other clusters on this machine")
 
 
@@ -289,8 +297,8 @@ class Cluster(Nodes):
         super().__init__(count, configs)
         self.network = None
         self.host_count = hosts or count
-        base = _free_ids(self.IDS)
-        self.ids = [(base + k * 55 * 65536, 55) for k in range(4)]
+        base, self.ids_file = _take_ids(self.IDS)
+        self.ids = [(base + k * 54 * 65536, 54) for k in range(4)]
 
     def add(self):
         k = len(self.nodes) + 1
@@ -319,6 +327,7 @@ class Cluster(Nodes):
                 if process is not None and process.poll() is None:
                     process.send_signal(signal.SIGCONT)
             node.close()
+        self.ids_file.close()
         if self.network is not None:
             self.network.close()
 
