@@ -105,6 +105,12 @@ size_t sp_stream_unsent(const struct sp_stream *s)
     return uv_stream_get_write_queue_size((const uv_stream_t *)&s->tcp);
 }
 
+/* The other side does not take what it asked for. */
+static bool unread(const struct sp_stream *s)
+{
+    return s->options.unsent_max != 0 && sp_stream_unsent(s) > s->options.unsent_max;
+}
+
 /* --- what comes in -------------------------------------------------------------------------------- */
 
 static void charge(struct sp_stream *s)
@@ -155,8 +161,7 @@ static size_t take_message(struct sp_stream *s, uint8_t *bytes, size_t length)
     enum sp_piece piece = sp_find(bytes, length, s->options.bytes_max, &found);
     if (piece == SP_BAD)
         sp_stream_close(s);
-    if (piece != SP_WHOLE ||
-        (s->options.unsent_max != 0 && sp_stream_unsent(s) > s->options.unsent_max))
+    if (piece != SP_WHOLE || unread(s))
         return 0;
     s->waits = !s->options.events->message(s->options.user, found.request, bytes + found.begin,
                                            found.size);
@@ -211,8 +216,7 @@ static void go_on(struct sp_stream *s)
     take_all(s);
     if (s->closing)
         return;
-    bool full = s->options.unsent_max != 0 && sp_stream_unsent(s) > s->options.unsent_max;
-    bool read = !s->waits && !full;
+    bool read = !s->waits && !unread(s);
     if (read && !s->reading && uv_read_start((uv_stream_t *)&s->tcp, room_cb, read_cb) != 0)
         sp_stream_close(s);
     else if (!read && s->reading)
