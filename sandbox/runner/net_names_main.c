@@ -40,18 +40,21 @@ static const int allowed_calls[] = {
     SCMP_SYS(sendmsg), SCMP_SYS(sendto),     SCMP_SYS(timerfd_settime),
 };
 
+static struct scmp_arg_cmp argument_is(unsigned number, int value)
+{
+    return (struct scmp_arg_cmp){.arg = number, .op = SCMP_CMP_EQ, .datum_a = (scmp_datum_t)value};
+}
+
 static bool sockets_allow(scmp_filter_ctx filter)
 {
     static const int families[] = {AF_INET, AF_INET6}, types[] = {SOCK_STREAM, SOCK_DGRAM};
     bool good = true;
     for (size_t f = 0; f < ARRAY_SIZE(families); f++)
         for (size_t t = 0; t < ARRAY_SIZE(types); t++)
-            good = good &&
-                   seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 3,
-                                    SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)families[f]),
-                                    SCMP_A1(SCMP_CMP_EQ, (scmp_datum_t)(types[t] | SOCK_NONBLOCK |
-                                                                        SOCK_CLOEXEC)),
-                                    SCMP_A2(SCMP_CMP_EQ, 0)) == 0;
+            good = good && seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 3,
+                                            argument_is(0, families[f]),
+                                            argument_is(1, types[t] | SOCK_NONBLOCK | SOCK_CLOEXEC),
+                                            argument_is(2, 0)) == 0;
     return good;
 }
 
