@@ -92,7 +92,7 @@ static void asking_send(struct peer_asking *a)
 {
     struct peer_link *link = a->link;
     struct sp_message *m = a->message;
-    if (!link->open || link->retired)
+    if (!link->open)
         return;
     a->message = NULL;
     sp_stream_send(link->stream, m, a->request);
@@ -236,8 +236,7 @@ static void opened_cb(void *user)
     struct peer_asking *a, *next;
     link->open = true;
     link->wait_ms = RECONNECT_MIN_MS;
-    if (!link->retired)
-        (void)uv_timer_stop(&link->timer);
+    (void)uv_timer_stop(&link->timer);
     HASH_ITER(hh, link->rpc->askings, a, next)
     {
         if (a->link == link && a->message != NULL)
@@ -371,15 +370,10 @@ void peer_calls_open(struct peer_rpc *rpc)
     rpc->open_parts++;
 }
 
-static void tick_closed_cb(uv_handle_t *handle)
-{
-    peer_part_closed(handle->data);
-}
-
 void peer_calls_close(struct peer_rpc *rpc)
 {
     struct peer_link *link, *next;
-    uv_close((uv_handle_t *)&rpc->tick, tick_closed_cb);
+    uv_close((uv_handle_t *)&rpc->tick, peer_handle_closed_cb);
     HASH_ITER(hh, rpc->links, link, next)
     link_retire(link);
 }

@@ -74,6 +74,8 @@ struct peer_rpc {
 
 /* node/cluster/peer_rpc.c */
 void peer_part_closed(struct peer_rpc *rpc);
+/* The same, of a handle whose data is the rpc. */
+void peer_handle_closed_cb(uv_handle_t *handle);
 
 /* node/cluster/peer_question.c */
 int peer_questions_open(struct peer_rpc *rpc, const struct sockaddr_storage *address,

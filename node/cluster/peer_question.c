@@ -248,16 +248,11 @@ int peer_questions_open(struct peer_rpc *rpc, const struct sockaddr_storage *add
                    uv_strerror(rc));
 }
 
-static void handle_closed_cb(uv_handle_t *handle)
-{
-    peer_part_closed(handle->data);
-}
-
 void peer_questions_close(struct peer_rpc *rpc)
 {
     struct peer_connection *c, *next;
-    uv_close((uv_handle_t *)&rpc->listener, handle_closed_cb);
-    uv_close((uv_handle_t *)&rpc->resume, handle_closed_cb);
+    uv_close((uv_handle_t *)&rpc->listener, peer_handle_closed_cb);
+    uv_close((uv_handle_t *)&rpc->resume, peer_handle_closed_cb);
     HASH_ITER(hh, rpc->connections, c, next)
     sp_stream_close(c->stream);
 }

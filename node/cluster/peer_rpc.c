@@ -32,6 +32,11 @@ void peer_part_closed(struct peer_rpc *rpc)
         cb(user);
 }
 
+void peer_handle_closed_cb(uv_handle_t *handle)
+{
+    peer_part_closed(handle->data);
+}
+
 int peer_rpc_open(struct peer_rpc **out, uv_loop_t *loop, const struct peer_rpc_options *options,
                   struct err *e)
 {

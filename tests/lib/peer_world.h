@@ -12,14 +12,7 @@
 #include "node/cluster/peer_rpc.h"
 #include "node/cluster/peer_seal.h"
 
-enum {
-    NODES = 4,
-    BYTES_MAX = 100000,
-    WAIT_MS = 10000,
-    KEPT_MAX = 64,
-    FLOOD_CALLS = 32,
-    CONNECTIONS_MAX = 8
-};
+enum { NODES = 4, BYTES_MAX = 100000, WAIT_MS = 10000, KEPT_MAX = 64, CONNECTIONS_MAX = 8 };
 
 struct world;
 

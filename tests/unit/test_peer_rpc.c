@@ -257,6 +257,8 @@ static void a_removed_peers_connection_closes(void **state)
     assert_true(has_connections(&w->ends[2]));
 }
 
+enum { FLOOD_CALLS = 32 };
+
 struct flood {
     unsigned ended;
 };
