@@ -69,7 +69,7 @@ static bool write_out(struct arrival *a, const uint8_t *block, size_t block_size
         whole += parts[i].iov_len;
     if (secure_stream_write(a->stream, parts, count, &written) == SECURE_DONE && written == whole)
         return true;
-    arrival_close(a, false);
+    arrival_close(a);
     return false;
 }
 
@@ -95,7 +95,7 @@ static void write_reset(struct arrival *a, const uint8_t *why, size_t size)
     record_reset(header, RECORD_RESET_BROKEN, size);
     struct iovec parts[2] = {{header, sizeof header}, {(void *)(uintptr_t)why, size}};
     if (secure_stream_write(a->stream, parts, 2, &written) == SECURE_BROKEN) {
-        arrival_close(a, false);
+        arrival_close(a);
         return;
     }
     /* Closing at once would answer what is still on its way with a reset, which can overtake ours. */
@@ -161,8 +161,8 @@ void arrival_join_over(struct arrival *a, enum record_end how)
     let_go(a, how == RECORD_END_KEEP && all_sent ? UPSTREAM_KEEP : UPSTREAM_CLOSE);
     if (!a->ended)
         a->end_due = true;
-    a->serving = a->granted = a->answering = a->half = a->ended = false;
-    atomic_fetch_sub(&c->thread->gateway->arrivals_serving, 1);
+    a->granted = a->answering = a->half = a->ended = false;
+    arrival_serving_ends(a);
     connection_drop_exchange(c);
     c->phase = PHASE_HEAD;
     connection_set_deadline(c, UINT64_MAX);
@@ -374,7 +374,7 @@ void arrival_deadline(struct connection *c)
         join_deadline_passed(c);
         break;
     case PHASE_LINGER:
-        arrival_close(c->arrival, false);
+        arrival_close(c->arrival);
         break;
     default:
         break;
@@ -473,6 +473,10 @@ void arrival_take_head(struct arrival *a, const struct record *record)
     struct gateway_thread *t = c->thread;
     if (a->serving || !travel_ask_read(&a->ask, record->data, record->size)) {
         arrival_protocol_broken(a, a->serving ? "two joins at once" : "a malformed question");
+        return;
+    }
+    if (t->shut || t->closing) {
+        arrival_end(a);
         return;
     }
     count(&t->counters.arrivals, 1);

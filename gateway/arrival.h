@@ -24,6 +24,7 @@ struct arrival {
     struct record_decoder decoder;
     struct travel_ask ask;
     bool serving; /* a HEAD came, and its END did not */
+    bool old;     /* and it came before this node drained */
     bool granted; /* the code's connection is there; HEAD is written, or `head_due` */
     bool head_due;
     bool end_due;   /* our END of the join before, which leaves with the next HEAD */
@@ -49,13 +50,20 @@ void arrival_deadline(struct connection *c);
 void arrival_look_again(struct connection *c, bool final);
 
 /* --- arrival_stream.c ------------------------------------------------------------------------------- */
-/* Whatever it does ends; `clean`: between joins, and the other side may know. */
-void arrival_close(struct arrival *a, bool clean);
+/* Whatever it does ends. */
+void arrival_close(struct arrival *a);
+/* Between joins: the other side hears that what it may be sending was not read, and hangs up. */
+void arrival_end(struct arrival *a);
 void arrival_protocol_broken(struct arrival *a, const char *why);
 /* What is wanted of the stream. */
 void arrival_update(struct connection *c);
 
+/* The join on it is over, whatever way. */
+void arrival_serving_ends(struct arrival *a);
+
 /* For thread.c: */
+/* Joins that are under way are old from now on. */
+void arrival_note_drain(struct gateway_thread *t);
 void arrival_drain(struct gateway_thread *t);
 void arrival_sweep(struct gateway_thread *t);
 void arrival_close_all(struct gateway_thread *t);

@@ -9,9 +9,23 @@
 
 /* The stream of an arrival: from the control thread to one of ours, what it brings, its end. */
 
-enum { READ_BYTES = 32 * 1024 };
+enum {
+    READ_BYTES = 32 * 1024,
+    /* The other side hangs up within a round trip; should it not, this does. */
+    END_LINGER_MS = 500,
+};
 
 /* --- closing ---------------------------------------------------------------------------------------- */
+
+void arrival_serving_ends(struct arrival *a)
+{
+    struct gateway *g = a->c.thread->gateway;
+    if (a->serving)
+        atomic_fetch_sub(&g->arrivals_serving, 1);
+    if (a->old)
+        atomic_fetch_sub(&g->arrivals_old, 1);
+    a->serving = a->old = false;
+}
 
 static void closed(struct arrival *a)
 {
@@ -35,8 +49,7 @@ static void stream_closed_cb(void *user)
     closed(user);
 }
 
-/* Whatever it does ends; `clean`: between joins, and the other side may know. */
-void arrival_close(struct arrival *a, bool clean)
+void arrival_close(struct arrival *a)
 {
     struct connection *c = &a->c;
     struct gateway_thread *t = c->thread;
@@ -45,8 +58,7 @@ void arrival_close(struct arrival *a, bool clean)
     connection_abandon(c);
     connection_drop_exchange(c);
     c->phase = PHASE_CLOSING;
-    if (a->serving)
-        atomic_fetch_sub(&t->gateway->arrivals_serving, 1);
+    arrival_serving_ends(a);
     queue_clear(&t->blocks, &c->in);
     if (a->previous != NULL)
         a->previous->next = a->next;
@@ -54,10 +66,26 @@ void arrival_close(struct arrival *a, bool clean)
         t->arrivals = a->next;
     if (a->next != NULL)
         a->next->previous = a->previous;
-    if (clean)
-        (void)secure_stream_end(a->stream);
     secure_stream_close(a->stream, stream_closed_cb);
     uv_close((uv_handle_t *)&c->timer, timer_closed_cb);
+}
+
+/* Closing at once would answer a question that is on its way with a reset: nobody could tell whether the
+ * code has it. */
+void arrival_end(struct arrival *a)
+{
+    struct connection *c = &a->c;
+    if (a->serving || c->phase == PHASE_CLOSING || c->phase == PHASE_LINGER)
+        return;
+    enum secure_result result = secure_stream_end(a->stream);
+    if (result != SECURE_DONE && result != SECURE_BLOCKED) {
+        arrival_close(a);
+        return;
+    }
+    a->ended = true;
+    c->phase = PHASE_LINGER;
+    connection_set_deadline(c, thread_now_ms(c->thread) + END_LINGER_MS);
+    arrival_update(c);
 }
 
 void arrival_protocol_broken(struct arrival *a, const char *why)
@@ -69,7 +97,7 @@ void arrival_protocol_broken(struct arrival *a, const char *why)
              (unsigned long long)secure_stream_peer(a->stream), why);
     record_reset(reset, RECORD_RESET_PROTOCOL, 0);
     (void)secure_stream_write(a->stream, &part, 1, &written);
-    arrival_close(a, false);
+    arrival_close(a);
 }
 
 /* --- the stream ------------------------------------------------------------------------------------- */
@@ -101,13 +129,13 @@ static void take_record(struct arrival *a, const struct record *record)
     case RECORD_DATA:
         if (!a->ended && !c->x.up_broken &&
             !queue_append(&c->thread->blocks, &c->in, record->data, record->size))
-            arrival_close(a, false);
+            arrival_close(a);
         break;
     case RECORD_END:
         take_end(a, record->end);
         break;
     case RECORD_RESET:
-        arrival_close(a, false);
+        arrival_close(a);
         break;
     }
 }
@@ -159,16 +187,16 @@ static void stream_readable(struct arrival *a)
     size_t n = 0;
     if (!has_room(a)) {
         if (secure_stream_error(a->stream) != NULL) /* it hung up */
-            arrival_close(a, false);
+            arrival_close(a);
         return;
     }
     enum secure_result result = secure_stream_read(a->stream, t->stream_scratch, READ_BYTES, &n);
     if (result == SECURE_DONE)
         take_bytes(a, t->stream_scratch, n);
     else if (result != SECURE_BLOCKED)
-        arrival_close(a, false);
+        arrival_close(a);
     if (c->phase == PHASE_HEAD && t->draining && !a->serving && record_decoder_idle(&a->decoder))
-        arrival_close(a, true);
+        arrival_end(a);
     arrival_update(c);
 }
 
@@ -222,6 +250,8 @@ static void arrival_open(struct gateway_thread *t, struct secure_parcel *parcel)
     t->arrivals = a;
     t->stream_count++;
     arrival_update(c);
+    if (t->shut || t->closing)
+        arrival_end(a);
 }
 
 /* --- from the control thread ------------------------------------------------------------------------ */
@@ -253,13 +283,23 @@ void gateway_accept(struct gateway *g, struct secure_parcel *parcel)
 
 /* --- upkeep ----------------------------------------------------------------------------------------- */
 
+void arrival_note_drain(struct gateway_thread *t)
+{
+    for (struct arrival *a = t->arrivals; a != NULL; a = a->next) {
+        if (!a->serving || a->old)
+            continue;
+        a->old = true;
+        atomic_fetch_add(&t->gateway->arrivals_old, 1);
+    }
+}
+
 void arrival_drain(struct gateway_thread *t)
 {
     struct arrival *next;
     for (struct arrival *a = t->arrivals; a != NULL; a = next) {
         next = a->next;
         if (!a->serving && record_decoder_idle(&a->decoder))
-            arrival_close(a, true);
+            arrival_end(a);
     }
 }
 
@@ -270,12 +310,18 @@ void arrival_sweep(struct gateway_thread *t)
         next = a->next;
         /* A node that was removed from the cluster gets nothing more. */
         if (!secure_stream_trusted(a->stream))
-            arrival_close(a, false);
+            arrival_close(a);
     }
 }
 
 void arrival_close_all(struct gateway_thread *t)
 {
-    while (t->arrivals != NULL)
-        arrival_close(t->arrivals, !t->arrivals->serving);
+    struct arrival *next;
+    for (struct arrival *a = t->arrivals; a != NULL; a = next) {
+        next = a->next;
+        if (a->serving)
+            arrival_close(a);
+        else
+            arrival_end(a);
+    }
 }

@@ -98,6 +98,9 @@ void connection_abandon(struct connection *c)
     case PHASE_GRANT:
         travel_abandon(c);
         break;
+    case PHASE_AWAY:
+        away_stop_waiting(c);
+        break;
     case PHASE_COMMAND:
         command_abandon(c, END_CLIENT_GONE);
         break;
@@ -158,6 +161,9 @@ static void deadline_passed(struct connection *c)
     case PHASE_STREAM:
     case PHASE_GRANT:
         travel_deadline(c);
+        break;
+    case PHASE_AWAY:
+        away_deadline(c);
         break;
     case PHASE_ROUTES:
         connection_look_again(c, true);
@@ -267,6 +273,9 @@ static void client_closed_half(struct connection *c)
     case PHASE_STREAM:
     case PHASE_GRANT:
         travel_client_closed_half(c);
+        break;
+    case PHASE_AWAY:
+        away_client_closed_half(c);
         break;
     case PHASE_LINGER:
         connection_close(c, false);

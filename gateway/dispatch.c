@@ -647,6 +647,12 @@ static void answered(struct inbox_message *message, void *owner)
     }
     if (ask->id.text[0] != '\0')
         c->x.id = ask->id;
+    /* The one of the key, or the one that was asked for. */
+    node_id node = c->x.id.text[0] != '\0' ? instance_id_owner(&c->x.id) : 0;
+    if (ask->ran == RAN_NO && away_wait(c, node, ask->problem)) {
+        ask_free(t, ask);
+        return;
+    }
     answer_problem(c, &(struct problem_report){.problem = ask->problem,
                                                .ran = ask->ran,
                                                .retry_after_s = ask->retry_after_s,

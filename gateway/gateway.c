@@ -113,6 +113,8 @@ static void options_default(struct gateway_options *o)
         o->keepalive_timeout_ms = 75000;
     if (o->connections_max == 0)
         o->connections_max = 16384;
+    if (o->owner_wait_ms == 0)
+        o->owner_wait_ms = 5000;
 }
 
 static void gateway_free(struct gateway *g)
@@ -245,6 +247,32 @@ void gateway_drain(struct gateway *g)
     g->draining = true;
     for (unsigned i = 0; i < g->thread_count; i++)
         thread_drain(g->threads[i]);
+}
+
+void gateway_shut(struct gateway *g)
+{
+    if (g->shut || g->closing)
+        return;
+    g->shut = true;
+    for (unsigned i = 0; i < g->thread_count; i++)
+        thread_shut(g->threads[i]);
+}
+
+bool gateway_is_shut(const struct gateway *g)
+{
+    return atomic_load(&g->threads_shut) == g->thread_count;
+}
+
+bool gateway_accepts(const struct gateway *g)
+{
+    return !g->shut && !g->closing;
+}
+
+unsigned gateway_old_connections(const struct gateway *g)
+{
+    unsigned noted = atomic_load(&g->threads_draining);
+    return atomic_load(&g->connections) + atomic_load(&g->arrivals_old) +
+           (g->draining ? g->thread_count - noted : 0);
 }
 
 unsigned gateway_connections(const struct gateway *g)

@@ -8,7 +8,7 @@
  * HTTP is read by our own strict parser (gateway/http.h; RFC 9112, RFC 9110). Errors of Skerry's own
  * are problem+json (RFC 9457).
  *
- * Threads: gateway_open, _publish, _leave, _review, _drain, _close: the control thread. Calls in struct
+ * Threads: gateway_open, _publish, _leave, _review, _drain, _shut, _close: the control thread. Calls in struct
  * gateway_calls come from gateway threads; answers may be posted from any thread. */
 #ifndef SKERRY_GATEWAY_GATEWAY_H
 #define SKERRY_GATEWAY_GATEWAY_H
@@ -191,6 +191,7 @@ struct gateway_options {
     unsigned connections_max;      /* in all */
     node_id id;                    /* of this node */
     struct secure_context *secure; /* for joins that travel; NULL: alone */
+    unsigned owner_wait_ms; /* for a node that alone has an instance, while it restarts; 0: 5 s */
     struct gateway_calls calls;
 };
 
@@ -204,13 +205,22 @@ void gateway_publish(struct gateway *g, const void *routes);
 unsigned gateway_thread_count(const struct gateway *g);
 /* A SECURE_JOIN stream that another node asked for, detached: some thread serves it from now on. */
 void gateway_accept(struct gateway *g, struct secure_parcel *parcel);
+/* False: it is shut, and who comes should hear so (an END that nothing was read before). */
+bool gateway_accepts(const struct gateway *g);
 /* The node is about to drain: joins of clients are taken as before, but each is the last of its connection;
  * those of other nodes are refused, which sends them on. */
 void gateway_leave(struct gateway *g);
 /* Stops accepting, answers `Connection: close`, closes idle connections; what runs goes on. */
 void gateway_drain(struct gateway *g);
+/* After a drain: no join of another node begins any more, and each hears that for certain, so it can go
+ * elsewhere or come again. From gateway_is_shut on, gateway_connections only falls. */
+void gateway_shut(struct gateway *g);
+bool gateway_is_shut(const struct gateway *g);
 /* A node was removed: joins from it and to it end now, not when the threads next look. */
 void gateway_review(struct gateway *g);
+/* Of clients, and joins of other nodes from before the drain: those of instances and keys that only this
+ * node has still come. Any thread. */
+unsigned gateway_old_connections(const struct gateway *g);
 /* Of clients, and joins of other nodes that are under way. Any thread. */
 unsigned gateway_connections(const struct gateway *g);
 /* Breaks what is left and joins the threads; all asks must be answered before it returns, so the

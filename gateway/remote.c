@@ -68,7 +68,7 @@ static struct peer *peer_find(struct gateway_thread *t, node_id id)
     return peer;
 }
 
-static struct peer *peer_get(struct gateway_thread *t, node_id id)
+struct peer *remote_peer(struct gateway_thread *t, node_id id)
 {
     struct peer *peer = peer_find(t, id);
     if (peer != NULL)
@@ -652,7 +652,7 @@ bool remote_acquire(struct connection *c, node_id node, bool fresh)
     const struct gateway_calls *calls = &t->gateway->options.calls;
     struct peer *peer = t->gateway->options.secure == NULL || calls->peer == NULL || t->closing
                             ? NULL
-                            : peer_get(t, node);
+                            : remote_peer(t, node);
     if (peer == NULL)
         return false;
     while (!fresh && peer->idle_first != NULL) {

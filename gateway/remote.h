@@ -64,6 +64,8 @@ struct peer {
     unsigned idle_count;
     unsigned dials;
     uint64_t failed_until_ms;
+    /* See away.c: since when it is missed, when last (0: it is not), and when the next may ask. */
+    uint64_t missed_since_ms, missed_ms, gate_until_ms;
     struct connection *waiting_first, *waiting_last;
     unsigned waiting_count;
 };
@@ -72,6 +74,8 @@ struct peer {
  * travel_granted, _refused or _failed. False: there is no way to the node. */
 bool remote_acquire(struct connection *c, node_id node, bool fresh);
 void remote_stop_waiting(struct connection *c);
+/* What the thread knows of a node; NULL without memory. Lives as long as the thread. */
+struct peer *remote_peer(struct gateway_thread *t, node_id node);
 /* Whether a dial failed a moment ago. */
 bool remote_failed_lately(struct gateway_thread *t, node_id node);
 /* For upstream.c: */

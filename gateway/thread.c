@@ -174,7 +174,18 @@ static void drain_deliver(struct inbox_message *message, void *owner)
         next = c->next;
         connection_drain(c);
     }
+    arrival_note_drain(t);
     arrival_drain(t);
+    atomic_fetch_add(&t->gateway->threads_draining, 1);
+}
+
+static void shut_deliver(struct inbox_message *message, void *owner)
+{
+    struct gateway_thread *t = owner;
+    (void)message;
+    t->shut = true;
+    arrival_drain(t);
+    atomic_fetch_add(&t->gateway->threads_shut, 1);
 }
 
 static void close_deliver(struct inbox_message *message, void *owner)
@@ -215,6 +226,13 @@ void thread_drain(struct gateway_thread *t)
 {
     t->drain_message.deliver = drain_deliver;
     bool posted = inbox_post_always(t->inbox, &t->drain_message);
+    assert_always(posted);
+}
+
+void thread_shut(struct gateway_thread *t)
+{
+    t->shut_message.deliver = shut_deliver;
+    bool posted = inbox_post_always(t->inbox, &t->shut_message);
     assert_always(posted);
 }
 

@@ -10,6 +10,7 @@
  *   join.c        the bridge between a client and code that listens
  *   upstream.c    connections to code, here or on another node
  *   travel.c      joins of instances on other nodes: which node, and what if it refuses
+ *   away.c        waiting for such a node while it restarts
  *   remote.c      streams to other nodes (gateway/remote.h)
  *   arrival.c, arrival_stream.c    joins that other nodes sent here (gateway/arrival.h)
  *   command.c     the bridge between a client and a command's pipes
@@ -76,6 +77,7 @@ enum phase {
     PHASE_COMMAND,
     PHASE_STREAM, /* a stream to another node is awaited */
     PHASE_GRANT,  /* that node decides */
+    PHASE_AWAY,   /* that node is away: it is asked again in a moment */
     PHASE_FLUSH,  /* the answer is whole; the client must take the rest */
     PHASE_LINGER, /* closed for writing; what the client still sends is dropped */
     PHASE_CLOSING,
@@ -188,6 +190,13 @@ struct travel {
     uint64_t alive_at_ms; /* when to look again whether the node lives */
 };
 
+/* Waiting for the one node that can serve the join. */
+struct away {
+    node_id owner;
+    unsigned tries;
+    uint64_t until_ms; /* 0: nothing was missed yet */
+};
+
 /* One request and its answer. */
 struct exchange {
     enum http_method method;
@@ -221,6 +230,7 @@ struct exchange {
     struct queue out; /* of its body, what waits for the code */
     size_t out_sent;  /* of that, what another node has and could still refuse */
     struct travel travel;
+    struct away away;
     const char *node_name; /* of the instance's node; NULL: this one */
     struct flow up, down;  /* request body, answer body */
     bool sent_any;         /* a byte of the request went to the code */
@@ -289,8 +299,8 @@ struct gateway_thread {
     size_t listener_count;
     const void *routes;
     bool started;
-    bool draining, closing, inbox_closing;
-    struct inbox_message leave_message, drain_message, close_message;
+    bool draining, shut, closing, inbox_closing;
+    struct inbox_message leave_message, drain_message, shut_message, close_message;
     struct block_pool blocks;
     struct connection *connections; /* open ones */
     unsigned connection_count;
@@ -310,6 +320,7 @@ struct gateway_thread {
     struct remote *remotes_due, *remotes_overdue; /* put off in this turn of the loop; before it */
     unsigned stream_count;                        /* remotes and arrivals that are not closed yet */
     bool peers_due;
+    unsigned away_count;  /* connections in PHASE_AWAY */
     uv_prepare_t prepare; /* before the loop waits: what was put off is sent */
     uv_idle_t turn;       /* it does not wait while there is any */
     struct arrival *arrivals;
@@ -331,10 +342,12 @@ struct gateway {
     unsigned thread_count;
     struct sockaddr_storage addresses[LISTENERS_MAX];
     size_t listener_count;
-    bool leaving, draining, closing; /* the control thread's */
-    unsigned accept_next;            /* likewise */
+    bool leaving, draining, shut, closing; /* the control thread's */
+    unsigned accept_next;                  /* likewise */
+    _Atomic unsigned threads_draining, threads_shut;
     _Atomic unsigned connections;
     _Atomic unsigned arrivals, arrivals_serving; /* streams; those with a join on them */
+    _Atomic unsigned arrivals_old;               /* of these, those from before the drain */
     _Atomic unsigned running;                    /* threads */
     /* Threads that post nothing to others any more; only when all do not, inboxes may close. */
     _Atomic unsigned silent;
@@ -361,6 +374,7 @@ bool thread_publish(struct gateway_thread *t, const void *routes);
 void thread_review(struct gateway_thread *t);
 void thread_leave(struct gateway_thread *t);
 void thread_drain(struct gateway_thread *t);
+void thread_shut(struct gateway_thread *t);
 void thread_close(struct gateway_thread *t);
 /* Waits for its end. */
 void thread_free(struct gateway_thread *t);
@@ -495,6 +509,18 @@ void travel_abandon(struct connection *c);
 void travel_deadline(struct connection *c);
 void travel_set_deadline(struct connection *c);
 void travel_client_closed_half(struct connection *c);
+
+/* --- away.c --- */
+/* `owner` alone can serve the join, and has refused it with `problem` or cannot be reached; nothing of it
+ * reached the instance. True: it waits, and goes on by itself. False: it cannot, or not any longer. */
+bool away_wait(struct connection *c, node_id owner, enum problem problem);
+/* Whether a node that says so may be back in a moment. */
+bool away_is(enum problem problem);
+/* The node serves, or has another reason not to. */
+void away_over(struct gateway_thread *t, node_id owner);
+void away_stop_waiting(struct connection *c);
+void away_deadline(struct connection *c);
+void away_client_closed_half(struct connection *c);
 
 /* --- command.c --- */
 void command_begin(struct connection *c, struct gateway_ask *ask);

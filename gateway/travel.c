@@ -164,6 +164,8 @@ static void go_on(struct connection *c, const struct problem_report *report, boo
     if (again && travel->mode == TRAVEL_TRY && travel_try_owner(c))
         return;
     bool asks = again && (travel->mode == TRAVEL_TRY || asks_again(travel, report->problem));
+    if (!asks && again && away_wait(c, node, report->problem))
+        return;
     if (!asks) {
         c->phase = PHASE_FLUSH;
         answer_problem(c, report);
@@ -186,6 +188,7 @@ void travel_granted(struct connection *c, const struct travel_answer *answer)
     struct exchange *x = &c->x;
     uint64_t now_us = clock_monotonic_us();
     uint64_t now_ms = thread_now_ms(c->thread);
+    away_over(c->thread, x->travel.node);
     x->id = answer->instance;
     x->start = answer->start;
     x->timing = answer->timing;
@@ -206,6 +209,8 @@ void travel_refused(struct connection *c, const struct travel_answer *answer)
     struct exchange *x = &c->x;
     if (answer->instance.text[0] != '\0')
         x->id = answer->instance;
+    if (!away_is(answer->problem))
+        away_over(c->thread, x->travel.node);
     x->sent_any = x->sent_any || answer->ran != RAN_NO;
     x->timing = (struct gateway_timing){0};
     go_on(c,

@@ -4,7 +4,7 @@
  *   who we are -> cluster -> registry, runner client, scheduler, API -> registered -> reconcile
  *      -> gateway -> ready
  *   SIGTERM: not ready, another leads -> notice, while joins still come -> gateway drains -> joins finish,
- *      at most NODE_DRAIN_MS -> the others are told -> close
+ *      at most NODE_DRAIN_MS -> gateway is shut -> the others are told -> close
  *
  * Instances are not ended by that: the runner keeps them, and the next start adopts them. */
 #include <errno.h>
@@ -385,6 +385,18 @@ static bool notice_goes_on(struct node *n)
     return now_ms < n->notice_until_ms && now_ms - n->notice_quiet_ms < NODE_NOTICE_QUIET_MS;
 }
 
+/* Joins that only this node can serve come as long as others are waited for anyway; then it is shut, and
+ * their nodes wait with them until it is back. */
+static bool is_busy(struct node *n)
+{
+    if (errands_count(n) > 0)
+        return true;
+    if (n->gateway == NULL)
+        return false;
+    return (gateway_accepts(n->gateway) ? gateway_old_connections(n->gateway)
+                                        : gateway_connections(n->gateway)) > 0;
+}
+
 static void drain_timer_cb(uv_timer_t *timer)
 {
     struct node *n = container_of(timer, struct node, drain_timer);
@@ -392,8 +404,13 @@ static void drain_timer_cb(uv_timer_t *timer)
         return;
     if (!n->stopping)
         drain_begin(n);
-    bool busy = errands_count(n) > 0 || (n->gateway != NULL && gateway_connections(n->gateway) > 0);
-    if (busy && uv_now(&n->loop) < n->drain_until_ms)
+    if (is_busy(n) && uv_now(&n->loop) < n->drain_until_ms)
+        return;
+    if (n->gateway != NULL && gateway_accepts(n->gateway)) {
+        gateway_shut(n->gateway);
+        return;
+    }
+    if (n->gateway != NULL && !gateway_is_shut(n->gateway))
         return;
     uv_timer_stop(timer);
     members_leave(n, left_cb);

@@ -197,19 +197,6 @@ static void detached_cb(void *user, struct secure_parcel *parcel)
     maybe_closed(m);
 }
 
-static void turned_away_cb(void *user)
-{
-    struct members *m = user;
-    m->detaching--;
-    maybe_closed(m);
-}
-
-static void turn_away(struct members *m, struct secure_stream *s)
-{
-    m->detaching++;
-    secure_stream_close(s, turned_away_cb);
-}
-
 static void accepted_cb(void *user, struct secure_stream *s)
 {
     struct node *n = user;
@@ -217,9 +204,10 @@ static void accepted_cb(void *user, struct secure_stream *s)
     static const struct secure_events none = {0};
     enum secure_protocol protocol = secure_stream_protocol(s);
     secure_stream_set_events(s, &none, m);
-    bool elsewhere = (protocol == SECURE_API && n->api != NULL) ||
-                     (protocol == SECURE_JOIN && n->gateway != NULL) ||
-                     (protocol == SECURE_ERRAND && n->errands != NULL);
+    bool elsewhere =
+        (protocol == SECURE_API && n->api != NULL) ||
+        (protocol == SECURE_JOIN && n->gateway != NULL && gateway_accepts(n->gateway)) ||
+        (protocol == SECURE_ERRAND && n->errands != NULL);
     if (!m->stopping && protocol == SECURE_RAFT && n->registry != NULL) {
         registry_accept(n->registry, s);
     } else if (!m->stopping && protocol == SECURE_IMAGE && n->layers != NULL) {
@@ -228,7 +216,7 @@ static void accepted_cb(void *user, struct secure_stream *s)
         m->detaching++;
         secure_stream_detach(s, detached_cb);
     } else {
-        turn_away(m, s);
+        turned_away_add(&m->turned_away, s);
     }
 }
 
@@ -433,12 +421,16 @@ static int open_enroll(struct members *m, struct err *e)
     return enroll_open(&m->enroll, &n->loop, &o, e);
 }
 
+static void turned_away_gone(void *user);
+
 int members_open(struct node *n, struct err *e)
 {
     struct members *m = n->members;
     m->peers = calloc(KNOWN_NODES_MAX, sizeof *m->peers);
     if (m->peers == NULL)
         return err_set(e, ERR_NO_MEMORY, "start the node: no memory");
+    m->turned_away =
+        (struct turned_away_list){.loop = &n->loop, .gone = turned_away_gone, .user = m};
     members_meta(m, &m->meta);
     members_keyring_open(m);
     m->begun_ms = clock_monotonic_ms();
@@ -475,7 +467,7 @@ void members_stop(struct node *n)
 
 static void maybe_closed(struct members *m)
 {
-    if (m->closed == NULL || m->open_parts > 0 || m->detaching > 0)
+    if (m->closed == NULL || m->open_parts > 0 || m->detaching > 0 || m->turned_away.count > 0)
         return;
     void (*closed)(void *user) = m->closed;
     void *user = m->closed_user;
@@ -508,13 +500,10 @@ static void enroll_closed_cb(void *user)
     part_closed(((struct node *)user)->members);
 }
 
-void members_close(struct node *n, void (*cb)(void *user))
+static void close_ports(struct node *n)
 {
     struct members *m = n->members;
-    m->stopping = true;
-    m->closed = cb;
-    m->closed_user = n;
-    m->open_parts = 1; /* this call */
+    m->closing_ports = true;
     if (m->opened) {
         m->tick.data = m->follow.data = m;
         m->open_parts += 2;
@@ -530,6 +519,27 @@ void members_close(struct node *n, void (*cb)(void *user))
         cluster_close(n->cluster, cluster_closed_cb);
     }
     part_closed(m);
+}
+
+/* Who was turned away has hung up: those who come now find a port that is closed, which says as much. */
+static void turned_away_gone(void *user)
+{
+    struct members *m = user;
+    if (m->closed != NULL && !m->closing_ports && m->turned_away.count == 0)
+        close_ports(m->node);
+    else
+        maybe_closed(m);
+}
+
+void members_close(struct node *n, void (*cb)(void *user))
+{
+    struct members *m = n->members;
+    m->stopping = true;
+    m->closed = cb;
+    m->closed_user = n;
+    m->open_parts = 1; /* this call, and close_ports */
+    if (m->turned_away.count == 0)
+        close_ports(n);
 }
 
 void members_metrics(const struct node *n, struct node_metrics *out)

@@ -4,6 +4,7 @@
 
 #include "node/cluster/enroll.h"
 #include "node/cluster/members.h"
+#include "node/cluster/turned_away.h"
 
 struct members {
     struct node *node;
@@ -33,6 +34,8 @@ struct members {
     void (*left)(struct node *n);
     bool stopping;
     unsigned open_parts, detaching; /* streams on their way to another thread */
+    struct turned_away_list turned_away;
+    bool closing_ports;
     void (*closed)(void *user);
     void *closed_user;
 };

@@ -461,9 +461,32 @@ static bool answer_unknown(struct node *n, struct gateway_ask *ask, bool sure)
     return true;
 }
 
+/* While this node drains: the scheduler lets nobody in any more, but the instance that holds a key can be
+ * joined nowhere else. True: granted. */
+static bool grant_holder(struct node *n, struct gateway_ask *ask)
+{
+    if (ask->key[0] == '\0' || ask->kind != WORKLOAD_SERVER)
+        return false;
+    struct registry_root *root = registry_root(n->registry);
+    const struct instance_id *holder = registry_root_key_holder(root, ask->workload, ask->key);
+    struct instance *i = holder != NULL ? instance_find(n, holder->text) : NULL;
+    registry_root_release(root);
+    if (i == NULL || i->phase != PHASE_READY || i->closed || i->slot.slot == NULL ||
+        i->spec->port == 0 || slot_enter_forced(i->slot, clock_boot_ms()) != SLOT_ENTERED)
+        return false;
+    ask->problem = PROBLEM_NONE;
+    ask->id = i->id;
+    ask->slot = i->slot;
+    ask->start = GATEWAY_START_JOIN;
+    gateway_answer(ask);
+    return true;
+}
+
 static void ask_now(struct node *n, struct gateway_ask *ask, bool sure)
 {
     struct instance *forced = NULL;
+    if (n->stopping && grant_holder(n, ask))
+        return;
     if (n->stopping) {
         joins_answer_problem(n, ask, PROBLEM_DRAINING, "the node is stopping", 1000);
         return;

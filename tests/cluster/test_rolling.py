@@ -2,7 +2,8 @@
 
 Clients come at fixed times, whatever became of those before, and through all nodes, as behind a load
 balancer: each node's /readyz is looked at ten times a second, and a node that does not say yes gets
-nothing new. What was sent to it before that must be answered.
+nothing new. What was sent to it before that must be answered. Some of the joins are of one instance, or of
+one key: they can be served by one node alone, and come through all others while that restarts.
 """
 import collections
 import http.client
@@ -28,13 +29,20 @@ def handle(h):
     h.say(os.environ["SKERRY_INSTANCE"])
 """
 WORK = server_spec("work", life={"idle": "none"}, join={"max_joiners": 200})
+ROOMS = server_spec("rooms", life={"idle": "none"},
+                    join={"max_joiners": 200, "key": "header:X-Room"})
 
 
 class Balancer:
     """Looks at /readyz of each node, and sends joins to those that are ready, in turn."""
 
-    def __init__(self, nodes):
+    def __init__(self, nodes, rooms=None, method="POST", work=True):
+        """`rooms`: {key: instance}; two of three joins are of those then, one by key and one by id."""
         self.nodes = list(nodes)
+        self.rooms = list((rooms or {}).items())
+        self.method = method
+        self.work = work
+        self.slowest = 0.0
         self.ready = {node.name: True for node in nodes}
         self.turned = collections.Counter()  # said 503, as often as it was heard
         self.answered = 0
@@ -55,8 +63,9 @@ class Balancer:
         for thread in self.threads:
             thread.join()
         self.pool.shutdown()
-        print("        %d joins answered %s, %d failed; said not ready: %s"
-              % (self.answered, dict(self.by_node), len(self.failed), dict(self.turned)), flush=True)
+        print("        %d joins answered %s, %d failed; said not ready: %s; waited %.2f s at most"
+              % (self.answered, dict(self.by_node), len(self.failed), dict(self.turned),
+                 self.slowest), flush=True)
 
     def look(self, node):
         while not self.stop.wait(LOOK_SECONDS):
@@ -81,26 +90,56 @@ class Balancer:
             else:
                 self.pool.submit(self.join, node, number)
 
+    def which(self, number):
+        """(path, header fields, the instance that must answer)."""
+        kind = number % 3 if self.work else 1 + number % 2
+        if kind == 0 or not self.rooms:
+            return "/w/work/", {}, None
+        room, instance = self.rooms[number // 3 % len(self.rooms)]
+        if kind == 1:
+            return "/w/rooms/", {"X-Room": room}, instance
+        return "/i/%s/" % instance, {}, instance
+
     def join(self, node, number):
-        held = HELD_SECONDS[number % len(HELD_SECONDS)] if number % HELD_EVERY == 0 else 0
+        # In groups of all kinds: each kind is held as often.
+        held = HELD_SECONDS[number % len(HELD_SECONDS)] if number // 3 % HELD_EVERY == 0 else 0
+        path, fields, instance = self.which(number)
         begun = time.monotonic()
         try:
-            # Not idempotent: it is sent once, by everybody.
-            answer = node.request("POST", "/w/work/?hold=%s" % held, body=b"x" * 100)
-            if answer.status == 200 and answer.body.decode() == answer.instance:
+            # A POST is not idempotent: it is sent once, by everybody.
+            answer = node.request(self.method, "%s?hold=%s" % (path, held),
+                                  body=b"x" * 100 if self.method == "POST" else None,
+                                  headers=fields)
+            if answer.status == 200 and answer.body.decode() == answer.instance and \
+                    instance in (None, answer.instance):
                 self.answered += 1
                 self.by_node[node.name] += 1
+                self.slowest = max(self.slowest, time.monotonic() - begun - held)
                 return
             what = repr(answer)
         except (OSError, http.client.HTTPException) as error:
             what = repr(error)
-        self.failed.append("%d by %s, held %s s: after %.2f s %s"
-                           % (number, node.name, held, time.monotonic() - begun, what))
+        self.failed.append("%d %s by %s, held %s s: after %.2f s %s"
+                           % (number, path, node.name, held, time.monotonic() - begun, what))
 
 
 class Rolling(unittest.TestCase):
     def ready_instances(self, node):
         return {i["id"]: i["node"] for i in node.ps() if i["state"] == "ready"}
+
+    def open_rooms(self, nodes):
+        """{key: instance}, one or more on each node."""
+        nodes[0].deploy(ROOMS, server(SAY))
+        rooms = {}
+        for node in nodes.nodes:
+            for k in range(2):
+                room = "%s-%d" % (node.name, k)
+                answer = node.request("POST", "/w/rooms/", body=b"", headers={"X-Room": room})
+                self.assertEqual(answer.status, 200, answer)
+                rooms[room] = answer.instance
+        held_by = self.ready_instances(nodes[0])
+        self.assertEqual({held_by[i] for i in rooms.values()}, {n.name for n in nodes.nodes})
+        return rooms
 
     def wait_joins(self, load, count):
         answered = load.answered
@@ -130,7 +169,7 @@ class Rolling(unittest.TestCase):
     def test_serve_of_each_node(self):
         with Cluster(3) as nodes:
             nodes[0].deploy(WORK, server(SAY))
-            with Balancer(nodes.nodes) as load:
+            with Balancer(nodes.nodes, self.open_rooms(nodes)) as load:
                 handed_over = 0
                 wait_until(lambda: load.answered > 30, 10, "joins")
                 for node in nodes.nodes:
@@ -151,6 +190,23 @@ class Rolling(unittest.TestCase):
                     self.wait_joins(load, 30)
             self.assertEqual(load.failed, [])
             self.assertGreater(handed_over, 0)
+            self.check_well(nodes)
+
+    def test_serve_of_each_node_by_kill(self):
+        """What only one node can serve waits for it in the others; GET may go twice."""
+        with Cluster(3) as nodes:
+            rooms = self.open_rooms(nodes)
+            for node in nodes.nodes:
+                others = nodes.others(node)
+                with Balancer(others, rooms, "GET", work=False) as load:
+                    wait_until(lambda: load.answered > 30, 10, "joins")
+                    before = self.ready_instances(others[0])
+                    node.kill_serve()
+                    node.start_serve()
+                    nodes.wait_settled()
+                    self.assertEqual(self.ready_instances(node), before)
+                    self.wait_joins(load, 30)
+                self.assertEqual(load.failed, [])
             self.check_well(nodes)
 
     def test_runner_and_serve_of_each_node(self):

@@ -582,6 +582,7 @@ void gateway_fixture_start(struct gateway_fixture *f, const struct gateway_fixtu
         .body_timeout_ms = options->body_timeout_ms,
         .keepalive_timeout_ms = options->keepalive_timeout_ms,
         .connections_max = options->connections_max,
+        .owner_wait_ms = options->owner_wait_ms,
         .calls = {f, call_workload, call_instance, call_authorize, call_ask, call_cancel,
                   call_sockets, call_slot_left, call_release, call_ready, options->peer},
     };

@@ -25,6 +25,7 @@ struct gateway_fixture_options {
     unsigned header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;
     uint64_t body_bytes_max;
     unsigned connections_max;
+    unsigned owner_wait_ms;
     bool trust_forwarded;
     bool one_at_a_time;    /* the code serves one connection until it is closed, then the next */
     const char *listen;    /* NULL: 127.0.0.1:0 */

@@ -50,8 +50,11 @@ static bool on_instance(struct gateway_fixture *f, const struct instance_id *id,
         struct gateway_node *node = &n->nodes[i];
         if (node == self || strcmp(node->f.id.text, id->text) != 0)
             continue;
-        *out = (struct gateway_instance){
-            .state = INSTANCE_STATE_READY, .owner = node->id, .owner_alive = !node->dead};
+        *out = (struct gateway_instance){.state = node->lost ? INSTANCE_STATE_ENDED
+                                                             : INSTANCE_STATE_READY,
+                                         .reason = END_NODE_LOST,
+                                         .owner = node->id,
+                                         .owner_alive = !node->dead};
         *out_workload = (struct gateway_workload){.version = 1,
                                                   .kind = WORKLOAD_SERVER,
                                                   .public_access = true,
@@ -79,6 +82,10 @@ static void on_ask(struct gateway_fixture *f, struct gateway_ask *ask)
     ask->problem = PROBLEM_NONE;
     if (!ask->forwarded && n->sent_to != 0 && ask->refused[0] != n->sent_to) {
         ask->elsewhere = n->sent_to;
+    } else if (!ask->forwarded && n->sent_to != 0 && ask->key[0] != '\0') {
+        ask->problem = PROBLEM_OWNER_UNREACHABLE;
+        ask->ran = RAN_NO;
+        ask->id = n->nodes[n->sent_to - 1].f.id;
     } else if (ask->forwarded && slot_enter_forced(f->slot, 0) == SLOT_ENTERED) {
         ask->slot = f->slot;
         ask->id = f->id;

@@ -20,6 +20,7 @@ struct gateway_node {
     struct secure_listener *listener;
     struct sockaddr_storage address; /* where it takes streams */
     _Atomic bool dead;               /* by gossip */
+    _Atomic bool lost;               /* its instance has ended, as the registry says */
     _Atomic uint32_t load;
 };
 
