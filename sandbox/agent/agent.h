@@ -20,6 +20,7 @@
 #include "base/words.h"
 #include "sandbox/agent.pb-c.h"
 #include "sandbox/shared/agent_check.h"
+#include "sandbox/shared/bind.h"
 #include "sandbox/shared/log_format.h"
 
 #define AGENT_LISTENER_FD 3
@@ -144,7 +145,23 @@ struct agent {
     uint64_t started_boot_ms, started_us;
 };
 
-/* privilege.c: the first acts. Once, as inside root with all capabilities. */
+/* blank.c: what comes before all else; ends the process when that fails, or when it is not needed. */
+void blank_become(void);
+
+/* bind.c: as root of the first user namespace, one after the other. Descriptors stay the caller's;
+ * *proc_sys is an O_PATH of a /proc/sys that is not read-only, the caller's. */
+int bind_skeleton_make(const struct bind_skeleton *s, const int *descriptors, int *proc_sys,
+                       struct err *e) ERR_CHECKED;
+int bind_plan_do(const struct bind_plan *plan, const int *descriptors, struct err *e) ERR_CHECKED;
+
+/* lock.c: into a second pair of namespaces, whose root the process is then. */
+int lock_mounts(struct err *e) ERR_CHECKED;
+/* There. The limits are those of the user namespace that writes them, and which one that is, is
+ * decided when the file is looked up: so `proc_sys` was opened before and stays writable, while the
+ * code sees /proc/sys read-only. A limit that this kernel does not have is left out. */
+int lock_user_limits(int proc_sys, struct err *e) ERR_CHECKED;
+
+/* privilege.c: next. Once, as inside root with all capabilities. */
 int privilege_drop(struct err *e) ERR_CHECKED;
 /* Files made between these two belong to `uid`:`gid`, as the code expects of its own stdio. */
 void privilege_files_as(uint32_t uid, uint32_t gid);

@@ -192,12 +192,16 @@ static void report_failure(const struct err *e)
     (void)!wire_send(AGENT_CHANNEL_FD, &message.base, NULL, 0, NULL);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    (void)argc;
     /* All the agent's state; static, as most of its pages are never touched. */
     static struct agent agent;
     struct agent *a = &agent;
     struct err e = {0};
+    /* In a microVM and in tests the root is there already. */
+    if (argv[0] != NULL && strcmp(argv[0], BIND_BLANK_NAME) == 0)
+        blank_become();
     int rc = privilege_drop(&e);
     if (rc == 0)
         rc = take_descriptors(a, &e);

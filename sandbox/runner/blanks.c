@@ -26,9 +26,10 @@ struct blanks {
     uint32_t next; /* where the search for a free slot goes on: the longest unused comes first */
     bool *used;
     int *maps;           /* by slot; -1: none yet */
+    bool layers_used;    /* so blanks have one */
     struct spare *stock; /* the one behind the last may be in the making */
     size_t stock_count, stock_max;
-    enum { MAKING_NONE, MAKING_NETWORK, MAKING_BLANK } making;
+    enum { MAKING_NONE, MAKING_NETWORK, MAKING_MAP, MAKING_BLANK } making;
     struct loop_timer refill;
 };
 
@@ -125,6 +126,7 @@ uint32_t blanks_free_count(const struct blanks *b)
 int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd, struct err *e)
 {
     int *map = &b->maps[place->slot];
+    b->layers_used = true;
     if (*map < 0) {
         int rc = root_map_make(IMAGE_UID_BASE, place->uid_base, map, e);
         if (rc < 0)
@@ -148,6 +150,7 @@ static int spare_blank(struct blanks *b, struct spare *spare, struct err *e)
                                           .cgroup = &spare->place->cgroup,
                                           .network = r->network,
                                           .network_fd = spare->network_fd,
+                                          .root_base = r->root_base,
                                           .agent_fd = r->agent_fd,
                                           .null_fd = r->null_fd};
     return blank_make(&spare->blank, &options, e);
@@ -182,8 +185,7 @@ static void spare_end(struct blanks *b, struct spare *spare)
     struct err e;
     (void)kill(spare->blank.pid, SIGKILL);
     (void)waitpid(spare->blank.pid, NULL, 0);
-    memory_close(&spare->blank.pidfd);
-    memory_close(&spare->blank.channel);
+    blank_close(&spare->blank);
     memory_close(&spare->network_fd);
     if (cgroup_remove(&spare->place->cgroup, REMOVE_WAIT_MS, &e) < 0)
         log_warn("runner", "blank: %s", e.msg);
@@ -208,11 +210,11 @@ static void refill_at(struct blanks *b, uint64_t after_ms)
         log_warn("runner", "blanks: %s", e.msg);
 }
 
-/* A third of the work: whoever asks meanwhile waits less. */
+/* A part of the work: whoever asks meanwhile waits less. */
 static int refill_step(struct blanks *b, struct err *e)
 {
     struct spare *spare = &b->stock[b->stock_count];
-    int rc = 0;
+    int rc = 0, map;
     switch (b->making) {
     case MAKING_NONE:
         *spare = (struct spare){.network_fd = -1};
@@ -222,6 +224,11 @@ static int refill_step(struct blanks *b, struct err *e)
         return rc;
     case MAKING_NETWORK:
         rc = spare_network(b, spare, e);
+        if (rc == 0)
+            b->making = b->layers_used ? MAKING_MAP : MAKING_BLANK;
+        break;
+    case MAKING_MAP:
+        rc = blanks_layer_map(b, spare->place, &map, e);
         if (rc == 0)
             b->making = MAKING_BLANK;
         break;

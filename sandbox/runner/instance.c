@@ -89,7 +89,7 @@ int instance_new(struct instances *all, const char *id, struct instance **out, s
     i->runner = all->runner;
     text_copy(i->id, sizeof i->id, id);
     i->channel = i->network_fd = i->oom_fd = i->deadline_fd = i->folder_fd = -1;
-    i->blank.pidfd = i->blank.channel = -1;
+    i->blank.pidfd = i->blank.channel = i->blank.store = -1;
     i->channel_watch = i->oom_watch = i->process.watch = LOOP_WATCH_STOPPED;
     HASH_ADD_STR(all->table, id, i);
     *out = i;
@@ -113,6 +113,7 @@ static void release(struct instance *i)
     loop_watch_stop(loop, &i->oom_watch);
     loop_child_stop(loop, &i->process);
     memory_close(&i->channel);
+    memory_close(&i->blank.store);
     net_names_remove(steal_pointer(&i->names));
     memory_close(&i->network_fd);
     memory_close(&i->oom_fd);

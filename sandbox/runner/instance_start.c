@@ -1,6 +1,6 @@
-/* How an instance comes to be. Happy path: a blank is taken or made; the mounts of its root are made
- * and sent, and behind them the agent's setup, which waits in the channel until the blank has become
- * the agent; the agent answers, the node is told (instance_prepared). Any failure on the way kills
+/* How an instance comes to be. Happy path: a blank is taken or made; the plan of its root is sent, and
+ * behind it the agent's setup, which waits in the channel until the root is finished; the agent
+ * answers, the node is told (instance_prepared). Any failure on the way kills
  * process 1, answers the node and forgets. */
 #include <errno.h>
 #include <fcntl.h>
@@ -162,28 +162,22 @@ static int layers_open(struct instance *i, struct root_options *options, struct 
     return rc;
 }
 
-static int plan_tell(struct instance *i, const struct root_options *options, struct err *e)
+static int plan_tell(struct instance *i, const struct root_options *options, int listener,
+                     struct err *e)
 {
     struct bind_plan plan;
-    int descriptors[2];
-    size_t count = 0;
-    int rc = root_plan_make(i->runner->root_base, options, &plan, descriptors, &count, e);
+    int descriptors[BIND_PLAN_DESCRIPTORS_MAX] = {listener};
+    size_t count;
+    int rc = options->image_fd >= 0
+                 ? 0
+                 : root_store_limit(i->blank.store, options->disk_bytes, options->inodes, e);
     if (rc == 0)
-        rc = blank_plan(&i->blank, &plan, descriptors, count, e);
+        rc = root_plan_make(i->runner->root_base, options, &plan, descriptors + 1, &count, e);
+    if (rc < 0)
+        return rc;
+    rc = blank_bind(&i->blank, &plan, descriptors, 1 + count, e);
     while (count > 0)
-        memory_close(&descriptors[--count]);
-    return rc;
-}
-
-static int mounts_tell(struct instance *i, const struct root_options *options, struct err *e)
-{
-    struct bind_mounts mounts;
-    int descriptors[BIND_MOUNTS_MAX];
-    int rc = root_mounts_make(i->runner->root_base, options, &mounts, descriptors, e);
-    if (rc == 0)
-        rc = blank_mounts(&i->blank, &mounts, descriptors, e);
-    while (mounts.mount_count > 0)
-        memory_close(&descriptors[--mounts.mount_count]);
+        memory_close(&descriptors[count--]);
     return rc;
 }
 
@@ -205,7 +199,6 @@ static int egress_make(struct instance *i, struct err *e)
     return rc == 0 ? net_names_add(r->names, i->id, i->network_fd, i->egress, &i->names, e) : rc;
 }
 
-/* The blank begins as soon as it has the plan; the rest is made while it works. */
 static int root_tell(struct instance *i, struct err *e)
 {
     const Skerry__Runner__Prepare *p = i->request->prepare;
@@ -223,18 +216,16 @@ static int root_tell(struct instance *i, struct err *e)
     CLEANUP_FD int listener = -1;
     int rc = layers_open(i, &options, &layers, e);
     if (rc == 0)
-        rc = plan_tell(i, &options, e);
-    if (rc == 0)
-        rc = mounts_tell(i, &options, e);
-    memory_close(&layers.image);
-    memory_close(&layers.source);
-    if (rc == 0)
         rc = limits_set(i, disk, options.inodes, e);
     if (rc == 0)
         rc = egress_make(i, e);
     if (rc == 0)
         rc = folder_make(i, &listener, e);
-    return rc == 0 ? blank_go(&i->blank, listener, e) : rc;
+    if (rc == 0)
+        rc = plan_tell(i, &options, listener, e);
+    memory_close(&layers.image);
+    memory_close(&layers.source);
+    return rc;
 }
 
 /* --- setup of the agent ------------------------------------------------------------------------ */

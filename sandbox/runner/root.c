@@ -21,6 +21,8 @@
 #define INODE_BYTES 1024u
 #define DISK_BYTES_PER_INODE 8192u
 #define INODES_MIN 1024u
+/* Of a skeleton, until it is known how much an instance may write. */
+#define SKELETON_BYTES (1024u * 1024)
 
 /* Folders at the top of the machine's root that are links into /usr, or folders on older ones. */
 static const char *const top_folders[] = {"bin", "sbin", "lib", "lib32", "lib64", "libx32"};
@@ -39,9 +41,8 @@ static const struct {
 static const char *const usr_hidden[] = {"usr/local", "usr/src"};
 
 struct root_base {
-    char *folder;  /* of the shared mounts */
-    int folder_fd; /* inside the mount */
-    uint32_t proc_masks;
+    char *folder;        /* of the shared mounts */
+    int folder_fd;       /* inside the mount */
     bool layers_by_path; /* overlay takes no descriptors; found out at the first image */
 };
 
@@ -130,23 +131,38 @@ static int usr_make(int folder, struct err *e)
     return rc;
 }
 
+static int bounds_set(int context, uint64_t bytes, uint64_t inodes)
+{
+    char size[32], nodes[32];
+    text_format(size, sizeof size, "%" PRIu64, bytes);
+    text_format(nodes, sizeof nodes, "%" PRIu64, inodes);
+    int rc = fsconfig(context, FSCONFIG_SET_STRING, "size", size, 0);
+    return rc == 0 ? fsconfig(context, FSCONFIG_SET_STRING, "nr_inodes", nodes, 0) : rc;
+}
+
+int root_store_limit(int store, uint64_t bytes, uint64_t inodes, struct err *e)
+{
+    CLEANUP_FD int context = fspick(store, "", FSPICK_CLOEXEC | FSPICK_EMPTY_PATH);
+    if (context < 0 || bounds_set(context, bytes, inodes) < 0 ||
+        fsconfig(context, FSCONFIG_CMD_RECONFIGURE, NULL, NULL, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "bound the instance's files to %" PRIu64 " bytes", bytes);
+    return 0;
+}
+
 static int store_make(uint64_t bytes, uint64_t inodes, uint32_t owner, uint64_t attributes,
                       struct err *e)
 {
     CLEANUP_FD int context = fsopen("tmpfs", FSOPEN_CLOEXEC);
     if (context < 0)
         return err_sys(e, ERR_IO, errno, "open tmpfs");
-    char size[32], nodes[32], id[16];
-    text_format(size, sizeof size, "%" PRIu64, bytes);
-    text_format(nodes, sizeof nodes, "%" PRIu64, inodes);
+    char id[16];
     text_format(id, sizeof id, "%" PRIu32, owner);
-    if (fsconfig(context, FSCONFIG_SET_STRING, "size", size, 0) < 0 ||
-        fsconfig(context, FSCONFIG_SET_STRING, "nr_inodes", nodes, 0) < 0 ||
+    if (bounds_set(context, bytes, inodes) < 0 ||
         fsconfig(context, FSCONFIG_SET_STRING, "uid", id, 0) < 0 ||
         fsconfig(context, FSCONFIG_SET_STRING, "gid", id, 0) < 0 ||
         fsconfig(context, FSCONFIG_SET_STRING, "mode", "0755", 0) < 0 ||
         fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
-        return err_sys(e, ERR_IO, errno, "make tmpfs of %s bytes", size);
+        return err_sys(e, ERR_IO, errno, "make tmpfs of %" PRIu64 " bytes", bytes);
     int fd = fsmount(context, FSMOUNT_CLOEXEC, (unsigned)attributes);
     if (fd < 0)
         return err_sys(e, ERR_IO, errno, "mount tmpfs");
@@ -181,7 +197,6 @@ int root_base_open(struct root_base **out, const char *folder, struct err *e)
         return err_set(e, ERR_NO_MEMORY, "shared mounts");
     base->folder_fd = -1;
     base->folder = strdup(folder);
-    base->proc_masks = bind_proc_masks();
     int rc = base->folder == NULL ? err_set(e, ERR_NO_MEMORY, "shared mounts") : base_fill(base, e);
     if (rc < 0) {
         root_base_close(base);
@@ -203,16 +218,16 @@ void root_base_close(struct root_base *base)
 /* --- one instance ------------------------------------------------------------------------------ */
 
 struct making {
-    struct bind_mounts *mounts;
-    int *descriptors;
+    struct bind_skeleton *skeleton;
+    int *descriptors; /* of its mounts */
 };
 
 /* Takes `fd`. */
 static void mount_add(struct making *m, int fd, const char *path, bool file)
 {
-    assert_always(m->mounts->mount_count < BIND_MOUNTS_MAX);
-    m->descriptors[m->mounts->mount_count] = fd;
-    struct bind_mount *mount = &m->mounts->mounts[m->mounts->mount_count++];
+    assert_always(m->skeleton->mount_count < BIND_MOUNTS_MAX);
+    m->descriptors[m->skeleton->mount_count] = fd;
+    struct bind_mount *mount = &m->skeleton->mounts[m->skeleton->mount_count++];
     text_copy(mount->path, sizeof mount->path, path);
     mount->file = file;
 }
@@ -227,10 +242,10 @@ static int bind_add(struct making *m, int at, const char *from, bool recursive, 
     return 0;
 }
 
-static void link_add(struct bind_mounts *mounts, const char *path, const char *target)
+static void link_add(struct bind_skeleton *s, const char *path, const char *target)
 {
-    assert_always(mounts->link_count < BIND_LINKS_MAX);
-    struct bind_link *link = &mounts->links[mounts->link_count++];
+    assert_always(s->link_count < BIND_LINKS_MAX);
+    struct bind_link *link = &s->links[s->link_count++];
     text_copy(link->path, sizeof link->path, path);
     text_copy(link->target, sizeof link->target, target);
 }
@@ -242,9 +257,9 @@ static int host_path_add(struct making *m, const char *path, bool file, bool rec
     char from[BIND_PATH_SIZE + 1], target[BIND_PATH_SIZE];
     text_format(from, sizeof from, "/%s", path);
     ssize_t length = readlink(from, target, sizeof target);
-    if (length > 0 && (size_t)length < sizeof target && m->mounts->link_count < BIND_LINKS_MAX) {
+    if (length > 0 && (size_t)length < sizeof target && m->skeleton->link_count < BIND_LINKS_MAX) {
         target[length] = '\0';
-        link_add(m->mounts, path, target);
+        link_add(m->skeleton, path, target);
         return 0;
     }
     int rc = bind_add(m, AT_FDCWD, from, recursive,
@@ -371,62 +386,79 @@ void root_base_assume_old(struct root_base *base)
     base->layers_by_path = true;
 }
 
-static int source_add(const struct root_options *o, struct making *m, struct err *e)
+static int device_folder(struct root_base *base, struct err *e)
 {
-    int fd = layer_clone(o->source_fd, o->layer_map, e);
-    if (fd < 0)
-        return fd;
-    mount_add(m, fd, "app", false);
-    return 0;
+    return bind_clone(base->folder_fd, "dev", false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC, e);
 }
 
-static int image_mount(struct root_base *base, const struct root_options *o, int *store,
-                       struct err *e)
+int root_skeleton_make(struct root_base *base, uint32_t uid_base, struct bind_skeleton *skeleton,
+                       int *descriptors, struct err *e)
 {
-    CLEANUP_FD int lower = layer_clone(o->image_fd, o->layer_map, e);
-    return lower < 0 ? lower : overlay_make(base, store, lower, e);
+    memset(skeleton, 0, sizeof *skeleton);
+    descriptors[0] =
+        store_make(SKELETON_BYTES, INODES_MIN, uid_base, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
+    if (descriptors[0] < 0)
+        return descriptors[0];
+    struct making m = {.skeleton = skeleton, .descriptors = descriptors + 1};
+    int rc = host_image_add(base, &m, e);
+    int dev = rc == 0 ? device_folder(base, e) : -1;
+    if (dev >= 0) {
+        mount_add(&m, dev, "dev", false);
+        return 0;
+    }
+    while (skeleton->mount_count > 0)
+        memory_close(&m.descriptors[--skeleton->mount_count]);
+    memory_close(&descriptors[0]);
+    return -(int)e->code;
 }
 
-int root_plan_make(struct root_base *base, const struct root_options *o, struct bind_plan *plan,
-                   int *descriptors, size_t *descriptor_count, struct err *e)
+/* A tmpfs, the image over it, /dev. */
+static int image_make(struct root_base *base, const struct root_options *o, int *descriptors,
+                      size_t *count, struct err *e)
 {
-    memset(plan, 0, sizeof *plan);
-    plan->overlay = o->image_fd >= 0;
-    plan->read_only = o->read_only;
-    plan->proc_masks = base->proc_masks;
-    plan->uid = o->uid;
-    plan->gid = o->gid;
-    text_copy(plan->hostname, sizeof plan->hostname, o->hostname);
-    plan->names = o->names;
     CLEANUP_FD int store =
         store_make(o->disk_bytes, o->inodes, o->uid_base, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
     if (store < 0)
         return store;
-    *descriptor_count = 1;
-    if (plan->overlay) {
-        descriptors[1] = image_mount(base, o, &store, e);
-        if (descriptors[1] < 0)
-            return descriptors[1];
-        *descriptor_count = 2;
-    }
-    descriptors[0] = steal_fd(&store);
+    CLEANUP_FD int lower = layer_clone(o->image_fd, o->layer_map, e);
+    if (lower < 0)
+        return lower;
+    CLEANUP_FD int root = overlay_make(base, &store, lower, e);
+    if (root < 0)
+        return root;
+    int dev = device_folder(base, e);
+    if (dev < 0)
+        return dev;
+    descriptors[(*count)++] = steal_fd(&store);
+    descriptors[(*count)++] = steal_fd(&root);
+    descriptors[(*count)++] = dev;
     return 0;
 }
 
-int root_mounts_make(struct root_base *base, const struct root_options *o,
-                     struct bind_mounts *mounts, int *descriptors, struct err *e)
+int root_plan_make(struct root_base *base, const struct root_options *o, struct bind_plan *plan,
+                   int *descriptors, size_t *count, struct err *e)
 {
-    memset(mounts, 0, sizeof *mounts);
-    struct making m = {.mounts = mounts, .descriptors = descriptors};
-    int rc = o->image_fd >= 0 ? 0 : host_image_add(base, &m, e);
-    if (rc == 0)
-        rc = bind_add(&m, base->folder_fd, "dev", false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC,
-                      "dev", false, e);
-    if (rc == 0 && o->source_fd >= 0)
-        rc = source_add(o, &m, e);
-    if (rc < 0)
-        while (mounts->mount_count > 0)
-            memory_close(&descriptors[--mounts->mount_count]);
+    memset(plan, 0, sizeof *plan);
+    *count = 0;
+    plan->image = o->image_fd >= 0;
+    plan->source = o->source_fd >= 0;
+    plan->read_only = o->read_only;
+    plan->uid = o->uid;
+    plan->gid = o->gid;
+    text_copy(plan->hostname, sizeof plan->hostname, o->hostname);
+    plan->names = o->names;
+    int rc = 0;
+    if (plan->image)
+        rc = image_make(base, o, descriptors, count, e);
+    if (rc == 0 && plan->source) {
+        int fd = layer_clone(o->source_fd, o->layer_map, e);
+        if (fd < 0)
+            rc = fd;
+        else
+            descriptors[(*count)++] = fd;
+    }
+    while (rc < 0 && *count > 0)
+        memory_close(&descriptors[--*count]);
     return rc;
 }
 
@@ -444,16 +476,22 @@ static int map_write(pid_t pid, const char *file, uint32_t inside, uint32_t outs
     return 0;
 }
 
+/* A namespace needs a process to be made; this one waits for its end. It shares our memory, which
+ * costs a tenth of a copy, and does nothing with it. */
+static int holder_run(void *argument) __attribute__((noreturn));
+static int holder_run(void *argument)
+{
+    (void)argument;
+    for (;;)
+        pause();
+}
+
 int root_map_make(uint32_t inside, uint32_t outside, int *out_fd, struct err *e)
 {
-    /* A namespace needs a process to be made; this one lives until its map is written. */
-    pid_t pid = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL);
+    static char stack[4096] __attribute__((aligned(16)));
+    pid_t pid = clone(holder_run, stack + sizeof stack, CLONE_VM | CLONE_NEWUSER | SIGCHLD, NULL);
     if (pid < 0)
         return err_sys(e, ERR_IO, errno, "make user namespace");
-    if (pid == 0) {
-        for (;;)
-            pause();
-    }
     int rc = map_write(pid, "uid_map", inside, outside, e);
     if (rc == 0)
         rc = map_write(pid, "gid_map", inside, outside, e);

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
-#include "sandbox/runner/bind.h"
+#include "sandbox/shared/bind.h"
 
 struct root_base;
 
@@ -38,13 +38,15 @@ struct root_options {
     bool names; /* as in struct bind_plan */
 };
 
-/* The plan and its descriptors, at most two; they are the caller's. */
+/* What every blank gets, whatever it becomes; descriptors as in struct bind_skeleton, the caller's. */
+int root_skeleton_make(struct root_base *base, uint32_t uid_base, struct bind_skeleton *skeleton,
+                       int *descriptors, struct err *e) ERR_CHECKED;
+/* Bounds what is written to the tmpfs of a skeleton. */
+int root_store_limit(int store, uint64_t bytes, uint64_t inodes, struct err *e) ERR_CHECKED;
+/* The plan and its descriptors but for the listener; they are the caller's. */
 int root_plan_make(struct root_base *base, const struct root_options *options,
-                   struct bind_plan *plan, int *descriptors, size_t *descriptor_count,
+                   struct bind_plan *plan, int *descriptors, size_t *count,
                    struct err *e) ERR_CHECKED;
-/* The mounts and their descriptors, at most BIND_MOUNTS_MAX; they are the caller's. */
-int root_mounts_make(struct root_base *base, const struct root_options *options,
-                     struct bind_mounts *mounts, int *descriptors, struct err *e) ERR_CHECKED;
 
 /* A user namespace whose map is "inside outside 65536", for idmapped mounts; the caller's. */
 int root_map_make(uint32_t inside, uint32_t outside, int *out_fd, struct err *e) ERR_CHECKED;

@@ -1,5 +1,5 @@
-#include "sandbox/runner/bind.h"
-
+/* The root of the instance: made of the host image before anybody asked, changed into what is asked
+ * for. Nothing that is not ours runs meanwhile; what an image holds is hostile all the same. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -10,6 +10,10 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "sandbox/agent/agent.h"
+
+/* Where the skeleton's root holds the mounts of an image until that is entered. */
+#define IMAGE_PLACE "/home"
 
 /* Covered by /dev/null or an empty folder. The user namespace keeps most of them shut already;
  * covered they are shut on every kernel. */
@@ -19,23 +23,6 @@ static const char *const proc_covered[] = {
 };
 /* Read-only, whatever their modes say. */
 static const char *const proc_read_only[] = {"sys", "bus", "fs", "irq"};
-_Static_assert(ARRAY_SIZE(proc_covered) + ARRAY_SIZE(proc_read_only) <= BIND_PROC_MASKS_MAX,
-               "one bit each");
-
-uint32_t bind_proc_masks(void)
-{
-    uint32_t found = 0;
-    for (size_t i = 0; i < ARRAY_SIZE(proc_covered) + ARRAY_SIZE(proc_read_only); i++) {
-        const char *name = i < ARRAY_SIZE(proc_covered)
-                               ? proc_covered[i]
-                               : proc_read_only[i - ARRAY_SIZE(proc_covered)];
-        char path[64];
-        text_format(path, sizeof path, "/proc/%s", name);
-        if (access(path, F_OK) == 0)
-            found |= 1u << i;
-    }
-    return found;
-}
 
 /* --- places ------------------------------------------------------------------------------------ */
 
@@ -152,6 +139,8 @@ static int make_read_only(int root, const char *name, struct err *e)
     text_format(path, sizeof path, "proc/%s", name);
     CLEANUP_FD int mount =
         open_tree(root, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_SYMLINK_NOFOLLOW);
+    if (mount < 0 && errno == ENOENT)
+        return 0;
     struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY};
     if (mount < 0 || mount_setattr(mount, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0 ||
         move_mount(mount, "", root, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
@@ -160,7 +149,7 @@ static int make_read_only(int root, const char *name, struct err *e)
 }
 
 /* Needs the host's /proc in sight, so before the old root goes. */
-static int mount_proc(int root, uint32_t masks, int *proc_sys, struct err *e)
+static int mount_proc(int root, int *proc_sys, struct err *e)
 {
     static const char *const options[][2] = {{"hidepid", "invisible"}, {NULL, NULL}};
     CLEANUP_FD int fd = filesystem_make(
@@ -168,15 +157,17 @@ static int mount_proc(int root, uint32_t masks, int *proc_sys, struct err *e)
     if (fd < 0)
         return fd;
     int rc = attach(fd, root, "proc", false, e);
-    *proc_sys = rc == 0 ? openat(fd, "sys", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
-    if (rc == 0 && *proc_sys < 0)
+    CLEANUP_FD int sys =
+        rc == 0 ? openat(fd, "sys", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+    if (rc == 0 && sys < 0)
         rc = err_sys(e, ERR_IO, errno, "open /proc/sys");
+    /* Those that this kernel has. */
     for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(proc_covered); i++)
-        if ((masks & 1u << i) != 0)
-            rc = cover(root, proc_covered[i], e);
+        rc = cover(root, proc_covered[i], e);
     for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(proc_read_only); i++)
-        if ((masks & 1u << (ARRAY_SIZE(proc_covered) + i)) != 0)
-            rc = make_read_only(root, proc_read_only[i], e);
+        rc = make_read_only(root, proc_read_only[i], e);
+    if (rc == 0)
+        *proc_sys = steal_fd(&sys);
     return rc;
 }
 
@@ -203,7 +194,23 @@ static int mount_scratch(int store, const char *folder, int root, const char *pa
     return attach(fd, root, path, false, e);
 }
 
+static int scratches_mount(int store, int root, struct err *e)
+{
+    int rc = mount_scratch(store, "shm", root, "dev/shm", MOUNT_ATTR_NOEXEC, e);
+    return rc == 0 ? mount_scratch(store, "tmp", root, "tmp", 0, e) : rc;
+}
+
 /* --- the root ---------------------------------------------------------------------------------- */
+
+/* In a folder that we made ourselves a moment ago, so nothing can be in the way. */
+static int fresh_write(int folder, const char *name, const char *text, struct err *e)
+{
+    CLEANUP_FD int fd = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    size_t length = strlen(text);
+    if (fd < 0 || write(fd, text, length) != (ssize_t)length)
+        return err_sys(e, ERR_IO, errno, "write /etc/%s", name);
+    return 0;
+}
 
 static int folders_make(int root, struct err *e)
 {
@@ -222,17 +229,11 @@ static int folders_make(int root, struct err *e)
             return err_sys(e, ERR_IO, errno, "make /%s", folders[i].path);
     if (symlinkat("../run", root, "var/run") < 0)
         return err_sys(e, ERR_IO, errno, "make /var/run");
-    return 0;
-}
-
-/* In a folder that we made ourselves a moment ago, so nothing can be in the way. */
-static int fresh_write(int folder, const char *name, const char *text, struct err *e)
-{
-    CLEANUP_FD int fd = openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    size_t length = strlen(text);
-    if (fd < 0 || write(fd, text, length) != (ssize_t)length)
-        return err_sys(e, ERR_IO, errno, "write /etc/%s", name);
-    return 0;
+    CLEANUP_FD int etc = openat(root, "etc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fresh_write(etc, "nsswitch.conf",
+                       "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
+                       "services: files\nprotocols: files\n",
+                       e);
 }
 
 static int accounts_write(int etc, const struct bind_plan *plan, struct err *e)
@@ -250,14 +251,7 @@ static int accounts_write(int etc, const struct bind_plan *plan, struct err *e)
     if (plan->gid != 0 && plan->gid != 5 && plan->gid != 65534)
         snprintf(group + groups, sizeof group - groups, "app:x:%u:\n", plan->gid);
     int rc = fresh_write(etc, "passwd", passwd, e);
-    if (rc == 0)
-        rc = fresh_write(etc, "group", group, e);
-    if (rc == 0)
-        rc = fresh_write(etc, "nsswitch.conf",
-                         "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n"
-                         "services: files\nprotocols: files\n",
-                         e);
-    return rc;
+    return rc == 0 ? fresh_write(etc, "group", group, e) : rc;
 }
 
 static int name_write(int root, int etc, const char *name, const char *text, struct err *e)
@@ -286,39 +280,23 @@ static int names_write(int root, int etc, const struct bind_plan *plan, struct e
     return rc;
 }
 
-static int host_root_fill(int root, const struct bind_plan *plan, struct err *e)
+/* A descriptor of `root`, or else of a folder of the store, which is a mount below the store then. */
+static int root_attach(int store, const char *place, int root, struct err *e)
 {
-    int rc = folders_make(root, e);
-    if (rc < 0)
-        return rc;
-    CLEANUP_FD int etc = openat(root, "etc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (etc < 0)
-        return err_sys(e, ERR_IO, errno, "open /etc");
-    rc = accounts_write(etc, plan, e);
-    return rc == 0 ? names_write(root, etc, plan, e) : rc;
-}
-
-/* The descriptor of the mount that becomes the root. */
-static int root_attach(const struct bind_plan *plan, int store, int overlay, struct err *e)
-{
-    /* Any folder of the old root does; it goes with it. */
-    if (move_mount(store, "", AT_FDCWD, "/usr", MOVE_MOUNT_F_EMPTY_PATH) < 0)
+    CLEANUP_FD int fd = root < 0 ? -1 : fcntl(root, F_DUPFD_CLOEXEC, 0);
+    if (move_mount(store, "", AT_FDCWD, place, MOVE_MOUNT_F_EMPTY_PATH) < 0)
         return err_sys(e, ERR_IO, errno, "attach store");
     if (mkdirat(store, "root", 0755) < 0)
         return err_sys(e, ERR_IO, errno, "make root");
-    CLEANUP_FD int root = overlay;
-    if (!plan->overlay)
-        root = open_tree(store, "root", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-    if (root < 0 || move_mount(root, "", store, "root", MOVE_MOUNT_F_EMPTY_PATH) < 0)
+    if (root < 0)
+        fd = open_tree(store, "root", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+    if (fd < 0 || move_mount(fd, "", store, "root", MOVE_MOUNT_F_EMPTY_PATH) < 0)
         return err_sys(e, ERR_IO, errno, "attach root");
-    return steal_fd(&root);
+    return steal_fd(&fd);
 }
 
-static int root_enter(int root, bool read_only, struct err *e)
+static int root_enter(int root, struct err *e)
 {
-    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY};
-    if (read_only && mount_setattr(root, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0)
-        return err_sys(e, ERR_IO, errno, "make root read-only");
     /* The old root comes to lie over the new one and is taken away from there: pivot_root(2). */
     if (fchdir(root) < 0 || syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 ||
         chdir("/") < 0)
@@ -326,63 +304,106 @@ static int root_enter(int root, bool read_only, struct err *e)
     return 0;
 }
 
-int bind_root_begin(struct bind_root *b, const struct bind_plan *plan, const int *descriptors,
-                    struct err *e)
+/* In a root that we made ourselves: its folders are there, and nothing leads astray. */
+static int fresh_attach(int mount, int root, const char *path, bool file, struct err *e)
 {
-    b->store = descriptors[0];
+    int made = file ? mknodat(root, path, S_IFREG | 0644, 0) : mkdirat(root, path, 0755);
+    if ((made < 0 && errno != EEXIST) ||
+        move_mount(mount, "", root, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+        return err_sys(e, ERR_IO, errno, "attach /%s", path);
+    return 0;
+}
+
+static int mounts_attach(int root, const struct bind_skeleton *s, const int *mounts, struct err *e)
+{
+    for (uint32_t i = 0; i < s->link_count; i++)
+        if (symlinkat(s->links[i].target, root, s->links[i].path) < 0)
+            return err_sys(e, ERR_IO, errno, "make /%s", s->links[i].path);
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < s->mount_count; i++)
+        rc = fresh_attach(mounts[i], root, s->mounts[i].path, s->mounts[i].file, e);
+    return rc;
+}
+
+int bind_skeleton_make(const struct bind_skeleton *s, const int *descriptors, int *proc_sys,
+                       struct err *e)
+{
+    int store = descriptors[0];
     umask(022);
+    /* Any folder of the old root does; it goes with it. */
+    CLEANUP_FD int root = root_attach(store, "/usr", -1, e);
+    if (root < 0)
+        return root;
+    int rc = folders_make(root, e);
+    if (rc == 0)
+        rc = mounts_attach(root, s, descriptors + 1, e);
+    CLEANUP_FD int sys = -1;
+    if (rc == 0)
+        rc = mount_proc(root, &sys, e);
+    if (rc == 0)
+        rc = mount_pts(root, e);
+    if (rc == 0)
+        rc = scratches_mount(store, root, e);
+    if (rc == 0)
+        rc = root_enter(root, e);
+    if (rc == 0)
+        *proc_sys = steal_fd(&sys);
+    return rc;
+}
+
+/* What only the skeleton could mount. */
+static int move(const char *from, int root, const char *path, struct err *e)
+{
+    CLEANUP_FD int fd = open(from, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return err_sys(e, ERR_IO, errno, "open %s", from);
+    return attach(fd, root, path, false, e);
+}
+
+/* From the skeleton into the root of an image. */
+static int image_enter(const struct bind_plan *plan, int store, int image, int dev, int source,
+                       struct err *e)
+{
+    CLEANUP_FD int root = root_attach(store, IMAGE_PLACE, image, e);
+    if (root < 0)
+        return root;
+    int rc = names_write(root, -1, plan, e);
+    if (rc == 0)
+        rc = attach(dev, root, "dev", false, e);
+    if (rc == 0 && source >= 0)
+        rc = attach(source, root, "app", false, e);
+    if (rc == 0)
+        rc = move("/proc", root, "proc", e);
+    if (rc == 0)
+        rc = move("/dev/pts", root, "dev/pts", e);
+    if (rc == 0)
+        rc = scratches_mount(store, root, e);
+    return rc == 0 ? root_enter(root, e) : rc;
+}
+
+static int host_finish(const struct bind_plan *plan, int source, struct err *e)
+{
+    CLEANUP_FD int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    CLEANUP_FD int etc = openat(root, "etc", O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (root < 0 || etc < 0)
+        return err_sys(e, ERR_IO, errno, "open /etc");
+    int rc = accounts_write(etc, plan, e);
+    if (rc == 0)
+        rc = names_write(root, etc, plan, e);
+    return rc == 0 && source >= 0 ? fresh_attach(source, root, "app", false, e) : rc;
+}
+
+int bind_plan_do(const struct bind_plan *plan, const int *descriptors, struct err *e)
+{
     if (sethostname(plan->hostname, strlen(plan->hostname)) < 0)
         return err_sys(e, ERR_IO, errno, "set host name");
-    b->root = root_attach(plan, b->store, plan->overlay ? descriptors[1] : -1, e);
-    if (b->root < 0)
-        return b->root;
-    return plan->overlay ? names_write(b->root, -1, plan, e) : host_root_fill(b->root, plan, e);
-}
-
-/* In a root that we made ourselves: its folders are there, and nothing leads astray. */
-static int fresh_attach(int mount, int root, const struct bind_mount *where, struct err *e)
-{
-    int made = where->file ? mknodat(root, where->path, S_IFREG | 0644, 0)
-                           : mkdirat(root, where->path, 0755);
-    if ((made < 0 && errno != EEXIST) ||
-        move_mount(mount, "", root, where->path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
-        return err_sys(e, ERR_IO, errno, "attach /%s", where->path);
-    return 0;
-}
-
-static int mounts_attach(int root, bool fresh, const struct bind_mounts *mounts,
-                         const int *descriptors, struct err *e)
-{
-    for (uint32_t i = 0; i < mounts->link_count; i++)
-        if (symlinkat(mounts->links[i].target, root, mounts->links[i].path) < 0)
-            return err_sys(e, ERR_IO, errno, "make /%s", mounts->links[i].path);
-    for (uint32_t i = 0; i < mounts->mount_count; i++) {
-        int fd = descriptors[i];
-        const struct bind_mount *where = &mounts->mounts[i];
-        int rc = fresh ? fresh_attach(fd, root, where, e)
-                       : attach(fd, root, where->path, where->file, e);
-        memory_close(&fd);
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
-}
-
-int bind_root_finish(struct bind_root *b, const struct bind_plan *plan,
-                     const struct bind_mounts *mounts, const int *descriptors, struct err *e)
-{
-    int rc = mounts_attach(b->root, !plan->overlay, mounts, descriptors, e);
-    if (rc == 0)
-        rc = mount_proc(b->root, plan->proc_masks, &b->proc_sys, e);
-    if (rc == 0)
-        rc = mount_pts(b->root, e);
-    if (rc == 0)
-        rc = mount_scratch(b->store, "shm", b->root, "dev/shm", MOUNT_ATTR_NOEXEC, e);
-    if (rc == 0)
-        rc = mount_scratch(b->store, "tmp", b->root, "tmp", 0, e);
-    if (rc == 0)
-        rc = root_enter(b->root, plan->read_only, e);
-    memory_close(&b->root);
-    memory_close(&b->store);
+    const int *mounts = descriptors + 1;
+    int rc = plan->image ? image_enter(plan, mounts[0], mounts[1], mounts[2],
+                                       plan->source ? mounts[3] : -1, e)
+                         : host_finish(plan, plan->source ? mounts[0] : -1, e);
+    struct mount_attr attributes = {.attr_set = MOUNT_ATTR_RDONLY};
+    if (rc == 0 && plan->read_only &&
+        mount_setattr(AT_FDCWD, "/", 0, &attributes, sizeof attributes) < 0)
+        rc = err_sys(e, ERR_IO, errno, "make root read-only");
     return rc;
 }
