@@ -19,6 +19,7 @@ static const char *const names[SECURE_PROTOCOL_COUNT] = {
     [SECURE_JOIN] = "skerry-join/1",   [SECURE_RAFT] = "skerry-raft/1",
     [SECURE_IMAGE] = "skerry-image/1", [SECURE_ENROLL] = "skerry-enroll/1",
     [SECURE_API] = "skerry-api/1",     [SECURE_ERRAND] = "skerry-errand/1",
+    [SECURE_SPARE] = "skerry-spare/1",
 };
 
 const char *secure_protocol_name(enum secure_protocol protocol)

@@ -43,6 +43,7 @@ enum secure_protocol {
     SECURE_ENROLL, /* "skerry-enroll/1": a machine that is no member yet asks to become one */
     SECURE_API,    /* "skerry-api/1": a request of the API for the owner, node/api/relay.h */
     SECURE_ERRAND, /* "skerry-errand/1": a command or start that another node does, node/errands/errands.h */
+    SECURE_SPARE, /* "skerry-spare/1": the registry for a node that is no member of raft, raft/spare_wire.h */
     SECURE_PROTOCOL_COUNT
 };
 const char *secure_protocol_name(enum secure_protocol protocol);

@@ -23,6 +23,7 @@ static const struct {
     [SPARE_ENTRY] = {SPARE_FEEDS, 9, SPARE_ENTRY_BYTES_MAX},
     [SPARE_PROGRESS] = {SPARE_FEEDS, 32, 32},
     [SPARE_MEMBERS] = {SPARE_FEEDS, 0, SPARE_MEMBERS_MAX *MEMBER_BYTES},
+    [SPARE_WAIT] = {SPARE_FEEDS, 0, 0},
 };
 
 const char *spare_refusal_text(enum spare_refusal why)
@@ -97,6 +98,8 @@ size_t spare_encode(uint8_t out[SPARE_RECORD_BYTES_MAX], const struct spare_reco
         break;
     case SPARE_MEMBERS:
         size = members_put(at, r);
+        break;
+    case SPARE_WAIT:
         break;
     }
     assert_always(size + follows >= kinds[r->kind].size_min &&
@@ -201,6 +204,8 @@ static const char *record_get(struct spare_decoder *d, struct spare_record *out,
         return fault;
     case SPARE_MEMBERS:
         return members_get(out, at, size) ? NULL : "members out of order";
+    case SPARE_WAIT:
+        return NULL;
     }
     return "a kind that is none";
 }
@@ -211,11 +216,11 @@ static bool in_order(const struct spare_decoder *d, enum spare_kind kind)
                   kind == SPARE_SNAPSHOT;
     switch (d->phase) {
     case SPARE_BEFORE:
-        return begins;
+        return begins || kind == SPARE_WAIT;
     case SPARE_IN_SNAPSHOT:
         return kind == SPARE_DATA;
     case SPARE_FOLLOWS:
-        return !begins && kind != SPARE_DATA;
+        return !begins && kind != SPARE_DATA && kind != SPARE_WAIT;
     case SPARE_ENDED:
         break;
     }

@@ -3,8 +3,8 @@
  *     u8 kind | u24 size, big-endian | size bytes
  *
  *     spare:      HELLO ACK*
- *     neighbour:  REFUSED
- *                 RESUMED or (SNAPSHOT DATA*), then (ENTRY | PROGRESS | MEMBERS)*
+ *     neighbour:  WAIT* REFUSED
+ *                 WAIT* then RESUMED or (SNAPSHOT DATA*), then (ENTRY | PROGRESS | MEMBERS)*
  *
  * The decoder holds the other side to that order and to every bound: the snapshot has as many bytes as was
  * said, indices only rise, members are in order of their ids. What a command holds is the state machine's to
@@ -44,8 +44,9 @@ enum spare_kind {
     SPARE_ENTRY = 7,
     SPARE_PROGRESS = 8,
     SPARE_MEMBERS = 9,
+    SPARE_WAIT = 10, /* a snapshot is being made */
 };
-#define SPARE_KIND_LAST SPARE_MEMBERS
+#define SPARE_KIND_LAST SPARE_WAIT
 
 /* Why a spare is not fed here; likewise. */
 enum spare_refusal {

@@ -104,6 +104,7 @@ static void a_record_out_of_order_is_an_error(void **unused)
     const struct spare_record one = entry(71), other = entry(71);
     const struct spare_record back = {.kind = SPARE_PROGRESS, .applied = 69};
     const struct spare_record no = {.kind = SPARE_REFUSED, .why = SPARE_FULL};
+    const struct spare_record wait = {.kind = SPARE_WAIT};
     const struct spare_record ack = {.kind = SPARE_ACK, .applied = 1};
     const struct spare_record hello = {.kind = SPARE_HELLO, .version = 1, .applied = 5};
     refused(SPARE_FEEDS, (struct spare_record[]){one}, 1);                 /* no beginning */
@@ -114,6 +115,7 @@ static void a_record_out_of_order_is_an_error(void **unused)
     refused(SPARE_FEEDS, (struct spare_record[]){snapshot, one}, 2);        /* not whole yet */
     refused(SPARE_FEEDS, (struct spare_record[]){snapshot, data, data}, 3); /* more than said */
     refused(SPARE_FEEDS, (struct spare_record[]){no, resumed}, 2);
+    refused(SPARE_FEEDS, (struct spare_record[]){wait, resumed, wait}, 3);
     refused(SPARE_FEEDS, (struct spare_record[]){resumed, ack}, 2); /* the other side's */
     refused(SPARE_ASKS, (struct spare_record[]){ack}, 1);
     refused(SPARE_ASKS, (struct spare_record[]){hello, ack}, 2); /* it falls */
