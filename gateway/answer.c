@@ -131,7 +131,12 @@ static void answer_whole(struct connection *c, unsigned status, const char *fiel
     struct block_pool *blocks = &c->thread->blocks;
     if (!x->up.done || c->thread->draining)
         x->keep_alive = false;
-    char head[ANSWER_FIELDS_BYTES_MAX + 1024];
+    char *head = queue_reserve(blocks, &c->out, strlen(fields) + ANSWER_FIELDS_BYTES_MAX + 512);
+    if (head == NULL) {
+        answer_count(c, status);
+        connection_close(c, true);
+        return;
+    }
     char *p = head;
     p += snprintf(p, 64, "HTTP/1.1 %u %s\r\n", status, http_status_phrase(status));
     p = put_text(p, fields);
@@ -144,8 +149,9 @@ static void answer_whole(struct connection *c, unsigned status, const char *fiel
         p = put_text(p, "Connection: keep-alive\r\n");
     p = put_text(p, "\r\n");
     x->answered = true;
-    bool ok = queue_append(blocks, &c->out, head, (size_t)(p - head));
-    if (ok && !x->head_only)
+    queue_commit(&c->out, (size_t)(p - head));
+    bool ok = true;
+    if (!x->head_only)
         ok = queue_append(blocks, &c->out, body, length);
     answer_count(c, status);
     if (!ok)
@@ -238,6 +244,35 @@ void answer_text(struct connection *c, unsigned status, const char *text)
     answer_whole(c, status,
                  "Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\n", text,
                  strlen(text));
+}
+
+void answer_bytes(struct connection *c, const char *data, size_t length)
+{
+    answer_whole(c, 200,
+                 "Content-Type: application/octet-stream\r\nX-Content-Type-Options: nosniff\r\n"
+                 "Cache-Control: no-store\r\n",
+                 data, length);
+}
+
+void answer_redirect(struct connection *c, struct http_text host, unsigned port,
+                     struct http_text path)
+{
+    char at[16] = "";
+    struct buffer fields;
+    if (port != 443)
+        (void)snprintf(at, sizeof at, ":%u", port);
+    buffer_init(&fields, TARGET_BYTES_MAX + host.length + 128);
+    bool ok = buffer_append(&fields, "Location: https://", 18) &&
+              buffer_append(&fields, host.data, host.length) &&
+              buffer_append(&fields, at, strlen(at)) &&
+              (path.length > 0 && path.data[0] == '/' ? true : buffer_append(&fields, "/", 1)) &&
+              buffer_append(&fields, path.data, path.length) &&
+              buffer_append(&fields, "\r\n", 3); /* and its NUL */
+    if (ok)
+        answer_whole(c, 308, fields.data, "", 0);
+    else
+        connection_close(c, true);
+    buffer_free(&fields);
 }
 
 void answer_options(struct connection *c)

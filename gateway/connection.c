@@ -7,9 +7,12 @@
 #include "base/memory.h"
 #include "gateway/arrival.h"
 #include "gateway/thread.h"
+#include "gateway/tls.h"
 
 /* The client's side of a connection.
  *
+ *   TLS (handshake.c)
+ *     v
  *   HEAD -> (dispatch, ROUTES) -> ASK -> SOCKET -> JOIN ----.
  *     ^          |          |-> COMMAND ------------+-> FLUSH -> HEAD, or LINGER -> CLOSING
  *     |          |          `-> STREAM -> GRANT -> JOIN (on another node)
@@ -114,9 +117,16 @@ void connection_close(struct connection *c, bool reset)
     struct gateway_thread *t = c->thread;
     if (c->phase == PHASE_CLOSING)
         return;
+    bool idle = c->phase == PHASE_TLS || c->phase == PHASE_HEAD || c->phase == PHASE_LINGER;
+    /* An end that is not clean must not look like one. */
+    if (c->tls != NULL && !reset && !c->x.broken && queue_pending(&c->out) == 0)
+        (void)tls_end(c->tls);
     connection_abandon(c);
-    if (c->phase != PHASE_HEAD && c->phase != PHASE_LINGER && !c->x.counted)
+    if (!idle && !c->x.counted)
         answer_count(c, 0);
+    handshake_forget_due(c);
+    tls_free(c->tls);
+    c->tls = NULL;
     connection_drop_exchange(c);
     c->phase = PHASE_CLOSING;
     queue_clear(&t->blocks, &c->in);
@@ -178,6 +188,10 @@ static void deadline_passed(struct connection *c)
     case PHASE_FLUSH:
         connection_close(c, true);
         break;
+    case PHASE_TLS:
+        count(&c->thread->counters.tls_failures, 1);
+        connection_close(c, false);
+        break;
     case PHASE_LINGER:
         connection_close(c, false);
         break;
@@ -234,8 +248,11 @@ void connection_update(struct connection *c)
         mask |= UV_READABLE;
     if (!c->half_closed && c->reading_stopped && !c->disconnect_seen)
         mask |= UV_DISCONNECT;
-    if (queue_pending(&c->out) > 0)
+    if (queue_pending(&c->out) > 0 || (c->tls != NULL && tls_wants_write(c->tls)))
         mask |= UV_WRITABLE;
+    if (c->tls != NULL && c->phase != PHASE_LINGER && (mask & UV_READABLE) != 0 &&
+        tls_pending(c->tls))
+        handshake_note_due(c);
     if (mask == c->mask)
         return;
     c->mask = mask;
@@ -252,6 +269,11 @@ static void client_closed_half(struct connection *c)
 {
     c->half_closed = true;
     c->half_closed_ms = thread_now_ms(c->thread);
+    /* Requests say by themselves where they end; what goes through a tunnel does not. */
+    if (c->tls != NULL && c->x.tunnel && tls_truncated(c->tls)) {
+        connection_close(c, true);
+        return;
+    }
     switch (c->phase) {
     case PHASE_HEAD:
         if (queue_pending(&c->in) > 0 && queue_pending(&c->out) == 0) {
@@ -291,8 +313,9 @@ static void client_closed_half(struct connection *c)
 static ssize_t receive(struct connection *c, char *to, size_t size)
 {
     ssize_t n;
-    do
-        n = recv(c->fd, to, size, 0);
+    do /* what lingers is dropped, and need not be understood */
+        n = c->tls != NULL && c->phase != PHASE_LINGER ? tls_receive(c->tls, to, size)
+                                                       : recv(c->fd, to, size, 0);
     while (n < 0 && errno == EINTR);
     if (n > 0) {
         count(&c->thread->counters.bytes_in, (uint64_t)n);
@@ -513,9 +536,12 @@ static void linger_read(struct connection *c)
         connection_close(c, false);
 }
 
-static void readable(struct connection *c)
+void connection_readable(struct connection *c)
 {
     switch (c->phase) {
+    case PHASE_TLS:
+        handshake_progress(c);
+        break;
     case PHASE_HEAD:
         if (queue_pending(&c->out) > 0)
             connection_read_ahead(c);
@@ -541,6 +567,18 @@ static void readable(struct connection *c)
 
 /* --- writing --- */
 
+void connection_linger(struct connection *c)
+{
+    connection_drop_exchange(c);
+    c->phase = PHASE_LINGER;
+    c->lingered_bytes = 0;
+    c->reading_stopped = false;
+    queue_clear(&c->thread->blocks, &c->in);
+    shutdown(c->fd, SHUT_WR);
+    connection_set_deadline(c, after_ms(c, LINGER_MS));
+    connection_update(c);
+}
+
 /* The answer is out: the next request, or the end. */
 static void answer_flushed(struct connection *c)
 {
@@ -559,19 +597,14 @@ static void answer_flushed(struct connection *c)
         connection_advance(c);
         return;
     }
+    if (c->tls != NULL && !broken && !tls_end(c->tls))
+        return; /* until the socket takes it */
     if (broken || c->half_closed || !unread) {
         connection_close(c, reset);
         return;
     }
     /* Closing now would send RST because of the unread bytes, and RST can overtake the answer. */
-    connection_drop_exchange(c);
-    c->phase = PHASE_LINGER;
-    c->lingered_bytes = 0;
-    c->reading_stopped = false;
-    queue_clear(&t->blocks, &c->in);
-    shutdown(c->fd, SHUT_WR);
-    connection_set_deadline(c, after_ms(c, LINGER_MS));
-    connection_update(c);
+    connection_linger(c);
 }
 
 void connection_exchange_done(struct connection *c)
@@ -591,7 +624,9 @@ void connection_flush(struct connection *c)
 {
     struct gateway_thread *t = c->thread;
     size_t written = 0;
-    enum queue_write result = queue_send(&t->blocks, &c->out, c->fd, true, &written);
+    enum queue_write result = c->tls != NULL
+                                  ? tls_send(c->tls, &t->blocks, &c->out, &written)
+                                  : queue_send(&t->blocks, &c->out, c->fd, true, &written);
     if (written > 0)
         count(&t->counters.bytes_out, written);
     if (result == QUEUE_BROKEN) {
@@ -602,6 +637,8 @@ void connection_flush(struct connection *c)
         c->x.progress_ms = thread_now_ms(t);
     if (result == QUEUE_EMPTY && c->phase == PHASE_FLUSH) {
         answer_flushed(c);
+        if (c->phase == PHASE_FLUSH)
+            connection_update(c);
         return;
     }
     if (written > 0 && c->phase == PHASE_FLUSH)
@@ -657,10 +694,14 @@ static void poll_cb(uv_poll_t *poll, int status, int events)
             return;
         }
     }
-    if ((events & UV_WRITABLE) != 0 && queue_pending(&c->out) > 0)
+    if ((events & UV_WRITABLE) != 0 && c->tls != NULL && tls_wants_write(c->tls) &&
+        (c->phase == PHASE_TLS || tls_receive_waits_for_write(c->tls)))
+        events |= UV_READABLE;
+    if ((events & UV_WRITABLE) != 0 && c->phase != PHASE_TLS &&
+        (queue_pending(&c->out) > 0 || (c->tls != NULL && tls_wants_write(c->tls))))
         writable(c);
     if ((events & UV_READABLE) != 0 && c->phase != PHASE_CLOSING)
-        readable(c);
+        connection_readable(c);
     else if ((events & UV_DISCONNECT) != 0 && c->phase != PHASE_CLOSING)
         disconnected(c);
     if (c->phase != PHASE_CLOSING)
@@ -683,7 +724,8 @@ static struct connection *connection_take(struct gateway_thread *t)
     return c;
 }
 
-void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer)
+void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer,
+                       enum listener_kind kind)
 {
     struct gateway *g = t->gateway;
     bool room = atomic_fetch_add(&g->connections, 1) < g->options.connections_max;
@@ -700,6 +742,8 @@ void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_s
     c->handles = 2;
     c->fd = fd;
     c->peer = *peer;
+    c->kind = kind;
+    c->phase = kind == LISTENER_TLS ? PHASE_TLS : PHASE_HEAD;
     c->deadline_ms = c->armed_ms = c->routes_until_ms = UINT64_MAX;
     c->next = t->connections;
     if (c->next != NULL)
@@ -708,7 +752,8 @@ void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_s
     t->connection_count++;
     count(&t->counters.connections_accepted, 1);
     /* A client that sends nothing is held to the same time as one that sends slowly. */
-    c->head_until_ms = after_ms(c, g->options.header_timeout_ms);
+    c->head_until_ms = after_ms(c, kind == LISTENER_TLS ? g->options.tls.handshake_timeout_ms
+                                                        : g->options.header_timeout_ms);
     connection_set_deadline(c, c->head_until_ms);
     connection_update(c);
 }

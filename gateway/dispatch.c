@@ -293,9 +293,12 @@ enum dispatch dispatch_request(struct connection *c, const char *data, size_t le
     if (!http_request_parse(head, data, length, &t->gateway->bounds, &fault))
         return refuse(c, fault.problem, fault.why);
     exchange_begin(c, head);
+    enum dispatch next = front_answer(c, head);
+    if (next != DISPATCH_READY)
+        return next;
     struct route route;
     route_find(&route, head, t->gateway->domain);
-    enum dispatch next = find_target(c, &route, head);
+    next = find_target(c, &route, head);
     if (next != DISPATCH_READY)
         return next;
     if (c->x.workload.no_port && !c->x.unknown) {

@@ -164,7 +164,8 @@ static void put_forwarded(struct writer *w, struct connection *c, const struct h
     put(w, forward_peer_text(c), strlen(forward_peer_text(c)));
     put_literal(w, "\r\n");
     if (!trusted || http_field_find(head, HTTP_NAME_X_FORWARDED_PROTO) == NULL)
-        put_literal(w, "X-Forwarded-Proto: http\r\n");
+        put_text(w, c->tls != NULL ? (struct http_text){"X-Forwarded-Proto: https\r\n", 26}
+                                   : (struct http_text){"X-Forwarded-Proto: http\r\n", 25});
     if (head->authority.length > 0 &&
         (!trusted || http_field_find(head, HTTP_NAME_X_FORWARDED_HOST) == NULL)) {
         put_literal(w, "X-Forwarded-Host: ");

@@ -10,6 +10,7 @@
 
 #include "base/log.h"
 #include "base/memory.h"
+#include "gateway/certificates.h"
 #include "gateway/thread.h"
 
 enum { BACKLOG = 4096 };
@@ -115,6 +116,8 @@ static void options_default(struct gateway_options *o)
         o->connections_max = 16384;
     if (o->owner_wait_ms == 0)
         o->owner_wait_ms = 5000;
+    if (o->tls.handshake_timeout_ms == 0)
+        o->tls.handshake_timeout_ms = 10000;
 }
 
 static void gateway_free(struct gateway *g)
@@ -128,6 +131,54 @@ static void gateway_free(struct gateway *g)
     free(g);
 }
 
+static int open_listeners(struct gateway *g, const char *const *names, size_t count,
+                          enum listener_kind kind, struct err *e)
+{
+    for (size_t n = 0; n < count; n++) {
+        struct sockaddr_storage *address = &g->addresses[g->listener_count];
+        int rc = address_parse(address, names[n], e);
+        if (rc == 0)
+            rc = check_free(address, names[n], e);
+        for (unsigned i = 0; rc == 0 && i < g->thread_count; i++) {
+            CLEANUP_FD int fd = -1;
+            rc = listen_open(&fd, address, names[n], e);
+            if (rc == 0)
+                rc = thread_listen(g->threads[i], fd, kind, e);
+            if (rc == 0)
+                steal_fd(&fd);
+        }
+        if (rc < 0)
+            return rc;
+        g->listener_count++;
+    }
+    return 0;
+}
+
+/* Before the threads run. */
+static int open_https(struct gateway *g, struct err *e)
+{
+    const struct gateway_tls_options *o = &g->options.tls;
+    struct certificates *certificates;
+    char described[512];
+    int rc = certificates_load(&certificates, o, e);
+    if (rc < 0)
+        return rc;
+    for (unsigned i = 0; i < g->thread_count; i++)
+        g->threads[i]->certificates = certificates_hold(certificates);
+    g->certificate_expires_s = certificates_expire_s(certificates);
+    certificates_describe(certificates, described, sizeof described);
+    certificates_release(certificates);
+    size_t first = g->listener_count;
+    rc = open_listeners(g, o->listen, o->listen_count, LISTENER_TLS, e);
+    if (rc == 0)
+        rc = open_listeners(g, o->redirect, o->redirect_count, LISTENER_REDIRECT, e);
+    if (rc < 0)
+        return rc;
+    g->https_port = o->redirect_port != 0 ? o->redirect_port : gateway_port(g, first);
+    log_info("gateway", "HTTPS at %s: %s", o->listen[0], described);
+    return 0;
+}
+
 static int open_threads(struct gateway *g, struct err *e)
 {
     const struct gateway_options *o = &g->options;
@@ -137,22 +188,11 @@ static int open_threads(struct gateway *g, struct err *e)
             return rc;
         g->thread_count++;
     }
-    for (size_t l = 0; l < o->listen_count; l++) {
-        int rc = address_parse(&g->addresses[l], o->listen[l], e);
-        if (rc == 0)
-            rc = check_free(&g->addresses[l], o->listen[l], e);
-        for (unsigned i = 0; rc == 0 && i < g->thread_count; i++) {
-            CLEANUP_FD int fd = -1;
-            rc = listen_open(&fd, &g->addresses[l], o->listen[l], e);
-            if (rc == 0)
-                rc = thread_listen(g->threads[i], fd, e);
-            if (rc == 0)
-                steal_fd(&fd);
-        }
-        if (rc < 0)
-            return rc;
-        g->listener_count++;
-    }
+    int opened = open_listeners(g, o->listen, o->listen_count, LISTENER_PLAIN, e);
+    if (opened == 0 && o->tls.listen_count > 0)
+        opened = open_https(g, e);
+    if (opened < 0)
+        return opened;
     for (unsigned i = 0; i < g->thread_count; i++) {
         int rc = thread_start(g->threads[i], e);
         if (rc < 0)
@@ -172,7 +212,8 @@ static char *lower_copy(const char *text)
 
 int gateway_open(struct gateway **out, const struct gateway_options *options, struct err *e)
 {
-    if (options->listen_count > LISTENERS_MAX)
+    if (options->listen_count + options->tls.listen_count + options->tls.redirect_count >
+        LISTENERS_MAX)
         return err_set(e, ERR_INVALID, "at most %d addresses can be listened on", LISTENERS_MAX);
     struct gateway *g = calloc(1, sizeof *g);
     if (g == NULL)
@@ -284,6 +325,7 @@ void gateway_close(struct gateway *g, void (*pump)(void *user), void *user)
 {
     const uint64_t pause_ns = 1000000;
     g->closing = true;
+    gateway_end_reload(g);
     for (unsigned i = 0; i < g->thread_count; i++)
         thread_close(g->threads[i]);
     while (atomic_load(&g->running) > 0) {
@@ -329,11 +371,14 @@ static void add(struct gateway_counters *out, const struct thread_counters *c)
     out->streams_connects += get(&c->streams_connects);
     out->streams_reuses += get(&c->streams_reuses);
     out->arrivals += get(&c->arrivals);
+    out->tls_handshakes += get(&c->tls_handshakes);
+    out->tls_resumed += get(&c->tls_resumed);
+    out->tls_failures += get(&c->tls_failures);
 }
 
 void gateway_counters(const struct gateway *g, struct gateway_counters *out)
 {
-    *out = (struct gateway_counters){0};
+    *out = (struct gateway_counters){.certificate_expires_s = g->certificate_expires_s};
     for (unsigned i = 0; i < g->thread_count; i++)
         add(out, &g->threads[i]->counters);
 }

@@ -8,8 +8,9 @@
  * HTTP is read by our own strict parser (gateway/http.h; RFC 9112, RFC 9110). Errors of Skerry's own
  * are problem+json (RFC 9457).
  *
- * Threads: gateway_open, _publish, _leave, _review, _drain, _shut, _close: the control thread. Calls in struct
- * gateway_calls come from gateway threads; answers may be posted from any thread. */
+ * Threads: gateway_open, _publish, _reload_certificates, _leave, _review, _drain, _shut, _close: the
+ * control thread. Calls in struct gateway_calls come from gateway threads; answers may be posted from
+ * any thread. */
 #ifndef SKERRY_GATEWAY_GATEWAY_H
 #define SKERRY_GATEWAY_GATEWAY_H
 
@@ -178,6 +179,21 @@ struct gateway_calls {
     bool (*peer)(void *user, node_id id, struct gateway_peer *out);
 };
 
+/* HTTPS beside plain HTTP. Everything that it points to outlives the gateway. */
+struct gateway_tls_options {
+    const char *const
+        *listen; /* where HTTPS is spoken; none: nowhere, and nothing else here counts */
+    size_t listen_count;
+    const char *const *redirect; /* plain HTTP that only sends its clients to HTTPS */
+    size_t redirect_count;
+    unsigned redirect_port;          /* on which they find it; 0: that of the first of `listen` */
+    const char *const *certificates; /* files, each with its chain */
+    const char *const *keys;         /* the n-th is that of the n-th certificate */
+    size_t certificate_count;
+    bool tls13_only;
+    unsigned handshake_timeout_ms; /* 10000 */
+};
+
 struct gateway_options {
     const char *const *listen; /* "127.0.0.1:8080", "[::1]:8080"; port 0 picks one */
     size_t listen_count;
@@ -188,8 +204,10 @@ struct gateway_options {
     size_t header_bytes_max; /* 65536 */
     uint64_t body_bytes_max; /* UINT64_MAX: none */
     unsigned header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;
-    unsigned connections_max;      /* in all */
-    node_id id;                    /* of this node */
+    unsigned connections_max; /* in all */
+    struct gateway_tls_options tls;
+    const char *acme_webroot; /* below it are answers to /.well-known/acme-challenge/; NULL: none */
+    node_id id;               /* of this node */
     struct secure_context *secure; /* for joins that travel; NULL: alone */
     unsigned owner_wait_ms; /* for a node that alone has an instance, while it restarts; 0: 5 s */
     struct gateway_calls calls;
@@ -197,7 +215,13 @@ struct gateway_options {
 
 int gateway_open(struct gateway **out, const struct gateway_options *options,
                  struct err *e) ERR_CHECKED;
-/* Port of the n-th listener, for port 0. */
+/* Whether the files can be used; gateway_open does the same, later in the life of a node. */
+int gateway_check_certificates(const struct gateway_tls_options *options,
+                               struct err *e) ERR_CHECKED;
+/* Reads the files of the certificates anew, on a thread of its own; connections from then on get
+ * those. If one cannot be used, the log says why, and all stay as they were. */
+void gateway_reload_certificates(struct gateway *g);
+/* Port of the n-th listener, for port 0: those of `listen`, of `tls.listen`, of `tls.redirect`. */
 unsigned gateway_port(const struct gateway *g, size_t listener);
 /* Every thread gets the routes and releases the ones before when it has switched. `routes` must
  * stay valid until `release` was called for it by each of gateway_thread_count threads. */
@@ -250,6 +274,8 @@ struct gateway_counters {
     uint64_t forwarded, forward_refused; /* joins sent to other nodes, and what these refused */
     uint64_t streams_connects, streams_reuses;
     uint64_t arrivals; /* joins that other nodes sent here */
+    uint64_t tls_handshakes, tls_resumed, tls_failures;
+    int64_t certificate_expires_s; /* the first of them, since 1970; 0: none is used */
 };
 void gateway_counters(const struct gateway *g, struct gateway_counters *out);
 

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "gateway/arrival.h"
+#include "gateway/certificates.h"
 #include "gateway/remote.h"
 
 /* One gateway thread: its loop, its listeners, the routes it holds, and its end.
@@ -48,7 +49,7 @@ static void accept_waiting(struct listener *listener)
         int fd =
             accept4(listener->fd, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            connection_accept(t, fd, &peer);
+            connection_accept(t, fd, &peer, listener->kind);
             continue;
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
@@ -254,6 +255,7 @@ void thread_check_closed(struct gateway_thread *t)
     uv_close((uv_handle_t *)&t->sweep, handle_closed_cb);
     uv_close((uv_handle_t *)&t->prepare, handle_closed_cb);
     uv_close((uv_handle_t *)&t->turn, handle_closed_cb);
+    uv_close((uv_handle_t *)&t->tls_turn, handle_closed_cb);
     inbox_close(t->inbox, NULL);
 }
 
@@ -297,13 +299,14 @@ int thread_open(struct gateway_thread **out, struct gateway *g, unsigned index, 
     }
     uv_prepare_init(&t->loop, &t->prepare);
     uv_idle_init(&t->loop, &t->turn);
+    uv_idle_init(&t->loop, &t->tls_turn);
     uv_timer_init(&t->loop, &t->sweep);
     uv_timer_start(&t->sweep, sweep_cb, SWEEP_MS, SWEEP_MS);
     *out = t;
     return 0;
 }
 
-int thread_listen(struct gateway_thread *t, int fd, struct err *e)
+int thread_listen(struct gateway_thread *t, int fd, enum listener_kind kind, struct err *e)
 {
     struct listener *listener = &t->listeners[t->listener_count];
     int rc = uv_poll_init(&t->loop, &listener->poll, fd);
@@ -311,6 +314,7 @@ int thread_listen(struct gateway_thread *t, int fd, struct err *e)
         return err_sys(e, ERR_IO, -rc, "poll a listening socket");
     listener->thread = t;
     listener->fd = fd;
+    listener->kind = kind;
     t->listener_count++;
     listener_start(listener);
     return 0;
@@ -341,6 +345,7 @@ void thread_free(struct gateway_thread *t)
     upstream_free_all(t);
     remote_free_all(t);
     block_pool_free(&t->blocks);
+    certificates_release(t->certificates);
     while (t->free_connections != NULL) {
         struct connection *c = t->free_connections;
         t->free_connections = c->next;

@@ -4,6 +4,9 @@
  *   gateway.c     the public calls, addresses, counters
  *   thread.c      the loop, listeners, routes, timers of the thread, opening and closing
  *   connection.c  the client's side: reading heads, writing, deadlines, closing
+ *   handshake.c   before that, where HTTPS is spoken; what waits decrypted (gateway/tls.h)
+ *   certificates.c, certificates_reload.c    what is shown there
+ *   front.c       what a listener answers before any workload is looked for
  *   dispatch.c    from a head to an instance: routes, authorization, admission, asks
  *   answer.c      answers of Skerry's own
  *   forward.c     heads as they go on, in both directions
@@ -34,7 +37,7 @@
 
 enum {
     THREADS_MAX = 64,
-    LISTENERS_MAX = 8,
+    LISTENERS_MAX = 24,
     SCRATCH_BYTES = 64 * 1024,
     TARGET_BYTES_MAX = 8 * 1024,
     ACCEPTS_PER_WAKE_MAX = 32,
@@ -67,7 +70,14 @@ enum {
     CONNECTIONS_KEPT_MAX = 256,
 };
 
+enum listener_kind {
+    LISTENER_PLAIN,
+    LISTENER_TLS,
+    LISTENER_REDIRECT, /* plain, and answers nothing but where HTTPS is */
+};
+
 enum phase {
+    PHASE_TLS,     /* the client's handshake */
     PHASE_HEAD,    /* a request's head is awaited */
     PHASE_ROUTES,  /* it named what the routes do not know; newer ones are awaited */
     PHASE_ASK,     /* the control thread decides */
@@ -89,6 +99,8 @@ struct command;
 struct remote;
 struct peer;
 struct arrival;
+struct tls;
+struct certificates;
 
 /* Counters: written by their thread alone, read by any. */
 struct thread_counters {
@@ -100,6 +112,7 @@ struct thread_counters {
     _Atomic uint64_t connections_accepted, connections_refused;
     _Atomic uint64_t upstream_connects, upstream_reuses;
     _Atomic uint64_t forwarded, forward_refused, streams_connects, streams_reuses, arrivals;
+    _Atomic uint64_t tls_handshakes, tls_resumed, tls_failures;
 };
 
 static inline void count(_Atomic uint64_t *counter, uint64_t n)
@@ -112,6 +125,7 @@ struct listener {
     struct gateway_thread *thread;
     uv_poll_t poll;
     int fd;
+    enum listener_kind kind;
     bool polling;
 };
 
@@ -257,6 +271,10 @@ struct connection {
     struct gateway_thread *thread;
     const struct bridge *bridge;
     struct arrival *arrival; /* the client is another node: no socket, but a stream */
+    struct tls *tls;         /* over the socket; NULL: nothing is */
+    enum listener_kind kind; /* where it came in */
+    bool tls_due;            /* in the list of those with decrypted bytes that wait */
+    struct connection *due_previous, *due_next;
     struct peer *waits_for_peer;
     struct connection *previous, *next;           /* all of the thread */
     struct connection *wait_previous, *wait_next; /* waiters of a pool or peer, or for routes */
@@ -297,6 +315,10 @@ struct gateway_thread {
     uv_timer_t sweep;
     struct listener listeners[LISTENERS_MAX];
     size_t listener_count;
+    struct certificates *certificates; /* for connections to come; NULL: no HTTPS */
+    uv_idle_t tls_turn;                /* active while a connection is due: */
+    struct connection *tls_due_first, *tls_due_last;
+    unsigned tls_due_count;
     const void *routes;
     bool started;
     bool draining, shut, closing, inbox_closing;
@@ -351,6 +373,11 @@ struct gateway {
     _Atomic unsigned running;                    /* threads */
     /* Threads that post nothing to others any more; only when all do not, inboxes may close. */
     _Atomic unsigned silent;
+    unsigned https_port; /* where a redirect leads */
+    _Atomic int64_t certificate_expires_s;
+    _Atomic unsigned reloads_wanted; /* > 0: the thread below is at it */
+    uv_thread_t reload_thread;
+    bool reload_started;
     uv_mutex_t mutex; /* of `stopped` */
     uv_cond_t stopped;
 };
@@ -366,7 +393,8 @@ void thread_check_closed(struct gateway_thread *t);
 int thread_open(struct gateway_thread **out, struct gateway *g, unsigned index,
                 struct err *e) ERR_CHECKED;
 /* The descriptor is the thread's from then on. */
-int thread_listen(struct gateway_thread *t, int fd, struct err *e) ERR_CHECKED;
+int thread_listen(struct gateway_thread *t, int fd, enum listener_kind kind,
+                  struct err *e) ERR_CHECKED;
 int thread_start(struct gateway_thread *t, struct err *e) ERR_CHECKED;
 /* From the control thread: */
 bool thread_publish(struct gateway_thread *t, const void *routes);
@@ -380,7 +408,13 @@ void thread_close(struct gateway_thread *t);
 void thread_free(struct gateway_thread *t);
 
 /* --- connection.c --- */
-void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer);
+void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer,
+                       enum listener_kind kind);
+/* Its socket, or what was decrypted, has something. */
+void connection_readable(struct connection *c);
+/* Closes for writing, and drops what still comes, so that no RST overtakes what was said. */
+void connection_linger(struct connection *c);
+
 /* Goes on wherever it stands: the next request, or closing. */
 void connection_advance(struct connection *c);
 void connection_flush(struct connection *c);
@@ -404,12 +438,28 @@ void connection_look_again(struct connection *c, bool final);
 /* For c->routes_patience_ms since the first time for this request. */
 void connection_wait_for_routes(struct connection *c);
 
-/* --- dispatch.c --- */
+/* --- handshake.c --- */
+/* Goes on with what the client's handshake waits for. */
+void handshake_progress(struct connection *c);
+/* There are bytes that no socket will tell of: they are read in the next turn of the loop. */
+void handshake_note_due(struct connection *c);
+void handshake_forget_due(struct connection *c);
+
+/* --- certificates_reload.c --- */
+/* Of connections from now on; takes over one hold. */
+bool thread_certificates(struct gateway_thread *t, struct certificates *certificates);
+void gateway_end_reload(struct gateway *g);
+
+/* --- front.c --- */
 enum dispatch {
     DISPATCH_READY, /* dispatch_find_instance comes next */
     DISPATCH_ANSWERED,
     DISPATCH_AGAIN, /* with newer routes; only unless c->routes_final */
 };
+/* DISPATCH_READY: it is for a workload. */
+enum dispatch front_answer(struct connection *c, const struct http_head *head);
+
+/* --- dispatch.c --- */
 enum dispatch dispatch_request(struct connection *c, const char *data, size_t length);
 void dispatch_find_instance(struct connection *c);
 /* The steps of that, for who takes them in another order: */
@@ -436,6 +486,10 @@ void answer_own_problem(struct connection *c, const struct problem_report *repor
 void answer_problem_simple(struct connection *c, enum problem problem, enum ran ran,
                            const char *detail);
 void answer_text(struct connection *c, unsigned status, const char *text);
+void answer_bytes(struct connection *c, const char *data, size_t length);
+/* 308, to the same path there. */
+void answer_redirect(struct connection *c, struct http_text host, unsigned port,
+                     struct http_text path);
 void answer_options(struct connection *c);
 /* Skerry-Instance, -Node, -Start, -Request-Id and Server-Timing into out[]; returns bytes. */
 #define ANSWER_FIELDS_BYTES_MAX 1024u

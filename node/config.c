@@ -78,18 +78,49 @@ static int check_domain(const char *domain, struct err *e)
                    text_show(domain, shown));
 }
 
-static int check_http(struct config *c, struct err *e)
+/* Addresses of the gateway. */
+static int check_listen(struct field_list *list, unsigned default_port, struct err *e)
 {
-    for (size_t i = 0; i < c->http.count; i++) {
-        int rc = check_address(&c->http.items[i], CONFIG_HTTP_PORT, false, e);
+    for (size_t i = 0; i < list->count; i++) {
+        int rc = check_address(&list->items[i], default_port, false, e);
         if (rc != 0)
             return rc;
         for (size_t j = 0; j < i; j++) {
-            if (strcmp(c->http.items[i], c->http.items[j]) == 0)
-                return err_set(e, ERR_INVALID, "%s is given twice", c->http.items[i]);
+            if (strcmp(list->items[i], list->items[j]) == 0)
+                return err_set(e, ERR_INVALID, "%s is given twice", list->items[i]);
         }
     }
     return 0;
+}
+
+static int check_tls_listen(struct config *c, struct err *e)
+{
+    if (c->gateway.tls.listen.count > 0 && c->gateway.tls.certificate.count == 0)
+        return err_set(e, ERR_INVALID,
+                       "HTTPS needs a certificate; gateway: {tls: {certificate: FILE, key: FILE}}");
+    return check_listen(&c->gateway.tls.listen, CONFIG_HTTPS_PORT, e);
+}
+
+static int check_certificates(const struct config *c, struct err *e)
+{
+    size_t certificates = c->gateway.tls.certificate.count, keys = c->gateway.tls.key.count;
+    if (certificates != keys)
+        return err_set(e, ERR_INVALID,
+                       "%zu certificates and %zu keys; gateway.tls.key has one file for each of "
+                       "gateway.tls.certificate, in the same order",
+                       certificates, keys);
+    if (certificates > 0 && c->gateway.tls.listen.count == 0)
+        return err_set(e, ERR_INVALID,
+                       "nothing listens for HTTPS; gateway: {tls: {listen: [\"0.0.0.0:443\"]}}");
+    return 0;
+}
+
+static int check_redirect(struct config *c, struct err *e)
+{
+    if (c->gateway.tls.redirect.count > 0 && c->gateway.tls.listen.count == 0)
+        return err_set(e, ERR_INVALID,
+                       "nothing listens for HTTPS; gateway: {tls: {listen: [\"0.0.0.0:443\"]}}");
+    return check_listen(&c->gateway.tls.redirect, CONFIG_REDIRECT_PORT, e);
 }
 
 static int check_peers(struct config *c, struct err *e)
@@ -150,7 +181,7 @@ static int check_value(struct config *c, const char *path, struct err *e)
     if (strcmp(path, "domain") == 0)
         return check_domain(c->domain, e);
     if (strcmp(path, "http") == 0)
-        return check_http(c, e);
+        return check_listen(&c->http, CONFIG_HTTP_PORT, e);
     if (strcmp(path, "bind") == 0)
         return check_address(&c->bind, CONFIG_PEER_PORT, true, e);
     if (strcmp(path, "advertise") == 0 && c->advertise[0] != '\0')
@@ -159,12 +190,31 @@ static int check_value(struct config *c, const char *path, struct err *e)
         return check_address(&c->api, CONFIG_API_PORT, false, e);
     if (strcmp(path, "gateway.ssh") == 0 && strcmp(c->gateway.ssh, "none") != 0)
         return check_address(&c->gateway.ssh, CONFIG_SSH_PORT, false, e);
+    if (strcmp(path, "gateway.tls.listen") == 0)
+        return check_tls_listen(c, e);
+    if (strcmp(path, "gateway.tls.certificate") == 0 || strcmp(path, "gateway.tls.key") == 0)
+        return check_certificates(c, e);
+    if (strcmp(path, "gateway.tls.redirect") == 0)
+        return check_redirect(c, e);
     return 0;
 }
 
-static const char *const checked_paths[] = {"name", "cluster",   "domain",      "http",
-                                            "bind", "advertise", "api",         "peers",
-                                            "zone", "labels",    "raft.voters", "gateway.ssh"};
+static const char *const checked_paths[] = {"name",
+                                            "cluster",
+                                            "domain",
+                                            "http",
+                                            "bind",
+                                            "advertise",
+                                            "api",
+                                            "peers",
+                                            "zone",
+                                            "labels",
+                                            "raft.voters",
+                                            "gateway.ssh",
+                                            "gateway.tls.listen",
+                                            "gateway.tls.certificate",
+                                            "gateway.tls.key",
+                                            "gateway.tls.redirect"};
 
 /* --- the file --------------------------------------------------------------------------------- */
 
@@ -333,6 +383,37 @@ static char *name_of_host(void)
     return strdup(host_name_valid(name, false) ? name : "node1");
 }
 
+static bool has_item(const struct field_list *list, const char *item)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (strcmp(list->items[i], item) == 0)
+            return true;
+    return false;
+}
+
+static int check_apart(const struct config *c, struct err *e)
+{
+    const struct {
+        const char *name;
+        const struct field_list *list;
+    } lists[] = {{"http", &c->http},
+                 {"gateway.tls.listen", &c->gateway.tls.listen},
+                 {"gateway.tls.redirect", &c->gateway.tls.redirect}};
+    for (size_t i = 0; i < ARRAY_SIZE(lists); i++) {
+        if (has_item(lists[i].list, c->api))
+            return err_set(e, ERR_INVALID,
+                           "%s and api are both %s; hosted pages must not share an origin with "
+                           "the API: give one of them another port",
+                           lists[i].name, c->api);
+        for (size_t j = 0; j < i; j++)
+            for (size_t k = 0; k < lists[j].list->count; k++)
+                if (has_item(lists[i].list, lists[j].list->items[k]))
+                    return err_set(e, ERR_INVALID, "%s and %s are both %s; one address, one kind",
+                                   lists[j].name, lists[i].name, lists[j].list->items[k]);
+    }
+    return 0;
+}
+
 int config_finish(struct config *c, struct err *e)
 {
     if (c->name[0] == '\0') {
@@ -345,14 +426,7 @@ int config_finish(struct config *c, struct err *e)
     }
     if (c->name == NULL || c->advertise == NULL)
         return err_set(e, ERR_NO_MEMORY, "configuration: no memory");
-    for (size_t i = 0; i < c->http.count; i++) {
-        if (strcmp(c->http.items[i], c->api) == 0)
-            return err_set(e, ERR_INVALID,
-                           "http and api are both %s; hosted pages must not share an origin with "
-                           "the API: give one of them another port",
-                           c->api);
-    }
-    return 0;
+    return check_apart(c, e);
 }
 
 void config_free(struct config *c)

@@ -21,7 +21,11 @@
 #define CONFIG_HTTP_PORT 8080
 #define CONFIG_API_PORT 8081
 #define CONFIG_SSH_PORT 2222
+#define CONFIG_HTTPS_PORT 8443
+#define CONFIG_REDIRECT_PORT 80
 #define CONFIG_PEERS_MAX 64
+
+enum config_tls_minimum { CONFIG_TLS_12, CONFIG_TLS_13 };
 
 struct config {
     char *name;               /* of this node; "" until config_finish takes the host's */
@@ -52,6 +56,14 @@ struct config {
         char *ssh; /* address of joins over SSH, or "none" */
         uint64_t ssh_sessions_max;
         bool forwarded; /* X-Forwarded-* of who connects are believed */
+        struct {
+            struct field_list listen, redirect; /* addresses */
+            uint64_t redirect_port;             /* 0: that of `listen` */
+            struct field_list certificate, key; /* files, as many of one as of the other */
+            int minimum;                        /* enum config_tls_minimum */
+            uint64_t handshake_timeout_ms;
+        } tls;
+        char *acme_webroot; /* "" none */
     } gateway;
     struct {
         uint64_t instances_max, starts_max, waiters_max; /* on this node */

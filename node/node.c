@@ -180,6 +180,22 @@ static int open_layers(struct node *n, struct err *e)
     return layers_open(&n->layers, &n->loop, &o, e);
 }
 
+static struct gateway_tls_options tls_options(const struct config *c)
+{
+    return (struct gateway_tls_options){
+        .listen = (const char *const *)c->gateway.tls.listen.items,
+        .listen_count = c->gateway.tls.listen.count,
+        .redirect = (const char *const *)c->gateway.tls.redirect.items,
+        .redirect_count = c->gateway.tls.redirect.count,
+        .redirect_port = (unsigned)c->gateway.tls.redirect_port,
+        .certificates = (const char *const *)c->gateway.tls.certificate.items,
+        .keys = (const char *const *)c->gateway.tls.key.items,
+        .certificate_count = c->gateway.tls.certificate.count,
+        .tls13_only = c->gateway.tls.minimum == CONFIG_TLS_13,
+        .handshake_timeout_ms = (unsigned)c->gateway.tls.handshake_timeout_ms,
+    };
+}
+
 static int open_gateway(struct node *n, struct err *e)
 {
     const struct config *c = n->config;
@@ -196,6 +212,8 @@ static int open_gateway(struct node *n, struct err *e)
         .body_timeout_ms = (unsigned)c->gateway.body_timeout_ms,
         .keepalive_timeout_ms = (unsigned)c->gateway.keepalive_timeout_ms,
         .connections_max = (unsigned)c->gateway.connections_max,
+        .tls = tls_options(c),
+        .acme_webroot = c->gateway.acme_webroot[0] != '\0' ? c->gateway.acme_webroot : NULL,
         .id = n->id,
         .secure = cluster_secure(n->cluster),
         .calls = {.user = n,
@@ -439,6 +457,14 @@ static void signal_cb(uv_signal_t *handle, int number)
     uv_timer_start(&n->drain_timer, drain_timer_cb, 0, NODE_DRAIN_LOOK_MS);
 }
 
+static void reload_cb(uv_signal_t *handle, int number)
+{
+    struct node *n = handle->data;
+    (void)number;
+    if (n->gateway != NULL && !n->stopping)
+        gateway_reload_certificates(n->gateway);
+}
+
 static void free_instances(struct node *n)
 {
     struct instance *i, *next;
@@ -548,11 +574,9 @@ static void open_signals(struct node *n)
     for (size_t k = 0; k < ARRAY_SIZE(numbers); k++) {
         uv_signal_init(&n->loop, &n->signals[k]);
         n->signals[k].data = n;
-        if (numbers[k] != SIGHUP)
-            uv_signal_start(&n->signals[k], signal_cb, numbers[k]);
+        uv_signal_start(&n->signals[k], numbers[k] == SIGHUP ? reload_cb : signal_cb, numbers[k]);
     }
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
     uv_timer_init(&n->loop, &n->sweep_timer);
     uv_timer_init(&n->loop, &n->lag_timer);
     uv_timer_init(&n->loop, &n->drain_timer);
@@ -588,7 +612,9 @@ int node_run(const struct config *config)
         log_error("node", "libsodium cannot be used on this machine");
         return 1;
     }
-    if (lock_data(config, &lock, &e) != 0) {
+    /* The gateway opens when the node holds its lease; what is wrong here is said at once. */
+    struct gateway_tls_options tls = tls_options(config);
+    if (gateway_check_certificates(&tls, &e) != 0 || lock_data(config, &lock, &e) != 0) {
         log_error("node", "%s", e.msg);
         return 1;
     }

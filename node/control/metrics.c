@@ -198,7 +198,17 @@ static bool write_gateway(struct buffer *out, const struct metrics_input *in)
            counter(out, "skerry_gateway_streams_reuses_total", "Joins that used a stream again.",
                    g->streams_reuses) &&
            counter(out, "skerry_gateway_arrivals_total", "Joins that other nodes sent here.",
-                   g->arrivals);
+                   g->arrivals) &&
+           counter(out, "skerry_gateway_tls_handshakes_total", "Clients that came by HTTPS.",
+                   g->tls_handshakes) &&
+           counter(out, "skerry_gateway_tls_resumed_total", "Of those, with a ticket of before.",
+                   g->tls_resumed) &&
+           counter(out, "skerry_gateway_tls_failures_total",
+                   "Connections to the port of HTTPS that came to no request.", g->tls_failures) &&
+           (g->certificate_expires_s == 0 ||
+            gauge(out, "skerry_gateway_certificate_expires_timestamp_seconds",
+                  "When the first certificate of HTTPS ends, since 1970.",
+                  (uint64_t)g->certificate_expires_s));
 }
 
 static bool write_instances(struct buffer *out, const struct metrics_input *in)

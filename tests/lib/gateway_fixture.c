@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,8 +20,6 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "gateway/http.h"
-
-enum { TEST_TIMEOUT_MS = 40000 };
 
 void gateway_fixture_pause(void)
 {
@@ -568,10 +565,13 @@ void gateway_fixture_start(struct gateway_fixture *f, const struct gateway_fixtu
         abort();
     open_instance(f);
     pthread_create(&f->control, NULL, control_main, f);
-    const char *listen = options->listen != NULL ? options->listen : "127.0.0.1:0";
+    const char *any = "127.0.0.1:0";
+    const char *listen = options->listen != NULL ? options->listen : any;
     struct gateway_options o = {
         .listen = &listen,
         .listen_count = 1,
+        .tls = options->tls,
+        .acme_webroot = options->acme_webroot,
         .threads = options->threads == 0 ? 1 : options->threads,
         .node_name = options->node_name != NULL ? options->node_name : "node1",
         .id = f->options.id,
@@ -586,11 +586,17 @@ void gateway_fixture_start(struct gateway_fixture *f, const struct gateway_fixtu
         .calls = {f, call_workload, call_instance, call_authorize, call_ask, call_cancel,
                   call_sockets, call_slot_left, call_release, call_ready, options->peer},
     };
+    if (options->tls.certificate_count > 0) {
+        o.tls.listen = o.tls.redirect = &any;
+        o.tls.listen_count = o.tls.redirect_count = 1;
+    }
     if (gateway_open(&f->gateway, &o, &e) < 0) {
         fprintf(stderr, "%s\n", e.msg);
         abort();
     }
     f->port = gateway_port(f->gateway, 0);
+    f->https_port = gateway_port(f->gateway, 1);
+    f->redirect_port = gateway_port(f->gateway, 2);
     gateway_fixture_publish(f);
 }
 
@@ -621,175 +627,4 @@ void gateway_fixture_stop(struct gateway_fixture *f)
     slot_table_free(f->slots);
     pthread_mutex_destroy(&f->mutex);
     pthread_cond_destroy(&f->changed);
-}
-
-/* --- a client --- */
-
-void test_client_open(struct test_client *c, const struct gateway_fixture *f)
-{
-    memset(c, 0, sizeof *c);
-    struct sockaddr_in a = {.sin_family = AF_INET,
-                            .sin_port = htons((uint16_t)f->port),
-                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    assert_true(c->fd >= 0);
-    assert_int_equal(connect(c->fd, (struct sockaddr *)&a, sizeof a), 0);
-}
-
-void test_client_close(struct test_client *c)
-{
-    if (c->fd >= 0)
-        close(c->fd);
-    c->fd = -1;
-    free(c->data);
-    c->data = NULL;
-    c->length = c->capacity = 0;
-}
-
-void test_client_send_bytes(struct test_client *c, const void *data, size_t length)
-{
-    write_all(c->fd, data, length);
-}
-
-void test_client_send(struct test_client *c, const char *text)
-{
-    test_client_send_bytes(c, text, strlen(text));
-}
-
-/* False at the end of the connection. */
-static bool test_client_fill(struct test_client *c)
-{
-    struct pollfd p = {.fd = c->fd, .events = POLLIN};
-    if (poll(&p, 1, TEST_TIMEOUT_MS) != 1)
-        fail_msg("no answer within %d ms; so far: %.*s", TEST_TIMEOUT_MS, (int)c->length,
-                 c->length > 0 ? c->data : "");
-    if (c->capacity - c->length < 65536) {
-        c->capacity = c->capacity * 2 + 65536;
-        c->data = realloc(c->data, c->capacity);
-        assert_non_null(c->data);
-    }
-    ssize_t n = recv(c->fd, c->data + c->length, c->capacity - c->length, 0);
-    if (n <= 0)
-        return false;
-    c->length += (size_t)n;
-    return true;
-}
-
-static void test_client_drop(struct test_client *c, size_t n)
-{
-    memmove(c->data, c->data + n, c->length - n);
-    c->length -= n;
-}
-
-bool test_client_at_end(struct test_client *c, bool *reset)
-{
-    while (test_client_fill(c))
-        ;
-    if (reset != NULL)
-        *reset = errno == ECONNRESET;
-    return true;
-}
-
-static void read_answer_body(struct test_client *c, struct test_answer *a,
-                             const struct http_head *head)
-{
-    struct buffer body, trailers;
-    buffer_init(&body, 64u * 1024 * 1024);
-    buffer_init(&trailers, 65536);
-    struct http_chunked chunked;
-    http_chunked_init(&chunked);
-    uint64_t left = head->body == HTTP_BODY_UNTIL_CLOSE ? UINT64_MAX : head->content_length;
-    bool is_chunked = head->body == HTTP_BODY_CHUNKED;
-    while (head->body != HTTP_BODY_NONE &&
-           (is_chunked ? chunked.state != HTTP_CHUNK_DONE : left > 0)) {
-        if (c->length == 0 && !test_client_fill(c)) {
-            a->broken = head->body != HTTP_BODY_UNTIL_CLOSE;
-            break;
-        }
-        struct http_text span = {c->data, c->length < left ? c->length : (size_t)left};
-        struct http_text more = {c->data, 0};
-        struct http_fault fault;
-        ptrdiff_t n = (ptrdiff_t)span.length;
-        if (is_chunked)
-            n = http_chunked_read(&chunked, c->data, c->length, &span, &more, &fault);
-        assert_true(n >= 0);
-        buffer_append(&body, span.data, span.length);
-        buffer_append(&trailers, more.data, more.length);
-        if (!is_chunked)
-            left -= (uint64_t)n;
-        test_client_drop(c, (size_t)n);
-    }
-    buffer_append(&body, "", 1);
-    buffer_append(&trailers, "", 1);
-    a->body_length = body.length - 1;
-    a->body = body.data;
-    a->trailers = trailers.data;
-}
-
-void test_client_read(struct test_client *c, struct test_answer *a, bool head_only)
-{
-    memset(a, 0, sizeof *a);
-    struct http_bounds bounds = {.head_bytes_max = 200000};
-    struct http_scan scan = {0};
-    struct http_fault fault = {0};
-    ptrdiff_t n;
-    while ((n = http_scan(&scan, c->data, c->length, false, &bounds, &fault)) == HTTP_MORE)
-        if (!test_client_fill(c))
-            break;
-    if (n <= 0 || c->data == NULL) {
-        a->broken = true;
-        a->head = strdup("");
-        a->body = strdup("");
-        a->trailers = strdup("");
-        return;
-    }
-    a->head = malloc((size_t)n + 1);
-    assert_non_null(a->head);
-    memcpy(a->head, c->data, (size_t)n);
-    a->head[n] = '\0';
-    test_client_drop(c, (size_t)n);
-    struct http_head *head = malloc(sizeof *head);
-    if (!http_answer_parse(head, a->head, (size_t)n, head_only ? HTTP_METHOD_HEAD : HTTP_METHOD_GET,
-                           &fault))
-        fail_msg("the gateway's answer is malformed: %s\n%s", fault.why, a->head);
-    a->status = head->status;
-    read_answer_body(c, a, head);
-    free(head);
-}
-
-void test_answer_free(struct test_answer *a)
-{
-    free(a->head);
-    free(a->body);
-    free(a->trailers);
-    memset(a, 0, sizeof *a);
-}
-
-const char *test_answer_field(const struct test_answer *a, const char *name)
-{
-    static char value[4096];
-    const char *p = a->head;
-    size_t length = strlen(name);
-    while ((p = strstr(p, "\r\n")) != NULL) {
-        p += 2;
-        if (strncasecmp(p, name, length) != 0 || p[length] != ':')
-            continue;
-        p += length + 1;
-        while (*p == ' ')
-            p++;
-        size_t n = strcspn(p, "\r");
-        text_format(value, sizeof value, "%.*s", (int)n, p);
-        return value;
-    }
-    return NULL;
-}
-
-void gateway_fixture_get(const struct gateway_fixture *f, struct test_answer *a,
-                         const char *request)
-{
-    struct test_client c;
-    test_client_open(&c, f);
-    test_client_send(&c, request);
-    test_client_read(&c, a, strncmp(request, "HEAD ", 5) == 0);
-    test_client_close(&c);
 }

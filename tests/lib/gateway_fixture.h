@@ -10,6 +10,7 @@
 #ifndef SKERRY_TESTS_LIB_GATEWAY_FIXTURE_H
 #define SKERRY_TESTS_LIB_GATEWAY_FIXTURE_H
 
+#include <openssl/ssl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -30,6 +31,9 @@ struct gateway_fixture_options {
     bool one_at_a_time;    /* the code serves one connection until it is closed, then the next */
     const char *listen;    /* NULL: 127.0.0.1:0 */
     unsigned backend_port; /* 0: the code of the fixture */
+    /* With certificates it also listens for HTTPS and redirects, on ports that are picked. */
+    struct gateway_tls_options tls;
+    const char *acme_webroot;
     void (*on_ask)(struct gateway_fixture *f, struct gateway_ask *ask);
     void (*on_cancel)(struct gateway_fixture *f, uint64_t number, enum end_reason reason);
     /* One node among others (tests/lib/gateway_nodes.h); 0 and NULL: alone, as node 1. */
@@ -47,7 +51,7 @@ struct gateway_fixture_options {
 struct gateway_fixture {
     struct gateway_fixture_options options;
     struct gateway *gateway;
-    unsigned port;
+    unsigned port, https_port, redirect_port;
     struct slot_table *slots;
     struct slot_ref slot;
     struct instance_id id; /* of the open instance */
@@ -89,6 +93,7 @@ void gateway_fixture_end_instance(struct gateway_fixture *f, enum end_reason rea
 /* --- a client --- */
 struct test_client {
     int fd;
+    SSL *ssl;   /* over it; NULL: plain HTTP */
     char *data; /* read and not taken */
     size_t length, capacity;
 };
@@ -101,6 +106,10 @@ struct test_answer {
     bool broken; /* the connection ended within it */
 };
 void test_client_open(struct test_client *c, const struct gateway_fixture *f);
+void test_client_connect(struct test_client *c, unsigned port);
+/* To f->https_port, and TLS begun; `name` (SNI) may be NULL. */
+void test_client_open_tls(struct test_client *c, const struct gateway_fixture *f, SSL_CTX *context,
+                          const char *name);
 void test_client_close(struct test_client *c);
 void test_client_send(struct test_client *c, const char *text);
 void test_client_send_bytes(struct test_client *c, const void *data, size_t length);

@@ -297,6 +297,38 @@ static void addresses_are_literal_and_complete(void **state)
     assert_int_equal(address_parse(&address, long_host, 7, NULL), -ERR_INVALID);
 }
 
+static void https_is_whole_or_refused(void **state)
+{
+    (void)state;
+    struct config c;
+    taken(&c, "http: 127.0.0.1\n"
+              "gateway: {acme_webroot: /srv/acme, tls: {listen: [\"0.0.0.0:443\", \"[::]\"],\n"
+              "  certificate: a.pem, key: a.key, redirect: 0.0.0.0, minimum: \"1.3\"}}\n");
+    assert_string_equal(c.gateway.tls.listen.items[0], "0.0.0.0:443");
+    assert_string_equal(c.gateway.tls.listen.items[1], "[::]:8443");
+    assert_string_equal(c.gateway.tls.redirect.items[0], "0.0.0.0:80");
+    assert_string_equal(c.gateway.tls.certificate.items[0], "a.pem");
+    assert_int_equal(c.gateway.tls.minimum, CONFIG_TLS_13);
+    assert_int_equal(c.gateway.tls.handshake_timeout_ms, 10000);
+    assert_string_equal(c.gateway.acme_webroot, "/srv/acme");
+    config_free(&c);
+    refused("gateway: {tls: {listen: 0.0.0.0}}\n", "HTTPS needs a certificate");
+    refused("gateway:\n  tls: {listen: 0.0.0.0, certificate: [a, b], key: c}\n",
+            "skerry.yaml:2: gateway.tls.certificate: 2 certificates and 1 keys");
+    refused("gateway: {tls: {certificate: a, key: b}}\n", "nothing listens for HTTPS");
+    refused("gateway: {tls: {redirect: 0.0.0.0}}\n", "nothing listens for HTTPS");
+    refused("gateway: {tls: {listen: 0.0.0.0, certificate: a, key: b, minimum: \"1.1\"}}\n", "1.2");
+    refused("tls: {}\n", "gateway: {tls:");
+    refused("gateway: {tls: {cert: a}}\n", "Here: certificate:");
+    struct err e = {0};
+    write_file("http: 127.0.0.1:9000\n"
+               "gateway: {tls: {listen: \"127.0.0.1:9000\", certificate: a, key: b}}\n");
+    assert_int_equal(config_load(&c, path, &e), 0);
+    assert_int_equal(config_finish(&c, &e), -ERR_INVALID);
+    assert_non_null(strstr(e.msg, "http and gateway.tls.listen are both 127.0.0.1:9000"));
+    config_free(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -308,6 +340,7 @@ int main(void)
         cmocka_unit_test(the_api_does_not_share_an_address_with_the_gateway),
         cmocka_unit_test(private_addresses_are_these),
         cmocka_unit_test(addresses_are_literal_and_complete),
+        cmocka_unit_test(https_is_whole_or_refused),
     };
     return cmocka_run_group_tests_name("config", tests, make_directory, remove_directory);
 }

@@ -257,6 +257,8 @@ static void metrics_are_valid_and_say_what_was_counted(void **state)
     for (size_t i = 5; i <= GATEWAY_BUCKETS; i++)
         gateway.by_start[2].buckets[i] = i < 9 ? 1 : 2; /* cumulative, as the gateway counts */
     gateway.problems[PROBLEM_QUEUE_FULL] = 6;
+    gateway.tls_handshakes = 11;
+    gateway.certificate_expires_s = 1893456000;
     struct metrics_input in = {.version = "1.2.3",
                                .node_name = "a \"quoted\\ name\n",
                                .node = &node,
@@ -289,6 +291,8 @@ static void metrics_are_valid_and_say_what_was_counted(void **state)
         {"skerry_gateway_connections", "", NAN, 9},
         {"skerry_gateway_sent_bytes_total", "", NAN, 1152921504606846976.0},
         {"skerry_runner_connected", "", NAN, 1},
+        {"skerry_gateway_tls_handshakes_total", "", NAN, 11},
+        {"skerry_gateway_certificate_expires_timestamp_seconds", "", NAN, 1893456000},
         {"skerry_waiters", "", NAN, 3},
         {"skerry_loop_lag_seconds_count", "", NAN, 0},
         {"skerry_request_seconds_count", "start=\"join\";", NAN, 2},
