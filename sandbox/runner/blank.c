@@ -181,7 +181,7 @@ static void blank_run(const int *descriptors, size_t count, int null_fd)
 
 /* Clones with the effective ids of the instance's range. The file system id stays root's, for
  * CLONE_INTO_CGROUP asks whether we may write to the group. */
-static pid_t clone_as(uint32_t uid, int cgroup_fd, int *pidfd)
+static pid_t clone_as(uint32_t uid, int cgroup_fd, bool as_sibling, int *pidfd)
 {
     struct clone_args args = {
         .flags =
@@ -189,6 +189,10 @@ static pid_t clone_as(uint32_t uid, int cgroup_fd, int *pidfd)
         .pidfd = (uintptr_t)pidfd,
         .exit_signal = SIGCHLD,
     };
+    if (as_sibling) {
+        args.flags |= CLONE_PARENT;
+        args.exit_signal = 0; /* as ours */
+    }
     if (cgroup_fd >= 0) {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = (unsigned)cgroup_fd;
@@ -216,7 +220,7 @@ static int start(struct blank *out, const struct blank_options *o, int channel, 
     CLEANUP_FD int cgroup_fd = cgroup_clone_fd(o->cgroup);
     rc = network_enter(o->network, o->network_fd, e);
     if (rc == 0) {
-        out->pid = clone_as(o->uid_base, cgroup_fd, &out->pidfd);
+        out->pid = clone_as(o->uid_base, cgroup_fd, o->as_sibling, &out->pidfd);
         if (out->pid == 0)
             blank_run(descriptors, fixed + entries, o->null_fd);
         if (out->pid < 0)
@@ -262,7 +266,8 @@ int blank_make(struct blank *out, const struct blank_options *o, struct err *e)
         rc = skeleton_tell(out, o, e);
     if (rc < 0) {
         (void)kill(out->pid, SIGKILL);
-        (void)waitpid(out->pid, NULL, 0);
+        if (!o->as_sibling)
+            (void)waitpid(out->pid, NULL, 0);
         blank_close(out);
     }
     return rc;

@@ -21,6 +21,7 @@
 #ifndef SKERRY_SANDBOX_RUNNER_BLANK_H
 #define SKERRY_SANDBOX_RUNNER_BLANK_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -38,6 +39,7 @@ struct blank_options {
     struct root_base *root_base;
     int agent_fd; /* the sealed agent */
     int null_fd;
+    bool as_sibling; /* a child of our parent, who waits for it, also if it cannot be made */
 };
 
 struct blank {

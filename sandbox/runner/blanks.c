@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,10 +12,10 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "sandbox/runner/image.h"
+#include "sandbox/runner/maker.h"
 #include "sandbox/runner/runner.h"
 
-/* The stock is refilled when code was started and the runner has nothing to do but to wait for it, or
- * else after so long. */
+/* The stock is refilled when code was started, or else after so long: a start goes first. */
 #define REFILL_AFTER_MS 20
 #define REFILL_AGAIN_MS 1000 /* after a failure */
 #define REMOVE_WAIT_MS 2000
@@ -25,34 +26,15 @@ struct blanks {
     uint32_t used_count;
     uint32_t next; /* where the search for a free slot goes on: the longest unused comes first */
     bool *used;
-    int *maps;           /* by slot; -1: none yet */
-    bool layers_used;    /* so blanks have one */
-    struct spare *stock; /* the one behind the last may be in the making */
+    int *maps;        /* by slot; -1: none yet */
+    bool layers_used; /* so blanks have one */
+    struct spare *stock;
     size_t stock_count, stock_max;
-    enum { MAKING_NONE, MAKING_NETWORK, MAKING_MAP, MAKING_BLANK } making;
+    struct maker *maker; /* NULL: no stock, or it could not be started */
+    struct loop_watch maker_watch;
+    struct place *ordered; /* for what the maker makes; NULL: nothing */
     struct loop_timer refill;
 };
-
-int blanks_open(struct blanks **out, struct runner *r, struct err *e)
-{
-    struct blanks *b = calloc(1, sizeof *b);
-    if (b == NULL)
-        return err_set(e, ERR_NO_MEMORY, "blanks");
-    b->runner = r;
-    b->slot_count = (uint32_t)r->config.max.instances;
-    b->stock_max = r->config.blanks;
-    b->used = calloc(b->slot_count, sizeof *b->used);
-    b->maps = calloc(b->slot_count, sizeof *b->maps);
-    b->stock = calloc(b->stock_max + 1, sizeof *b->stock);
-    if (b->used == NULL || b->maps == NULL || b->stock == NULL) {
-        blanks_close(b);
-        return err_set(e, ERR_NO_MEMORY, "blanks");
-    }
-    for (uint32_t i = 0; i < b->slot_count; i++)
-        b->maps[i] = -1;
-    *out = b;
-    return 0;
-}
 
 /* --- places ------------------------------------------------------------------------------------ */
 
@@ -73,7 +55,7 @@ static int place_take(struct blanks *b, struct place **out, struct err *e)
     /* With our pid: groups of a dead runner may still be there, waiting to be removed. */
     char name[32];
     text_format(name, sizeof name, "i%u-%d", place->slot, (int)getpid());
-    int rc = cgroup_make(&b->runner->cgroups, &place->cgroup, name, e);
+    int rc = cgroup_name(&b->runner->cgroups, &place->cgroup, name, e);
     if (rc < 0) {
         free(place);
         return rc;
@@ -138,45 +120,43 @@ int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd, s
 
 /* --- blanks ------------------------------------------------------------------------------------ */
 
-static int spare_network(struct blanks *b, struct spare *spare, struct err *e)
-{
-    return network_namespace_make(b->runner->network, &spare->network_fd, e);
-}
-
-static int spare_blank(struct blanks *b, struct spare *spare, struct err *e)
-{
-    const struct runner *r = b->runner;
-    const struct blank_options options = {.uid_base = spare->place->uid_base,
-                                          .cgroup = &spare->place->cgroup,
-                                          .network = r->network,
-                                          .network_fd = spare->network_fd,
-                                          .root_base = r->root_base,
-                                          .agent_fd = r->agent_fd,
-                                          .null_fd = r->null_fd};
-    return blank_make(&spare->blank, &options, e);
-}
-
-/* One that has no process yet. */
-static void spare_undo(struct blanks *b, struct spare *spare)
+/* One of which at most the groups were made. */
+static void place_undo(struct blanks *b, struct place *place)
 {
     struct err e;
-    memory_close(&spare->network_fd);
-    if (cgroup_remove(&spare->place->cgroup, 0, &e) < 0)
+    if (cgroup_remove(&place->cgroup, REMOVE_WAIT_MS, &e) < 0)
         log_warn("runner", "blank: %s", e.msg);
-    blanks_place_free(b, spare->place);
+    blanks_place_free(b, place);
 }
 
+static struct maker_order order_for(const struct blanks *b, const struct place *place)
+{
+    return (struct maker_order){.uid_base = place->uid_base,
+                                .cgroup = place->cgroup,
+                                .layer_map = b->layers_used && b->maps[place->slot] < 0};
+}
+
+static struct spare spare_of(struct blanks *b, struct place *place, const struct maker_made *made)
+{
+    if (made->layer_map >= 0)
+        b->maps[place->slot] = made->layer_map;
+    return (struct spare){.place = place, .network_fd = made->network_fd, .blank = made->blank};
+}
+
+/* By ourselves: nothing is in stock. */
 static int spare_make(struct blanks *b, struct spare *out, struct err *e)
 {
-    *out = (struct spare){.network_fd = -1};
-    int rc = place_take(b, &out->place, e);
+    struct place *place;
+    struct maker_made made;
+    int rc = place_take(b, &place, e);
     if (rc < 0)
         return rc;
-    rc = spare_network(b, out, e);
-    if (rc == 0)
-        rc = spare_blank(b, out, e);
+    const struct maker_order order = order_for(b, place);
+    rc = maker_make(b->runner, &order, false, &made, e);
     if (rc < 0)
-        spare_undo(b, out);
+        place_undo(b, place);
+    else
+        *out = spare_of(b, place, &made);
     return rc;
 }
 
@@ -210,40 +190,68 @@ static void refill_at(struct blanks *b, uint64_t after_ms)
         log_warn("runner", "blanks: %s", e.msg);
 }
 
-/* A part of the work: whoever asks meanwhile waits less. */
-static int refill_step(struct blanks *b, struct err *e)
+static void maker_stop(struct blanks *b)
 {
-    struct spare *spare = &b->stock[b->stock_count];
-    int rc = 0, map;
-    switch (b->making) {
-    case MAKING_NONE:
-        *spare = (struct spare){.network_fd = -1};
-        rc = place_take(b, &spare->place, e);
-        if (rc == 0)
-            b->making = MAKING_NETWORK;
+    loop_watch_stop(b->runner->loop, &b->maker_watch);
+    maker_close(steal_pointer(&b->maker));
+}
+
+/* Takes what was ordered; waits for it. */
+static int ordered_take(struct blanks *b, struct spare *out, struct err *e)
+{
+    struct maker_made made;
+    struct place *place = steal_pointer(&b->ordered);
+    int rc = maker_take(b->maker, &made, e);
+    if (rc == 0) {
+        *out = spare_of(b, place, &made);
+        return 0;
+    }
+    /* What a maker that is gone left is seen by its groups. */
+    if (rc == -ERR_UNAVAILABLE)
+        maker_stop(b);
+    place_undo(b, place);
+    return rc;
+}
+
+static void maker_cb(struct loop_watch *watch, uint32_t events)
+{
+    (void)events;
+    struct blanks *b = container_of(watch, struct blanks, maker_watch);
+    struct err e = {0};
+    if (b->ordered == NULL) {
+        /* Else a start of this round has taken what was announced. */
+        if (!maker_gone(b->maker))
+            return;
+        log_warn("runner", "the maker of blanks ended");
+        maker_stop(b);
+        refill_at(b, REFILL_AGAIN_MS);
+    } else if (ordered_take(b, &b->stock[b->stock_count], &e) < 0) {
+        log_warn("runner", "make a blank: %s", e.msg);
+        refill_at(b, REFILL_AGAIN_MS);
+    } else if (++b->stock_count < b->stock_max) {
+        refill_at(b, 0);
+    }
+}
+
+static int maker_start(struct blanks *b, struct err *e)
+{
+    int rc = maker_open(&b->maker, b->runner, e);
+    return rc < 0 ? rc
+                  : loop_watch_start(b->runner->loop, &b->maker_watch, maker_fd(b->maker), EPOLLIN,
+                                     maker_cb, e);
+}
+
+static int order(struct blanks *b, struct err *e)
+{
+    int rc = b->maker == NULL ? maker_start(b, e) : 0;
+    if (rc == 0)
+        rc = place_take(b, &b->ordered, e);
+    if (rc < 0)
         return rc;
-    case MAKING_NETWORK:
-        rc = spare_network(b, spare, e);
-        if (rc == 0)
-            b->making = b->layers_used ? MAKING_MAP : MAKING_BLANK;
-        break;
-    case MAKING_MAP:
-        rc = blanks_layer_map(b, spare->place, &map, e);
-        if (rc == 0)
-            b->making = MAKING_BLANK;
-        break;
-    case MAKING_BLANK:
-        rc = spare_blank(b, spare, e);
-        if (rc == 0) {
-            b->making = MAKING_NONE;
-            b->stock_count++;
-        }
-        break;
-    }
-    if (rc < 0) {
-        b->making = MAKING_NONE;
-        spare_undo(b, spare);
-    }
+    const struct maker_order o = order_for(b, b->ordered);
+    rc = maker_ask(b->maker, &o, e);
+    if (rc < 0)
+        blanks_place_free(b, steal_pointer(&b->ordered));
     return rc;
 }
 
@@ -251,16 +259,14 @@ static void refill_cb(struct loop_timer *timer)
 {
     struct blanks *b = container_of(timer, struct blanks, refill);
     struct err e;
-    if (b->stock_count >= b->stock_max)
+    if (b->stock_count >= b->stock_max || b->ordered != NULL)
         return;
     /* The last places are for instances. */
-    if (b->making == MAKING_NONE && b->slot_count - b->used_count <= b->stock_max) {
+    if (b->slot_count - b->used_count <= b->stock_max) {
         refill_at(b, REFILL_AGAIN_MS);
-    } else if (refill_step(b, &e) < 0) {
+    } else if (order(b, &e) < 0) {
         log_warn("runner", "make a blank: %s", e.msg);
         refill_at(b, REFILL_AGAIN_MS);
-    } else if (b->stock_count < b->stock_max) {
-        refill_at(b, 0);
     }
 }
 
@@ -275,19 +281,12 @@ int blanks_take(struct blanks *b, struct spare *out, struct err *e)
     /* A start goes first. */
     if (b->stock_max > 0)
         refill_at(b, REFILL_AFTER_MS);
-    /* What is half made is finished rather than begun anew. */
-    while (b->stock_count == 0 && b->making != MAKING_NONE) {
-        int rc = refill_step(b, e);
-        if (rc < 0)
-            return rc;
-    }
+    /* What is half made is waited for rather than begun anew; what cannot be made so, may be here. */
+    struct err ignored;
+    if (b->stock_count == 0 && b->ordered != NULL && ordered_take(b, &b->stock[0], &ignored) == 0)
+        b->stock_count = 1;
     while (b->stock_count > 0) {
-        struct spare *last = &b->stock[b->stock_count - 1];
-        *out = *last;
-        /* The half made one moves up. */
-        if (b->making != MAKING_NONE)
-            *last = b->stock[b->stock_count];
-        b->stock_count--;
+        *out = b->stock[--b->stock_count];
         if (spare_alive(out))
             return 0;
         spare_end(b, out);
@@ -295,13 +294,39 @@ int blanks_take(struct blanks *b, struct spare *out, struct err *e)
     return spare_make(b, out, e);
 }
 
+/* --- life ------------------------------------------------------------------------------------ */
+
+int blanks_open(struct blanks **out, struct runner *r, struct err *e)
+{
+    struct blanks *b = calloc(1, sizeof *b);
+    if (b == NULL)
+        return err_set(e, ERR_NO_MEMORY, "blanks");
+    b->runner = r;
+    b->slot_count = (uint32_t)r->config.max.instances;
+    b->stock_max = r->config.blanks;
+    b->used = calloc(b->slot_count, sizeof *b->used);
+    b->maps = calloc(b->slot_count, sizeof *b->maps);
+    b->stock = calloc(b->stock_max + 1, sizeof *b->stock); /* at least one */
+    b->maker_watch = LOOP_WATCH_STOPPED;
+    if (b->used == NULL || b->maps == NULL || b->stock == NULL) {
+        blanks_close(b);
+        return err_set(e, ERR_NO_MEMORY, "blanks");
+    }
+    for (uint32_t i = 0; i < b->slot_count; i++)
+        b->maps[i] = -1;
+    *out = b;
+    return b->stock_max > 0 ? maker_start(b, e) : 0;
+}
+
 void blanks_close(struct blanks *b)
 {
     if (b == NULL)
         return;
     loop_timer_stop(b->runner->loop, &b->refill);
-    if (b->making != MAKING_NONE)
-        spare_undo(b, &b->stock[b->stock_count]);
+    struct err e;
+    if (b->ordered != NULL && ordered_take(b, &b->stock[b->stock_count], &e) == 0)
+        b->stock_count++;
+    maker_stop(b);
     while (b->stock_count > 0)
         spare_end(b, &b->stock[--b->stock_count]);
     for (uint32_t i = 0; b->maps != NULL && i < b->slot_count; i++)

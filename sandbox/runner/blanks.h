@@ -38,7 +38,7 @@ int blanks_take(struct blanks *b, struct spare *out, struct err *e) ERR_CHECKED;
 int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out,
                        struct err *e) ERR_CHECKED;
 void blanks_place_free(struct blanks *b, struct place *place);
-/* Refills the stock now, in small steps: the runner has nothing else to do. */
+/* Refills the stock: the maker is told to. */
 void blanks_start(struct blanks *b);
 /* A user namespace that maps the ids of layers to those of the place; stays ours. */
 int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd,

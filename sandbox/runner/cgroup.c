@@ -251,23 +251,27 @@ const char *cgroup_host_kind(const struct cgroup_host *host)
 
 /* --- one instance ----------------------------------------------------------------------------- */
 
-int cgroup_make(const struct cgroup_host *host, struct cgroup *out, const char *name, struct err *e)
+int cgroup_name(const struct cgroup_host *host, struct cgroup *out, const char *name, struct err *e)
 {
-    out->group_count = 0;
+    out->group_count = host->tree_count;
     for (size_t i = 0; i < host->tree_count; i++) {
         struct cgroup_group *group = &out->groups[i];
         group->backend = host->trees[i].backend;
         group->controllers = host->trees[i].controllers;
-        bool fits =
-            text_format(group->path, sizeof group->path, "%s/%s", host->trees[i].parent, name);
-        if (fits && mkdir(group->path, 0755) == 0) {
-            out->group_count++;
+        if (!text_format(group->path, sizeof group->path, "%s/%s", host->trees[i].parent, name))
+            return err_set(e, ERR_LIMIT, "path of group %s is too long", name);
+    }
+    return 0;
+}
+
+int cgroup_make(const struct cgroup *cgroup, struct err *e)
+{
+    for (size_t i = 0; i < cgroup->group_count; i++) {
+        if (mkdir(cgroup->groups[i].path, 0755) == 0)
             continue;
-        }
-        int rc = fits ? err_sys(e, ERR_IO, errno, "make group %s", group->path)
-                      : err_set(e, ERR_LIMIT, "path of group %s is too long", name);
-        while (out->group_count > 0)
-            (void)rmdir(out->groups[--out->group_count].path);
+        int rc = err_sys(e, ERR_IO, errno, "make group %s", cgroup->groups[i].path);
+        while (i > 0)
+            (void)rmdir(cgroup->groups[--i].path);
         return rc;
     }
     return 0;

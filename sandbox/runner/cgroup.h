@@ -85,8 +85,11 @@ void cgroup_host_close(struct cgroup_host *host, unsigned wait_ms);
 void cgroup_host_sweep(const struct cgroup_host *host, unsigned seconds);
 const char *cgroup_host_kind(const struct cgroup_host *host); /* "v1", "v2", "hybrid", "none" */
 
-int cgroup_make(const struct cgroup_host *host, struct cgroup *out, const char *name,
+/* Says where its groups are. */
+int cgroup_name(const struct cgroup_host *host, struct cgroup *out, const char *name,
                 struct err *e) ERR_CHECKED;
+/* Makes them, all or none. */
+int cgroup_make(const struct cgroup *cgroup, struct err *e) ERR_CHECKED;
 int cgroup_limit(const struct cgroup *cgroup, const struct cgroup_limits *limits,
                  struct err *e) ERR_CHECKED;
 /* Descriptors into which the process writes "0" to enter, at most CGROUP_TREES_MAX; the caller's. */

@@ -215,6 +215,11 @@ void root_base_close(struct root_base *base)
     free(base);
 }
 
+int root_base_folder(const struct root_base *base)
+{
+    return base->folder_fd;
+}
+
 /* --- one instance ------------------------------------------------------------------------------ */
 
 struct making {

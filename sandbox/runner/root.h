@@ -24,6 +24,8 @@ int root_base_open(struct root_base **out, const char *folder, struct err *e) ER
 /* From now on as on a kernel before 6.13, whose overlay takes its layers by path only. */
 void root_base_assume_old(struct root_base *base);
 void root_base_close(struct root_base *base);
+/* The one descriptor that it holds. */
+int root_base_folder(const struct root_base *base);
 
 struct root_options {
     uint32_t uid_base;   /* first of the instance's ids */

@@ -94,7 +94,7 @@ static void expect_closed(struct cgroup_host *host)
     char path[CGROUP_PATH_SIZE + 32];
     int entries[CGROUP_TREES_MAX];
     size_t count = 0;
-    if (cgroup_make(host, &group, "i3-late", &e) != 0)
+    if (cgroup_name(host, &group, "i3-late", &e) != 0 || cgroup_make(&group, &e) != 0)
         fail_msg("%s", e.msg);
     assert_int_equal(cgroup_entries_open(&group, entries, &count, &e), 0);
     pid_t child = fork();

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -361,6 +362,50 @@ static void hundred_starts_leave_nothing_behind(void **state)
     assert_int_equal(after.folders, 0);
 }
 
+/* The child of the runner with this name; 0: there is none. */
+static pid_t child_named(pid_t runner, const char *name)
+{
+    char path[64], pids[4096] = "", comm[64];
+    text_format(path, sizeof path, "/proc/%d/task/%d/children", (int)runner, (int)runner);
+    FILE *file = fopen(path, "re");
+    assert_non_null(file);
+    pids[fread(pids, 1, sizeof pids - 1, file)] = '\0';
+    fclose(file);
+    char *rest = NULL;
+    for (char *pid = strtok_r(pids, " ", &rest); pid != NULL; pid = strtok_r(NULL, " ", &rest)) {
+        text_format(path, sizeof path, "/proc/%s/comm", pid);
+        file = fopen(path, "re");
+        if (file == NULL)
+            continue;
+        bool found = fgets(comm, sizeof comm, file) != NULL &&
+                     strncmp(comm, name, strlen(name)) == 0 && comm[strlen(name)] == '\n';
+        fclose(file);
+        if (found)
+            return (pid_t)strtol(pid, NULL, 10);
+    }
+    return 0;
+}
+
+static void runner_whose_maker_was_killed_starts_all_the_same(void **state)
+{
+    struct runner_fixture *f = *state;
+    starts(f, 3);
+    pid_t maker = child_named(f->pid, "skerry-maker");
+    assert_int_not_equal(maker, 0);
+    assert_int_equal(kill(maker, SIGKILL), 0);
+    starts(f, 10);
+    /* There is another one, and what it makes is used. */
+    uint64_t until = clock_monotonic_ms() + FIXTURE_WAIT_MS;
+    pid_t next = 0;
+    while ((next == 0 || next == maker) && clock_monotonic_ms() < until) {
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+        next = child_named(f->pid, "skerry-maker");
+    }
+    assert_int_not_equal(next, 0);
+    assert_int_not_equal(next, maker);
+    starts(f, 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -377,6 +422,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(hundred_starts_leave_nothing_behind, setup, teardown),
         cmocka_unit_test_setup_teardown(hundred_starts_leave_nothing_behind, setup_blanks,
                                         teardown),
+        cmocka_unit_test_setup_teardown(runner_whose_maker_was_killed_starts_all_the_same,
+                                        setup_blanks, teardown),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,237 @@
+#include "sandbox/runner/maker.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+#include "sandbox/runner/image.h"
+#include "sandbox/runner/runner.h"
+
+/* As long as a start may wait at all. */
+#define TAKE_WAIT_MS 4000
+
+/* Descriptors of an answer, in order; the last only if it was asked for. */
+enum { FD_NETWORK, FD_PROCESS, FD_CHANNEL, FD_STORE, FD_MAP, FD_COUNT };
+
+struct answer {
+    int code; /* 0, or what `error` says */
+    struct err error;
+    pid_t pid; /* also of one that failed: somebody has to wait for it */
+};
+
+struct maker {
+    int socket;
+    pid_t pid;
+};
+
+union control {
+    char bytes[CMSG_SPACE(sizeof(int) * FD_COUNT)];
+    struct cmsghdr align;
+};
+
+/* --- the work ---------------------------------------------------------------------------------- */
+
+int maker_make(const struct runner *r, const struct maker_order *order, bool as_sibling,
+               struct maker_made *out, struct err *e)
+{
+    *out = (struct maker_made){.network_fd = -1, .layer_map = -1};
+    int rc = cgroup_make(&order->cgroup, e);
+    if (rc == 0)
+        rc = network_namespace_make(r->network, &out->network_fd, e);
+    if (rc == 0 && order->layer_map)
+        rc = root_map_make(IMAGE_UID_BASE, order->uid_base, &out->layer_map, e);
+    const struct blank_options options = {.uid_base = order->uid_base,
+                                          .cgroup = &order->cgroup,
+                                          .network = r->network,
+                                          .network_fd = out->network_fd,
+                                          .root_base = r->root_base,
+                                          .agent_fd = r->agent_fd,
+                                          .null_fd = r->null_fd,
+                                          .as_sibling = as_sibling};
+    if (rc == 0)
+        rc = blank_make(&out->blank, &options, e);
+    if (rc < 0) {
+        memory_close(&out->network_fd);
+        memory_close(&out->layer_map);
+    }
+    return rc;
+}
+
+/* --- the maker --------------------------------------------------------------------------------- */
+
+static void answer_send(int to, const struct answer *answer, const int *descriptors, size_t count)
+{
+    union control control;
+    struct iovec part = {.iov_base = (void *)(uintptr_t)answer, .iov_len = sizeof *answer};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
+    if (count > 0) {
+        memset(&control, 0, sizeof control);
+        header.msg_control = control.bytes;
+        header.msg_controllen = CMSG_SPACE(sizeof(int) * count);
+        struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
+        rights->cmsg_level = SOL_SOCKET;
+        rights->cmsg_type = SCM_RIGHTS;
+        rights->cmsg_len = CMSG_LEN(sizeof(int) * count);
+        memcpy(CMSG_DATA(rights), descriptors, sizeof(int) * count);
+    }
+    if (sendmsg(to, &header, MSG_NOSIGNAL) != (ssize_t)sizeof *answer)
+        _exit(0); /* the runner is gone */
+}
+
+static void serve(int from, const struct runner *r) __attribute__((noreturn));
+static void serve(int from, const struct runner *r)
+{
+    for (;;) {
+        struct maker_order order;
+        struct maker_made made;
+        struct answer answer = {0};
+        if (recv(from, &order, sizeof order, 0) != (ssize_t)sizeof order)
+            _exit(0); /* the runner is gone */
+        answer.code = maker_make(r, &order, true, &made, &answer.error);
+        answer.pid = made.blank.pid;
+        int descriptors[FD_COUNT] = {made.network_fd, made.blank.pidfd, made.blank.channel,
+                                     made.blank.store, made.layer_map};
+        size_t count = answer.code < 0 ? 0 : order.layer_map ? FD_COUNT : FD_MAP;
+        answer_send(from, &answer, descriptors, count);
+        for (size_t i = 0; i < count; i++)
+            memory_close(&descriptors[i]);
+    }
+}
+
+static int compare(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
+static void descriptors_keep(int *keep, size_t count)
+{
+    qsort(keep, count, sizeof *keep, compare);
+    unsigned from = 3;
+    for (size_t i = 0; i < count; i++) {
+        if (keep[i] > (int)from)
+            (void)close_range(from, (unsigned)keep[i] - 1, 0);
+        from = (unsigned)keep[i] + 1;
+    }
+    (void)close_range(from, ~0u, 0);
+}
+
+static void run(int socket, const struct runner *r) __attribute__((noreturn));
+static void run(int socket, const struct runner *r)
+{
+    /* What ends the runner from a terminal ends this one by the runner. */
+    (void)signal(SIGINT, SIG_IGN);
+    (void)signal(SIGTERM, SIG_IGN);
+    (void)prctl(PR_SET_NAME, "skerry-maker", 0, 0, 0);
+    int keep[] = {socket, r->agent_fd, r->null_fd, network_host(r->network),
+                  root_base_folder(r->root_base)};
+    descriptors_keep(keep, ARRAY_SIZE(keep));
+    serve(socket, r);
+}
+
+/* --- the runner -------------------------------------------------------------------------------- */
+
+int maker_open(struct maker **out, const struct runner *r, struct err *e)
+{
+    int pair[2];
+    struct maker *m = calloc(1, sizeof *m);
+    if (m == NULL)
+        return err_set(e, ERR_NO_MEMORY, "maker");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
+        free(m);
+        return err_sys(e, ERR_IO, errno, "maker: socket");
+    }
+    m->socket = pair[0];
+    m->pid = fork();
+    if (m->pid == 0)
+        run(pair[1], r);
+    memory_close(&pair[1]);
+    if (m->pid < 0) {
+        int rc = err_sys(e, ERR_IO, errno, "maker: fork");
+        memory_close(&m->socket);
+        free(m);
+        return rc;
+    }
+    *out = m;
+    return 0;
+}
+
+void maker_close(struct maker *m)
+{
+    if (m == NULL)
+        return;
+    memory_close(&m->socket);
+    (void)kill(m->pid, SIGKILL);
+    (void)waitpid(m->pid, NULL, 0);
+    free(m);
+}
+
+int maker_fd(const struct maker *m)
+{
+    return m->socket;
+}
+
+bool maker_gone(const struct maker *m)
+{
+    char byte;
+    return recv(m->socket, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
+int maker_ask(struct maker *m, const struct maker_order *order, struct err *e)
+{
+    if (send(m->socket, order, sizeof *order, MSG_NOSIGNAL | MSG_DONTWAIT) !=
+        (ssize_t)sizeof *order)
+        return err_sys(e, ERR_UNAVAILABLE, errno, "ask the maker of blanks");
+    return 0;
+}
+
+static int answer_receive(int from, struct answer *answer, int descriptors[FD_COUNT], size_t *count,
+                          struct err *e)
+{
+    struct pollfd wait = {.fd = from, .events = POLLIN};
+    if (poll(&wait, 1, TAKE_WAIT_MS) != 1)
+        return err_set(e, ERR_UNAVAILABLE, "the maker of blanks does not answer");
+    union control control;
+    struct iovec part = {.iov_base = answer, .iov_len = sizeof *answer};
+    struct msghdr header = {.msg_iov = &part,
+                            .msg_iovlen = 1,
+                            .msg_control = control.bytes,
+                            .msg_controllen = sizeof control.bytes};
+    ssize_t n = recvmsg(from, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (n != (ssize_t)sizeof *answer || (header.msg_flags & MSG_CTRUNC) != 0)
+        return err_set(e, ERR_UNAVAILABLE, "the maker of blanks is gone");
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
+    *count = rights == NULL ? 0 : (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    if (*count > 0)
+        memcpy(descriptors, CMSG_DATA(rights), sizeof(int) * *count);
+    return 0;
+}
+
+int maker_take(struct maker *m, struct maker_made *out, struct err *e)
+{
+    struct answer answer;
+    int descriptors[FD_COUNT] = {-1, -1, -1, -1, -1};
+    size_t count;
+    int rc = answer_receive(m->socket, &answer, descriptors, &count, e);
+    if (rc < 0)
+        return rc;
+    if (answer.code < 0) {
+        if (answer.pid > 0)
+            (void)waitpid(answer.pid, NULL, 0);
+        *e = answer.error;
+        return answer.code;
+    }
+    *out = (struct maker_made){.network_fd = descriptors[FD_NETWORK],
+                               .layer_map = descriptors[FD_MAP],
+                               .blank = {.pid = answer.pid,
+                                         .pidfd = descriptors[FD_PROCESS],
+                                         .channel = descriptors[FD_CHANNEL],
+                                         .store = descriptors[FD_STORE]}};
+    return 0;
+}
