@@ -468,6 +468,7 @@ static void exchange_refuse(struct connection *c, const struct http_fault *fault
     else if (c->phase == PHASE_COMMAND)
         command_abandon(c, END_CLIENT_GONE);
     c->phase = PHASE_FLUSH;
+    c->x.keep_alive = false; /* whatever follows, nobody can say where it begins */
     answer_problem_simple(c, fault->problem, c->x.sent_any ? RAN_MAYBE : RAN_NO, fault->why);
 }
 

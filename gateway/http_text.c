@@ -139,6 +139,8 @@ const char *http_status_phrase(unsigned status)
         return "OK";
     case 204:
         return "No Content";
+    case 308:
+        return "Permanent Redirect";
     case 400:
         return "Bad Request";
     case 401:
