@@ -131,6 +131,8 @@ static void egress_hold(struct instance *i, const Skerry__State__State *s)
 static int live_start(struct instance *i, int pidfd, const Skerry__State__State *s, struct err *e)
 {
     int rc = instance_watch(i, pidfd, false, e);
+    if (rc == 0)
+        rc = instance_watch_memory(i, e);
     if (rc < 0)
         return rc;
     i->network_fd = network_open_of(i->pid, e);

@@ -89,6 +89,7 @@ int instance_new(struct instances *all, const char *id, struct instance **out, s
     i->runner = all->runner;
     text_copy(i->id, sizeof i->id, id);
     i->channel = i->network_fd = i->oom_fd = i->deadline_fd = i->folder_fd = -1;
+    i->epoch_fd = -1;
     i->blank.pidfd = i->blank.channel = i->blank.store = -1;
     i->channel_watch = i->oom_watch = i->process.watch = LOOP_WATCH_STOPPED;
     HASH_ADD_STR(all->table, id, i);
@@ -118,6 +119,7 @@ static void release(struct instance *i)
     memory_close(&i->network_fd);
     memory_close(&i->oom_fd);
     memory_close(&i->deadline_fd);
+    memory_close(&i->epoch_fd);
     memory_close(&i->folder_fd);
     descriptors_close(i->code_descriptors, &i->code_descriptor_count);
     descriptors_close(i->node_descriptors, &i->node_descriptor_count);
@@ -336,10 +338,11 @@ static void oom_cb(struct loop_watch *watch, uint32_t events)
 
 int instance_watch(struct instance *i, int pidfd, bool ours, struct err *e)
 {
-    int rc =
-        loop_child_start(i->runner->loop, &i->process, i->pid, pidfd, ours, process_ended_cb, e);
-    if (rc < 0)
-        return rc;
+    return loop_child_start(i->runner->loop, &i->process, i->pid, pidfd, ours, process_ended_cb, e);
+}
+
+int instance_watch_memory(struct instance *i, struct err *e)
+{
     i->oom_fd = cgroup_oom_fd(&i->place->cgroup);
     if (i->oom_fd < 0)
         return 0;

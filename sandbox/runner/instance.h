@@ -86,6 +86,7 @@ struct instance {
     struct loop_timer deadline; /* of its lease */
     bool agent_fenced;          /* its agent keeps a deadline too */
     int deadline_fd; /* a file of 8 bytes, so that a restarted runner knows it; -1: none yet */
+    int epoch_fd;    /* another, until the commit; -1 then */
     int folder_fd;
     char layers[INSTANCE_LAYERS_MAX][80];
     size_t layer_count;
@@ -152,8 +153,10 @@ int instance_new(struct instances *all, const char *id, struct instance **out,
                  struct err *e) ERR_CHECKED;
 /* Forgets it at once: it never came to be, or the node knows its end. */
 void instance_free(struct instances *all, struct instance *i);
-/* Watches process 1 and the group. Takes pidfd. */
+/* Watches process 1. Takes pidfd. */
 int instance_watch(struct instance *i, int pidfd, bool ours, struct err *e) ERR_CHECKED;
+/* Watches its memory. */
+int instance_watch_memory(struct instance *i, struct err *e) ERR_CHECKED;
 /* SIGKILL to process 1, and with it to all; the end follows. */
 void instance_kill(struct instance *i, enum end_reason reason);
 /* Process 1 was found dead: the end, as if it had been seen. */

@@ -199,10 +199,9 @@ static int egress_make(struct instance *i, struct err *e)
     return rc == 0 ? net_names_add(r->names, i->id, i->network_fd, i->egress, &i->names, e) : rc;
 }
 
-static int root_tell(struct instance *i, struct err *e)
+static int root_tell(struct instance *i, uint64_t disk, struct err *e)
 {
     const Skerry__Runner__Prepare *p = i->request->prepare;
-    uint64_t disk = or_max(p->disk_bytes, i->runner->config.max.disk_bytes);
     struct root_options options = {.uid_base = i->place->uid_base,
                                    .disk_bytes = disk,
                                    .inodes = root_inodes(disk),
@@ -215,10 +214,6 @@ static int root_tell(struct instance *i, struct err *e)
     struct layers layers = {-1, -1};
     CLEANUP_FD int listener = -1;
     int rc = layers_open(i, &options, &layers, e);
-    if (rc == 0)
-        rc = limits_set(i, disk, options.inodes, e);
-    if (rc == 0)
-        rc = egress_make(i, e);
     if (rc == 0)
         rc = folder_make(i, &listener, e);
     if (rc == 0)
@@ -369,11 +364,24 @@ void instance_prepared(struct instance *i)
     size_t count = i->node_descriptor_count;
     i->node_descriptor_count = 0;
     server_answer(i->runner->server, &i->asker, NULL, &reply, i->node_descriptors, count);
-    struct err e;
-    if (state_write(i, &e) < 0) {
-        log_error("runner", "%s: %s", i->id, e.msg);
-        instance_kill(i, END_START_FAILED);
+}
+
+/* What the agent does not wait for is made while it works; nothing runs before the commit, and that
+ * comes after all of this. */
+static int rest_make(struct instance *i, uint64_t disk, struct err *e)
+{
+    const Skerry__Runner__Prepare *p = i->request->prepare;
+    int rc = limits_set(i, disk, root_inodes(disk), e);
+    if (rc == 0)
+        rc = instance_watch_memory(i, e);
+    if (rc == 0)
+        rc = egress_make(i, e);
+    if (rc == 0 && p->main_pipes && !p->tty) {
+        rc = instance_pipes(i, p->uid, p->gid, p->no_stdin, i->code_descriptors,
+                            i->node_descriptors, &i->code_descriptor_count, e);
+        i->node_descriptor_count = i->code_descriptor_count;
     }
+    return rc == 0 ? state_write(i, e) : rc;
 }
 
 static int prepare(struct instance *i, struct err *e)
@@ -403,15 +411,13 @@ static int prepare(struct instance *i, struct err *e)
     if (rc == 0)
         rc = loop_timer_start(r->loop, &i->watchdog, clock_boot_ms() + PREPARE_TIMEOUT_MS,
                               watchdog_cb, e);
+    uint64_t disk = or_max(p->disk_bytes, r->config.max.disk_bytes);
     if (rc == 0)
-        rc = root_tell(i, e);
-    if (rc == 0 && p->main_pipes && !p->tty) {
-        rc = instance_pipes(i, p->uid, p->gid, p->no_stdin, i->code_descriptors,
-                            i->node_descriptors, &i->code_descriptor_count, e);
-        i->node_descriptor_count = i->code_descriptor_count;
-    }
+        rc = root_tell(i, disk, e);
     if (rc == 0)
         rc = setup_send(i, e);
+    if (rc == 0)
+        rc = rest_make(i, disk, e);
     i->prepared_us[2] = clock_monotonic_us();
     return rc;
 }

@@ -69,7 +69,7 @@ void instance_commit(struct instance *i, uint64_t epoch, const struct asker *ask
     }
     if (epoch != 0 && epoch != i->epoch) {
         i->epoch = epoch;
-        if (state_write(i, &e) < 0) {
+        if (state_epoch_write(i, &e) < 0) {
             answer(i, asker, &e);
             instance_kill(i, END_START_FAILED);
             return;

@@ -63,7 +63,7 @@ static int write_packed(int folder, const Skerry__State__State *state, struct er
     return 0;
 }
 
-int state_write(const struct instance *i, struct err *e)
+int state_write(struct instance *i, struct err *e)
 {
     Skerry__State__State state = SKERRY__STATE__STATE__INIT;
     Skerry__State__Group groups[CGROUP_TREES_MAX], *group_list[CGROUP_TREES_MAX];
@@ -100,7 +100,30 @@ int state_write(const struct instance *i, struct err *e)
         state.network_deny = p->network_deny;
         state.n_network_deny = p->n_network_deny;
     }
+    /* Made here and written at the commit, which the start waits for. */
+    i->epoch_fd = openat(i->folder_fd, STATE_EPOCH_FILE, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (i->epoch_fd < 0)
+        return err_sys(e, ERR_IO, errno, "make file of the epoch");
     return write_packed(i->folder_fd, &state, e);
+}
+
+int state_epoch_write(struct instance *i, struct err *e)
+{
+    int rc = 0;
+    if (pwrite(i->epoch_fd, &i->epoch, sizeof i->epoch, 0) != (ssize_t)sizeof i->epoch)
+        rc = err_sys(e, ERR_IO, errno, "write epoch of %s", i->id);
+    memory_close(&i->epoch_fd);
+    return rc;
+}
+
+/* 8 bytes of a small file; `otherwise` when it is not there or empty. */
+static uint64_t number_read(int folder, const char *name, uint64_t otherwise)
+{
+    uint64_t number;
+    CLEANUP_FD int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || pread(fd, &number, sizeof number, 0) != (ssize_t)sizeof number)
+        return otherwise;
+    return number;
 }
 
 int state_read(int folder, Skerry__State__State **out, struct err *e)
@@ -122,15 +145,12 @@ int state_read(int folder, Skerry__State__State **out, struct err *e)
         skerry__state__state__free_unpacked(state, NULL);
         return err_set(e, ERR_UNSUPPORTED, "state of another format");
     }
+    state->epoch = number_read(folder, STATE_EPOCH_FILE, state->epoch);
     *out = state;
     return 0;
 }
 
 uint64_t state_deadline_read(int folder)
 {
-    uint64_t boot_ms;
-    CLEANUP_FD int fd = openat(folder, STATE_DEADLINE_FILE, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 || pread(fd, &boot_ms, sizeof boot_ms, 0) != (ssize_t)sizeof boot_ms)
-        return 0;
-    return boot_ms;
+    return number_read(folder, STATE_DEADLINE_FILE, 0);
 }

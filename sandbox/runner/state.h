@@ -10,12 +10,15 @@
 
 #define STATE_FILE "state"
 #define STATE_DEADLINE_FILE "deadline"
+#define STATE_EPOCH_FILE "epoch"
 #define STATE_SOCKET_FILE "agent.sock"
 
 struct instance;
 
 /* Into the instance's folder. */
-int state_write(const struct instance *i, struct err *e) ERR_CHECKED;
+int state_write(struct instance *i, struct err *e) ERR_CHECKED;
+/* The epoch alone, which is known later: once, after state_write. */
+int state_epoch_write(struct instance *i, struct err *e) ERR_CHECKED;
 /* From a folder; to be freed with skerry__state__state__free_unpacked. */
 int state_read(int folder_fd, Skerry__State__State **out, struct err *e) ERR_CHECKED;
 /* 0: none. */

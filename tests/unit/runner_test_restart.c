@@ -164,6 +164,40 @@ static void killed_runner_finds_its_instances_again(void **state)
     assert_int_equal(held_state(f, id, NULL), -1);
 }
 
+static uint64_t held_epoch(struct runner_fixture *f)
+{
+    struct fixture_answer answer;
+    list(f, &answer);
+    assert_int_equal(answer.reply->list->n_held, 1);
+    uint64_t epoch = answer.reply->list->held[0]->epoch;
+    fixture_answer_free(&answer);
+    return epoch;
+}
+
+/* The registry gives it while the sandbox is prepared, so it comes with the commit. */
+static void epoch_of_the_commit_is_known_after_a_restart(void **state)
+{
+    struct runner_fixture *f = *state;
+    char id[32];
+    Skerry__Runner__Prepare p;
+    struct fixture_answer answer;
+    fixture_id(id);
+    fixture_prepare_init(&p, id, WORDS("sleep", "100"));
+    p.epoch = 3;
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    Skerry__Runner__Instance commit = SKERRY__RUNNER__INSTANCE__INIT;
+    commit.id = id;
+    commit.epoch = 0x100000007;
+    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
+    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_COMMIT;
+    request.commit = &commit;
+    assert_int_equal(fixture_code(f, &request), 0);
+    fixture_stop(f, SIGKILL);
+    fixture_start(f);
+    assert_int_equal(held_epoch(f), 0x100000007);
+    fixture_answer_free(&answer);
+}
+
 static void end_while_the_runner_was_away_is_told(void **state)
 {
     struct runner_fixture *f = *state;
@@ -410,6 +444,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(killed_runner_finds_its_instances_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(epoch_of_the_commit_is_known_after_a_restart, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(end_while_the_runner_was_away_is_told, setup, teardown),
         cmocka_unit_test_setup_teardown(prepared_instance_does_not_outlive_its_runner, setup,
                                         teardown),
