@@ -247,12 +247,15 @@ bench-stream: $(B)/bench/stream
 .PHONY: bench-forward
 bench-forward: $(B)/bench/gateway
 	@B=$(B) tests/bench/forward
+.PHONY: bench-tls
+bench-tls: $(B)/bench/gateway
+	@B=$(B) tests/bench/tls
 # Ours beside etcd, which is installed for it; then the leader is killed, KILLS times.
 .PHONY: bench-registry
 bench-registry: all
 	@deploy/deps --quiet --bench
 	@B=$(B) tests/bench/registry
-bench: bench-core bench-gossip bench-stream bench-forward bench-registry
+bench: bench-core bench-gossip bench-stream bench-forward bench-tls bench-registry
 lint: deps-lint $(PROTO_H)
 	@B=$(B) tests/lib/lint
 format: deps-lint
@@ -278,6 +281,7 @@ help:
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
 	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
 	@echo 'make bench-forward joins that travel, beside nginx -> nginx'
+	@echo 'make bench-tls  joins and handshakes over HTTPS, beside nginx'
 	@echo 'make bench-gossip a node is killed: how long until all others know, quiet and with busy cores'
 	@echo 'make bench-stream  streams between nodes beside plain TCP and nginx'
 	@echo 'make bench-registry durable writes on three nodes beside etcd, and the end of a leader'

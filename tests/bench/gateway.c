@@ -2,9 +2,10 @@
  *
  *     gateway LISTEN_PORT BACKEND_PORT [THREADS]
  *     gateway LISTEN_PORT BACKEND_PORT THREADS forward     two processes: an entry and an owner
+ *     gateway LISTEN_PORT BACKEND_PORT THREADS CERTIFICATE KEY    two files: HTTPS beside it
  *     wrk -t1 -c64 -d5s http://127.0.0.1:LISTEN_PORT/w/web/
  *
- * Prints the process ids that work ("pids A [B]"), runs until its standard input ends, then prints its
+ * Prints the process ids that work ("pids A B"; of HTTPS "port P" behind them), runs until its standard input ends, then prints its
  * counters. */
 #include <netinet/in.h>
 #include <signal.h>
@@ -64,10 +65,11 @@ static void print_counters(struct gateway_fixture *f)
     struct gateway_counters c;
     gateway_counters(f->gateway, &c);
     printf("requests %llu, upstream connects %llu, reuses %llu, forwarded %llu, streams %llu, "
-           "arrivals %llu\n",
+           "arrivals %llu, handshakes %llu, resumed %llu\n",
            (unsigned long long)c.requests[2], (unsigned long long)c.upstream_connects,
            (unsigned long long)c.upstream_reuses, (unsigned long long)c.forwarded,
-           (unsigned long long)c.streams_connects, (unsigned long long)c.arrivals);
+           (unsigned long long)c.streams_connects, (unsigned long long)c.arrivals,
+           (unsigned long long)c.tls_handshakes, (unsigned long long)c.tls_resumed);
     fflush(stdout);
 }
 
@@ -146,7 +148,7 @@ int main(int argc, char **argv)
     static struct gateway_fixture f;
     char listen[32];
     if (argc < 3) {
-        fprintf(stderr, "usage: %s LISTEN_PORT BACKEND_PORT [THREADS [forward]]\n", argv[0]);
+        fprintf(stderr, "usage: %s LISTEN_PORT BACKEND_PORT [THREADS [forward | CERTIFICATE KEY]]\n", argv[0]);
         return 2;
     }
     snprintf(listen, sizeof listen, "127.0.0.1:%s", argv[1]);
@@ -167,8 +169,16 @@ int main(int argc, char **argv)
         options.peer = peer;
         options.on_workload = on_workload;
     }
+    if (argc > 5) {
+        options.tls.certificates = (const char *const *)&argv[4];
+        options.tls.keys = (const char *const *)&argv[5];
+        options.tls.certificate_count = 1;
+    }
     gateway_fixture_start(&f, &options);
-    printf("pids %d %d\n", (int)getpid(), (int)owner);
+    printf("pids %d %d", (int)getpid(), (int)owner);
+    if (argc > 5)
+        printf(" port %u", f.https_port);
+    printf("\n");
     fflush(stdout);
     char byte;
     while (read(0, &byte, 1) > 0)
