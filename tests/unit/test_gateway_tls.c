@@ -117,7 +117,6 @@ static void records_may_come_in_pieces(void **state)
     test_client_open_tls(&c, f, client, NULL);
     BIO *wire = BIO_new(BIO_s_mem());
     assert_non_null(wire);
-    BIO_up_ref(SSL_get_rbio(c.ssl));
     SSL_set0_wbio(c.ssl, wire); /* to have the bytes of the records */
     static const char request[] = "POST /w/web/echo HTTP/1.1\r\n" HOST "Content-Length: 5\r\n\r\n";
     assert_int_equal(SSL_write(c.ssl, request, sizeof request - 1), (int)sizeof request - 1);
@@ -145,7 +144,6 @@ static void many_records_in_one_packet_are_all_read(void **state)
     struct test_answer a;
     test_client_open_tls(&c, f, client, NULL);
     BIO *wire = BIO_new(BIO_s_mem());
-    BIO_up_ref(SSL_get_rbio(c.ssl));
     SSL_set0_wbio(c.ssl, wire);
     for (int i = 0; i < 20; i++) {
         static const char request[] = GET("/w/web/echo");
