@@ -26,8 +26,7 @@ struct blanks {
     uint32_t used_count;
     uint32_t next; /* where the search for a free slot goes on: the longest unused comes first */
     bool *used;
-    int *maps;        /* by slot; -1: none yet */
-    bool layers_used; /* so blanks have one */
+    bool layers_used; /* so blanks have a map of them */
     struct spare *stock;
     size_t stock_count, stock_max;
     struct maker *maker; /* NULL: no stock, or it could not be started */
@@ -49,6 +48,7 @@ static int place_take(struct blanks *b, struct place **out, struct err *e)
     struct place *place = calloc(1, sizeof *place);
     if (place == NULL)
         return err_set(e, ERR_NO_MEMORY, "place");
+    place->layer_map = -1;
     place->owned = true;
     place->slot = b->next;
     place->uid_base = (uint32_t)b->runner->config.uid_base + b->next * RUNNER_UIDS_PER_INSTANCE;
@@ -72,6 +72,7 @@ int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out, 
     struct place *place = calloc(1, sizeof *place);
     if (place == NULL)
         return err_set(e, ERR_NO_MEMORY, "place");
+    place->layer_map = -1;
     place->uid_base = uid_base;
     uint32_t offset = uid_base - (uint32_t)b->runner->config.uid_base;
     uint32_t slot = offset / RUNNER_UIDS_PER_INSTANCE;
@@ -97,6 +98,7 @@ void blanks_place_free(struct blanks *b, struct place *place)
         b->used[place->slot] = false;
         b->used_count--;
     }
+    memory_close(&place->layer_map);
     free(place);
 }
 
@@ -105,17 +107,12 @@ uint32_t blanks_free_count(const struct blanks *b)
     return b->slot_count - b->used_count + (uint32_t)b->stock_count;
 }
 
-int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd, struct err *e)
+int blanks_layer_map(struct blanks *b, struct place *place, struct err *e)
 {
-    int *map = &b->maps[place->slot];
     b->layers_used = true;
-    if (*map < 0) {
-        int rc = root_map_make(IMAGE_UID_BASE, place->uid_base, map, e);
-        if (rc < 0)
-            return rc;
-    }
-    *out_fd = *map;
-    return 0;
+    return place->layer_map >= 0
+               ? 0
+               : root_map_make(IMAGE_UID_BASE, place->uid_base, &place->layer_map, e);
 }
 
 /* --- blanks ------------------------------------------------------------------------------------ */
@@ -131,15 +128,13 @@ static void place_undo(struct blanks *b, struct place *place)
 
 static struct maker_order order_for(const struct blanks *b, const struct place *place)
 {
-    return (struct maker_order){.uid_base = place->uid_base,
-                                .cgroup = place->cgroup,
-                                .layer_map = b->layers_used && b->maps[place->slot] < 0};
+    return (struct maker_order){
+        .uid_base = place->uid_base, .cgroup = place->cgroup, .layer_map = b->layers_used};
 }
 
-static struct spare spare_of(struct blanks *b, struct place *place, const struct maker_made *made)
+static struct spare spare_of(struct place *place, const struct maker_made *made)
 {
-    if (made->layer_map >= 0)
-        b->maps[place->slot] = made->layer_map;
+    place->layer_map = made->layer_map;
     return (struct spare){.place = place, .network_fd = made->network_fd, .blank = made->blank};
 }
 
@@ -156,7 +151,7 @@ static int spare_make(struct blanks *b, struct spare *out, struct err *e)
     if (rc < 0)
         place_undo(b, place);
     else
-        *out = spare_of(b, place, &made);
+        *out = spare_of(place, &made);
     return rc;
 }
 
@@ -203,7 +198,7 @@ static int ordered_take(struct blanks *b, struct spare *out, struct err *e)
     struct place *place = steal_pointer(&b->ordered);
     int rc = maker_take(b->maker, &made, e);
     if (rc == 0) {
-        *out = spare_of(b, place, &made);
+        *out = spare_of(place, &made);
         return 0;
     }
     /* What a maker that is gone left is seen by its groups. */
@@ -305,15 +300,12 @@ int blanks_open(struct blanks **out, struct runner *r, struct err *e)
     b->slot_count = (uint32_t)r->config.max.instances;
     b->stock_max = r->config.blanks;
     b->used = calloc(b->slot_count, sizeof *b->used);
-    b->maps = calloc(b->slot_count, sizeof *b->maps);
     b->stock = calloc(b->stock_max + 1, sizeof *b->stock); /* at least one */
     b->maker_watch = LOOP_WATCH_STOPPED;
-    if (b->used == NULL || b->maps == NULL || b->stock == NULL) {
+    if (b->used == NULL || b->stock == NULL) {
         blanks_close(b);
         return err_set(e, ERR_NO_MEMORY, "blanks");
     }
-    for (uint32_t i = 0; i < b->slot_count; i++)
-        b->maps[i] = -1;
     *out = b;
     return b->stock_max > 0 ? maker_start(b, e) : 0;
 }
@@ -329,10 +321,7 @@ void blanks_close(struct blanks *b)
     maker_stop(b);
     while (b->stock_count > 0)
         spare_end(b, &b->stock[--b->stock_count]);
-    for (uint32_t i = 0; b->maps != NULL && i < b->slot_count; i++)
-        memory_close(&b->maps[i]);
     free(b->used);
-    free(b->maps);
     free(b->stock);
     free(b);
 }

@@ -20,6 +20,7 @@ struct place {
     uint32_t slot;
     uint32_t uid_base;
     struct cgroup cgroup;
+    int layer_map; /* a user namespace that maps the ids of layers to ours; -1: none yet, or no more */
 };
 
 struct spare {
@@ -40,9 +41,8 @@ int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out,
 void blanks_place_free(struct blanks *b, struct place *place);
 /* Refills the stock: the maker is told to. */
 void blanks_start(struct blanks *b);
-/* A user namespace that maps the ids of layers to those of the place; stays ours. */
-int blanks_layer_map(struct blanks *b, const struct place *place, int *out_fd,
-                     struct err *e) ERR_CHECKED;
+/* Makes the place's map of layers, if it was not made ahead. */
+int blanks_layer_map(struct blanks *b, struct place *place, struct err *e) ERR_CHECKED;
 /* Places that can still be taken. */
 uint32_t blanks_free_count(const struct blanks *b);
 

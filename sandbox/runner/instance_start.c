@@ -156,7 +156,8 @@ static int layers_open(struct instance *i, struct root_options *options, struct 
     if (rc == 0 && p->source[0] != '\0')
         rc = layer_use(i, p->source, IMAGE_KIND_SOURCE, &l->source, e);
     if (rc == 0 && i->layer_count > 0)
-        rc = blanks_layer_map(i->runner->blanks, i->place, &options->layer_map, e);
+        rc = blanks_layer_map(i->runner->blanks, i->place, e);
+    options->layer_map = i->place->layer_map;
     options->image_fd = l->image;
     options->source_fd = l->source;
     return rc;
@@ -220,6 +221,7 @@ static int root_tell(struct instance *i, uint64_t disk, struct err *e)
         rc = plan_tell(i, &options, listener, e);
     memory_close(&layers.image);
     memory_close(&layers.source);
+    memory_close(&i->place->layer_map); /* its mounts hold it */
     return rc;
 }
 
