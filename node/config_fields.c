@@ -293,8 +293,8 @@ static const struct field fields[] = {
      .offset = AT(raft.standbys),
      .fallback = "50",
      .max = 57,
-     .meaning = "how many more nodes may join; they follow the registry and stand in for a voter "
-                "that dies"},
+     .meaning = "how many more nodes follow the log, ready to stand in for a voter that dies; all "
+                "further ones are spares, which read the registry through a neighbour"},
 };
 
 static const struct field_hint hints[] = {

@@ -319,8 +319,9 @@ void proposer_deliver(struct proposer *p)
         proposals_append(&done, &away);
     }
     if (p->away_told > 0) {
-        struct proposals told =
-            proposals_take(&p->away, is_applied, &p->options.raft->last_applied);
+        raft_index applied = p->options.applied == NULL ? p->options.raft->last_applied
+                                                        : p->options.applied(p->options.user);
+        struct proposals told = proposals_take(&p->away, is_applied, &applied);
         p->away_told -= told.count;
         proposals_append(&done, &told);
     }

@@ -47,6 +47,8 @@ struct proposer_options {
     size_t waiting_max;
     unsigned timeout_ms;
     void *user;
+    /* Up to where this node's root is; NULL: as raft has applied. */
+    uint64_t (*applied)(void *user);
     /* Something is to be delivered or asked: call proposer_deliver and proposer_ask soon. */
     void (*wake)(void *user);
 };

@@ -20,6 +20,7 @@
 #include "base/memory.h"
 #include "raft/registry.h"
 #include "raft/snapshot.h"
+#include "raft/spare.h"
 #include "raft/state.h"
 #include "raft/transport.h"
 
@@ -367,6 +368,12 @@ int registry_recover(const char *directory, node_id id, char *out, size_t size, 
     int rc = folder_lock(&lock, directory, e);
     if (rc < 0)
         return rc;
+    if (spare_mark_read(directory) != 0)
+        return err_set(
+            e, ERR_CONFLICT,
+            "recover %s: this node was a spare; it read the registry through another, and its "
+            "own log is empty or old. Recover on a node that voted or stood by",
+            directory);
     rc = contents_load(&contents, directory, id, e);
     if (rc == 0)
         rc = state_new(&state, e);

@@ -54,10 +54,17 @@ static void timer_cb(uv_timer_t *timer)
     registry_wake(r);
 }
 
+/* False: nothing is left to be freed. */
+static bool collect(struct registry *r)
+{
+    bool more = state_collect(r->state, COLLECT_MAX);
+    return spare_collect(r->spare, COLLECT_MAX) || more;
+}
+
 static void idle_cb(uv_idle_t *idle)
 {
     struct registry *r = container_of(idle, struct registry, idle);
-    if (!state_collect(r->state, COLLECT_MAX))
+    if (!collect(r))
         uv_idle_stop(idle);
 }
 
@@ -89,7 +96,7 @@ static void tell(struct registry *r)
         if (r->options.leader_changed != NULL)
             r->options.leader_changed(r->options.user, leader);
     }
-    uint64_t index = state_content(r->state)->index;
+    uint64_t index = state_content(registry_state(r))->index;
     if (index != r->told_index) {
         r->told_index = index;
         if (r->options.changed != NULL)
@@ -114,11 +121,12 @@ static void timer_follow(struct registry *r)
 /* Nodes may have come, been removed, or got another key. */
 static void nodes_follow(struct registry *r)
 {
-    const struct map *nodes = &state_content(r->state)->maps[STATE_NODES];
+    const struct map *nodes = &state_content(registry_state(r))->maps[STATE_NODES];
     if (nodes->root == r->nodes_seen)
         return;
     r->nodes_seen = nodes->root;
     replica_review(r->replica);
+    registry_spare_review(r);
 }
 
 static void close_now(struct registry *r);
@@ -140,6 +148,7 @@ static void turn_once(struct registry *r)
     if (r->failed || !replica_elected(r->replica))
         proposer_depose(r->proposer);
     remote_turn(r->remote, now_ms);
+    registry_spare_turn(r, now_ms);
     proposer_ask(r->proposer, !r->failed && replica_leads(r->replica));
     /* Unless entries went out just now, which tell as much. */
     replica_spread(r->replica);
@@ -167,7 +176,7 @@ static void turn(struct registry *r)
     if (more)
         registry_wake(r);
     /* So that the loop does not wait before that. */
-    if (state_collect(r->state, COLLECT_MAX) || more)
+    if (collect(r) || more)
         uv_idle_start(&r->idle, idle_cb);
 }
 
@@ -178,6 +187,7 @@ static void release(struct registry *r)
     registry_members_free(r);
     remote_free(r->remote);
     proposer_free(r->proposer);
+    recent_free(r->recent);
     state_free(r->state);
     free(r->directory);
     free(r);
@@ -208,6 +218,33 @@ static void replica_closed_cb(void *user)
     handles_close(user);
 }
 
+static void parts_close(struct registry *r);
+
+static void feed_closed_cb(void *user)
+{
+    struct registry *r = user;
+    r->feed = NULL;
+    parts_close(r);
+}
+
+static void spare_closed_cb(void *user)
+{
+    struct registry *r = user;
+    r->spare = NULL;
+    parts_close(r);
+}
+
+/* One after the other; those that were never opened are passed over. */
+static void parts_close(struct registry *r)
+{
+    if (r->feed != NULL)
+        feed_close(r->feed, feed_closed_cb, r);
+    else if (r->spare != NULL)
+        spare_close(r->spare, spare_closed_cb, r);
+    else
+        replica_close(r->replica, replica_closed_cb, r);
+}
+
 static void close_now(struct registry *r)
 {
     r->parts_closing = true;
@@ -216,7 +253,7 @@ static void close_now(struct registry *r)
     proposer_close(r->proposer);
     remote_close(r->remote);
     registry_members_close(r);
-    replica_close(r->replica, replica_closed_cb, r);
+    parts_close(r);
 }
 
 void registry_close(struct registry *r, void (*cb)(void *user), void *user)
@@ -257,6 +294,8 @@ static void handles_open(struct registry *r)
 static int parts_open(struct registry *r, struct err *e)
 {
     int rc = state_new(&r->state, e);
+    if (rc == 0)
+        rc = recent_new(&r->recent, e);
     if (rc < 0)
         return rc;
     const struct replica_options replica = {.directory = r->options.directory,
@@ -266,6 +305,7 @@ static int parts_open(struct registry *r, struct err *e)
                                             .snapshot_threshold = r->options.snapshot_threshold,
                                             .snapshot_trailing = r->options.snapshot_trailing,
                                             .state = r->state,
+                                            .recent = r->recent,
                                             .user = r,
                                             .applied = applied,
                                             .after = registry_wake,
@@ -277,11 +317,6 @@ static int parts_open(struct registry *r, struct err *e)
     return rc;
 }
 
-static uint64_t generation(void *user)
-{
-    return replica_generation(((struct registry *)user)->replica);
-}
-
 static int proposer_open(struct registry *r, struct err *e)
 {
     const struct proposer_options proposer = {.raft = replica_raft(r->replica),
@@ -290,6 +325,7 @@ static int proposer_open(struct registry *r, struct err *e)
                                               .waiting_max = r->options.waiting_max,
                                               .timeout_ms = r->options.propose_timeout_ms,
                                               .user = r,
+                                              .applied = registry_applied,
                                               .wake = registry_wake};
     int rc = proposer_new(&r->proposer, &proposer, e);
     if (rc < 0)
@@ -303,7 +339,9 @@ static int proposer_open(struct registry *r, struct err *e)
                                           .waiting_max = r->options.waiting_max,
                                           .timeout_ms = r->options.propose_timeout_ms,
                                           .user = r,
-                                          .generation = generation,
+                                          .generation = registry_generation,
+                                          .leader = registry_leader,
+                                          .applied = registry_applied,
                                           .wake = registry_wake};
     return remote_new(&r->remote, &remote, e);
 }
@@ -330,8 +368,11 @@ int registry_open(struct registry **out, uv_loop_t *loop, const struct registry_
         return rc;
     }
     rc = proposer_open(r, e);
+    if (rc == 0)
+        rc = registry_spare_open(r, e);
     if (rc < 0) {
-        replica_close(r->replica, replica_closed_cb, r);
+        r->parts_closing = true;
+        parts_close(r);
         return rc;
     }
     registry_wake(r);
@@ -354,7 +395,7 @@ int registry_propose(struct registry *r, const struct registry_command *command,
     int rc = open_check(r, e);
     if (rc < 0)
         return rc;
-    rc = state_admits(r->state, command, e);
+    rc = state_admits(registry_state(r), command, e);
     if (rc < 0)
         return rc;
     rc = proposer_propose(r->proposer, command, clock_monotonic_ms(), cb, user, e);
@@ -387,29 +428,30 @@ void registry_question(struct registry *r, node_id from, const uint8_t *payload,
 
 void registry_accept(struct registry *r, struct secure_stream *s)
 {
-    replica_accept(r->replica, s);
+    if (r->parts_closing)
+        secure_stream_close(s, NULL);
+    else if (secure_stream_protocol(s) == SECURE_SPARE)
+        feed_accept(r->feed, s);
+    else
+        replica_accept(r->replica, s);
 }
 
 struct registry_root *registry_root(struct registry *r)
 {
-    return state_root(r->state);
+    return state_root(registry_state(r));
 }
 
 void registry_status(const struct registry *r, struct registry_status *out)
 {
     struct raft *raft = replica_raft(r->replica);
     struct proposer_counts counts = proposer_counts(r->proposer);
-    unsigned voters = 0;
-    for (unsigned i = 0; i < raft->configuration.n; i++)
-        voters += raft->configuration.servers[i].role == RAFT_VOTER;
     *out = (struct registry_status){
         .leader = replica_leads(r->replica),
-        .leader_id = replica_leader(r->replica),
+        .leader_id = registry_leader((void *)(uintptr_t)r), /* it only reads */
         .term = raft->current_term,
         .commit_index = raft->commit_index,
-        .applied_index = raft->last_applied,
+        .applied_index = registry_applied((void *)(uintptr_t)r),
         .snapshot_index = replica_snapshot_index(r->replica),
-        .voters = voters,
         .proposals_total = counts.proposals,
         .batches_total = counts.batches,
         .refusals_total = r->refusals,
@@ -418,4 +460,5 @@ void registry_status(const struct registry *r, struct registry_status *out)
         .streams = replica_streams(r->replica),
         .waiting = proposer_waiting(r->proposer),
     };
+    registry_spare_status(r, out);
 }

@@ -27,6 +27,7 @@
 #define REGISTRY_DETAIL_LENGTH_MAX 255
 #define REGISTRY_ENDED_PER_WORKLOAD_MAX 10000
 #define REGISTRY_ENDED_KEPT_MS (24u * 3600u * 1000u)
+#define REGISTRY_NODES_MAX 1000u
 #define REGISTRY_VERSIONS_KEPT 10 /* of a workload, beyond those that instances run */
 
 /* --- what is in it --------------------------------------------------------------------------- */
@@ -361,12 +362,12 @@ int registry_barrier(struct registry *r, registry_read_cb cb, void *user,
 typedef void (*registry_answer_fn)(void *question, const void *payload, size_t size);
 void registry_question(struct registry *r, node_id from, const uint8_t *payload, size_t size,
                        registry_answer_fn answer, void *question);
-/* An open SECURE_RAFT stream that another node asked for; the registry's from now on. */
+/* An open stream of SECURE_RAFT or SECURE_SPARE that another node asked for; the registry's from now on. */
 void registry_accept(struct registry *r, struct secure_stream *s);
 
-/* What the leader is told of the nodes, some times a second, to give out roles: up to `voters` vote
+/* What each node is told of the others, some times a second. A leader gives out roles: up to `voters` vote
  * (an odd number, spread over zones), up to `standbys` more follow the log, the rest are spares. A
- * removed node leaves. One change at a time. Without effect on others than the leader. */
+ * removed node leaves. One change at a time. Spares are no members of raft; a spare learns whom to ask. */
 struct registry_peer {
     node_id id;
     bool alive;
@@ -388,7 +389,7 @@ struct registry_member {
     node_id id;
     enum registry_role role;
 };
-/* As this node knows it; returns how many there are. */
+/* As this node knows it; returns how many there are. Who is registered and not among them is a spare. */
 size_t registry_members(const struct registry *r, struct registry_member *out, size_t out_max);
 
 /* Leader: hands over to `to` (0: the voter that is most up to date); `cb` when another leads or it
@@ -425,6 +426,8 @@ struct registry_status {
     uint64_t asked_total;   /* questions to other nodes */
     size_t waiting;
     size_t streams; /* of raft, from and to other nodes */
+    node_id fed_by; /* raft brings this node nothing, and that one what it applies; 0: nobody */
+    size_t spares;  /* that this node feeds */
 };
 void registry_status(const struct registry *r, struct registry_status *out);
 

@@ -4,10 +4,13 @@
 
 #include <uv.h>
 
+#include "raft/feed.h"
 #include "raft/proposer.h"
+#include "raft/recent.h"
 #include "raft/registry.h"
 #include "raft/remote.h"
 #include "raft/replica.h"
+#include "raft/spare.h"
 #include "raft/state.h"
 
 /* A node as its neighbours were told of it. */
@@ -43,10 +46,14 @@ struct registry {
     bool turning, again; /* a turn is under way, and another is wanted */
     bool ticked;         /* deadlines are due to be looked at */
 
-    struct state *state;
+    struct state *state; /* raft's; what is read: registry_state */
     struct proposer *proposer;
     struct replica *replica;
     struct remote *remote;
+    struct recent *recent;
+    struct feed *feed;    /* of others */
+    struct spare *spare;  /* by another */
+    uint64_t followed_ms; /* when raft last brought the log */
     struct members members;
 
     const struct map_node *nodes_seen; /* the root of the nodes that replica_review knew */
@@ -67,5 +74,19 @@ void registry_wake(void *registry);
 void registry_members_turn(struct registry *r);
 void registry_members_close(struct registry *r);
 void registry_members_free(struct registry *r);
+enum registry_role registry_role_of(const struct raft_server *server);
+
+/* registry_spare.c */
+int registry_spare_open(struct registry *r, struct err *e) ERR_CHECKED;
+void registry_spare_turn(struct registry *r, uint64_t now_ms);
+void registry_spare_review(struct registry *r);
+/* Fills what a neighbour knows better, and the voters. */
+void registry_spare_status(const struct registry *r, struct registry_status *out);
+/* The newest that this node has, by raft or fed, and up to where it was applied. */
+struct state *registry_state(const struct registry *r);
+uint64_t registry_applied(void *registry);
+uint64_t registry_generation(void *registry);
+/* Who leads, as far as is known now; 0: nobody. */
+node_id registry_leader(void *registry);
 
 #endif

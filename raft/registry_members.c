@@ -11,7 +11,7 @@
 
 enum { CHANGE_PAUSE_MS = 500 }; /* after one that failed */
 
-static enum registry_role role_of(const struct raft_server *server)
+enum registry_role registry_role_of(const struct raft_server *server)
 {
     switch (server->role) {
     case RAFT_VOTER:
@@ -41,14 +41,6 @@ static const char *role_name(enum registry_role role)
 {
     static const char *const names[] = {"nothing", "voter", "standby", "spare"};
     return names[role];
-}
-
-size_t registry_members(const struct registry *r, struct registry_member *out, size_t out_max)
-{
-    const struct raft_configuration *c = &replica_raft(r->replica)->configuration;
-    for (unsigned i = 0; i < c->n && i < out_max; i++)
-        out[i] = (struct registry_member){.id = c->servers[i].id, .role = role_of(&c->servers[i])};
-    return c->n;
 }
 
 /* --- what is known of the nodes --------------------------------------------------------------------------- */
@@ -125,7 +117,7 @@ static size_t nodes_list(struct registry *r, struct roles_node **out)
             n = &nodes[count++];
             n->id = server->id;
         }
-        n->role = role_of(server);
+        n->role = registry_role_of(server);
         n->synced = raft->leader_state.progress[i].match_index + ROLES_BEHIND_MAX >= last;
     }
     for (size_t i = 0; i < count; i++)
@@ -206,7 +198,9 @@ void registry_roles(struct registry *r, const struct registry_peer *peers, size_
         return;
     peers_note(m, peers, count, now_ms);
     remote_candidates(r->remote, peers, count);
+    spare_peers(r->spare, peers, count);
     replica_review(r->replica);
+    registry_spare_review(r);
     if (m->change_status != 0) {
         log_warn("registry", "that change was not made: %s", raft_strerror(m->change_status));
         m->change_status = 0;

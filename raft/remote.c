@@ -70,9 +70,7 @@ static node_id candidate(struct remote *r)
 /* 0: nobody now. */
 static node_id target(struct remote *r)
 {
-    raft_id leader;
-    const char *address;
-    raft_leader(r->options.raft, &leader, &address);
+    node_id leader = r->options.leader(r->options.user);
     if (leader != 0) {
         r->leader_seen_ms = r->now_ms;
         if (leader != r->denied)
@@ -365,7 +363,7 @@ static void reads_tell(struct remote *r)
     struct remote_reads reads = r->reads_applying;
     r->reads_applying = (struct remote_reads){0};
     for (struct remote_read_one *one = reads_pop(&reads); one != NULL; one = reads_pop(&reads)) {
-        if (one->index <= r->options.raft->last_applied)
+        if (one->index <= r->options.applied(r->options.user))
             read_end(one, NULL);
         else
             reads_push(&r->reads_applying, one);
@@ -403,9 +401,7 @@ void remote_turn(struct remote *r, uint64_t now_ms)
     if (now_ms >= r->hint_until_ms)
         r->denied = r->hint = 0;
     reads_tell(r);
-    raft_id leader;
-    const char *address;
-    raft_leader(r->options.raft, &leader, &address);
+    node_id leader = r->options.leader(r->options.user);
     if (remote_elected(r))
         leader = r->options.id;
     for (size_t i = 0; i < REMOTE_CALLS_MAX; i++)

@@ -47,7 +47,9 @@ struct remote_options {
     uint64_t (*wall_ms)(void);          /* NULL: times in commands are not judged */
     void *user;
     uint64_t (*generation)(void *user);
-    void (*wake)(void *user); /* remote_turn is to be called */
+    node_id (*leader)(void *user);   /* as far as is known; 0: nobody */
+    uint64_t (*applied)(void *user); /* up to where this node's root is */
+    void (*wake)(void *user);        /* remote_turn is to be called */
 };
 
 int remote_new(struct remote **out, const struct remote_options *options,

@@ -134,9 +134,7 @@ static void say(const struct remote_answer *a, registry_answer_fn answer, void *
 
 static void say_not_leader(struct remote *r, registry_answer_fn answer, void *question)
 {
-    raft_id leader;
-    const char *address;
-    raft_leader(r->options.raft, &leader, &address);
+    node_id leader = r->options.leader(r->options.user);
     const struct remote_answer a = {.says = REMOTE_NOT_LEADER, .leader = leader};
     say(&a, answer, question);
 }

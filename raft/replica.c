@@ -65,6 +65,7 @@ static int fsm_apply(struct raft_fsm *fsm, const struct raft_buffer *buffer, voi
         halt(r, &e);
         return RAFT_SHUTDOWN;
     }
+    recent_push(r->options.recent, index, buffer->base, buffer->len);
     r->options.applied(r->options.user, &outcome);
     return 0;
 }
@@ -80,6 +81,7 @@ static int fsm_restore(struct raft_fsm *fsm, struct raft_buffer *buffer)
         return RAFT_CORRUPT;
     }
     raft_free(buffer->base);
+    recent_reset(r->options.recent, content.index);
     state_restore(r->options.state, &content);
     return 0;
 }
@@ -440,6 +442,18 @@ uint64_t replica_snapshot_index(const struct replica *r)
 bool replica_elected(const struct replica *r)
 {
     return !r->halted && r->raft.state == RAFT_LEADER;
+}
+
+bool replica_follows(const struct replica *r, unsigned within_ms)
+{
+    const struct raft *raft = &r->raft;
+    if (r->halted)
+        return false;
+    if (raft->state == RAFT_LEADER)
+        return true;
+    /* What a leader sends starts the timer anew, on those that do not vote as well. */
+    return raft->state == RAFT_FOLLOWER && raft->follower_state.current_leader.id != 0 &&
+           raft->io->time(raft->io) - raft->election_timer_start < within_ms;
 }
 
 node_id replica_leader(const struct replica *r)

@@ -15,6 +15,7 @@
 #include "base/err.h"
 #include "base/id.h"
 #include "raft/guard.h"
+#include "raft/recent.h"
 #include "raft/registry.h"
 #include "raft/state.h"
 
@@ -39,7 +40,8 @@ struct replica_options {
     bool bootstrap; /* else a node without a log waits for what a leader sends */
     const struct registry_peers *peers;
     unsigned snapshot_threshold, snapshot_trailing;
-    struct state *state; /* outlives the replica */
+    struct state *state;   /* outlives the replica */
+    struct recent *recent; /* likewise: what it applies */
     void *user;
     /* All three out of libraft's stack: they only note things. */
     void (*applied)(void *user, const struct state_outcome *outcome);
@@ -59,6 +61,8 @@ bool replica_elected(const struct replica *r);
 uint64_t replica_snapshot_index(const struct replica *r);
 /* Of the cluster, as far as this node holds anything of it; 0: nothing yet. */
 uint64_t replica_generation(struct replica *r);
+/* It leads, or has heard of who does within so long. */
+bool replica_follows(const struct replica *r, unsigned within_ms);
 /* Who leads, as far as this node knows; 0: nobody. */
 node_id replica_leader(const struct replica *r);
 /* Leader, outside of libraft's stack: followers learn at once what has committed. */

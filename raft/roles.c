@@ -138,9 +138,12 @@ static const struct roles_node *dead_of(const struct roles_view *v, enum registr
 
 static size_t standbys_max(const struct roles_view *v)
 {
-    size_t voters = count_role(v, REGISTRY_ROLE_VOTER), wanted = voters_wanted(v);
-    /* Those on their way to vote stand by first. */
-    return v->wanted.standbys + (wanted > voters ? wanted - voters : 0);
+    size_t voters = 0, wanted = voters_wanted(v);
+    for (size_t i = 0; i < v->count; i++)
+        voters += has_role(&v->nodes[i], REGISTRY_ROLE_VOTER) && !is_dead(v, &v->nodes[i]);
+    /* Those on their way to vote, also in the place of a dead one, stand by first. */
+    size_t coming = wanted > voters ? wanted - voters : 0;
+    return v->wanted.standbys + coming;
 }
 
 /* --- rules: each finds the next change, or none -------------------------------------------------------- */
@@ -183,10 +186,15 @@ static struct roles_change leader_leaves(const struct roles_view *v)
     return next != NULL ? assign(next, REGISTRY_ROLE_VOTER) : nothing;
 }
 
-static enum registry_role after_voting(const struct roles_view *v, const struct roles_node *n)
+static struct roles_change leaves(const struct roles_node *n)
+{
+    return (struct roles_change){.verb = ROLES_REMOVE, .id = n->id};
+}
+
+static struct roles_change votes_no_more(const struct roles_view *v, const struct roles_node *n)
 {
     bool room = count_role(v, REGISTRY_ROLE_STANDBY) < v->wanted.standbys;
-    return is_alive(v, n) && room ? REGISTRY_ROLE_STANDBY : REGISTRY_ROLE_SPARE;
+    return is_alive(v, n) && room ? assign(n, REGISTRY_ROLE_STANDBY) : leaves(n);
 }
 
 static struct roles_change voters_shrink(const struct roles_view *v)
@@ -197,7 +205,7 @@ static struct roles_change voters_shrink(const struct roles_view *v)
     /* Before its replacement comes in: a majority of fewer is easier to have. */
     else if (standbys_ready(v) > 0)
         n = dead_of(v, REGISTRY_ROLE_VOTER);
-    return n != NULL && keeps_quorum(v, n) ? assign(n, after_voting(v, n)) : nothing;
+    return n != NULL && keeps_quorum(v, n) ? votes_no_more(v, n) : nothing;
 }
 
 static struct roles_change voters_grow(const struct roles_view *v)
@@ -232,32 +240,50 @@ static struct roles_change zones_even(const struct roles_view *v)
     return uneven ? assign(n, REGISTRY_ROLE_VOTER) : nothing;
 }
 
-static struct roles_change standbys_fill(const struct roles_view *v)
+/* A spare is no member of raft, but for a moment on its way to stand by: libraft adds it so. The one that is
+ * on its way goes first, then the lowest id; NULL: none lives. */
+static const struct roles_node *next_spare(const struct roles_view *v)
 {
-    const struct roles_node *spare = NULL, *last = NULL;
+    const struct roles_node *next = NULL;
     for (size_t i = 0; i < v->count; i++) {
         const struct roles_node *n = &v->nodes[i];
-        if (has_role(n, REGISTRY_ROLE_SPARE) && !n->removed && is_alive(v, n) &&
-            (spare == NULL || n->id < spare->id))
-            spare = n;
+        bool added = has_role(n, REGISTRY_ROLE_SPARE);
+        if ((!added && !has_role(n, REGISTRY_ROLE_NONE)) || n->removed || !is_alive(v, n))
+            continue;
+        bool other_added = next != NULL && has_role(next, REGISTRY_ROLE_SPARE);
+        if (next == NULL || (added && !other_added) || (added == other_added && n->id < next->id))
+            next = n;
+    }
+    return next;
+}
+
+static struct roles_change standbys_fill(const struct roles_view *v)
+{
+    const struct roles_node *spare = next_spare(v), *last = NULL;
+    for (size_t i = 0; i < v->count; i++) {
+        const struct roles_node *n = &v->nodes[i];
         if (has_role(n, REGISTRY_ROLE_STANDBY) && (last == NULL || n->id > last->id))
             last = n;
     }
     size_t standbys = count_role(v, REGISTRY_ROLE_STANDBY), max = standbys_max(v);
     if (spare != NULL && standbys < max)
-        return assign(spare, REGISTRY_ROLE_STANDBY);
+        return has_role(spare, REGISTRY_ROLE_SPARE)
+                   ? assign(spare, REGISTRY_ROLE_STANDBY)
+                   : (struct roles_change){.verb = ROLES_ADD, .id = spare->id};
     const struct roles_node *dead = dead_of(v, REGISTRY_ROLE_STANDBY);
     if (dead != NULL && (standbys > max || spare != NULL))
-        return assign(dead, REGISTRY_ROLE_SPARE);
-    return last != NULL && standbys > max ? assign(last, REGISTRY_ROLE_SPARE) : nothing;
+        return leaves(dead);
+    return last != NULL && standbys > max ? leaves(last) : nothing;
 }
 
-static struct roles_change new_ones_come(const struct roles_view *v)
+/* Those that were on their way to stand by and are not needed, or died. */
+static struct roles_change spares_leave(const struct roles_view *v)
 {
+    bool room = count_role(v, REGISTRY_ROLE_STANDBY) < standbys_max(v);
     for (size_t i = 0; i < v->count; i++) {
         const struct roles_node *n = &v->nodes[i];
-        if (n->role == REGISTRY_ROLE_NONE && !n->removed && is_alive(v, n))
-            return (struct roles_change){.verb = ROLES_ADD, .id = n->id};
+        if (has_role(n, REGISTRY_ROLE_SPARE) && (!room || is_dead(v, n)))
+            return leaves(n);
     }
     return nothing;
 }
@@ -266,7 +292,7 @@ struct roles_change roles_next(const struct roles_view *v)
 {
     static struct roles_change (*const rules[])(const struct roles_view *v) = {
         removed_leave, leader_leaves, voters_shrink, voters_grow,
-        zones_even,    standbys_fill, new_ones_come,
+        zones_even,    standbys_fill, spares_leave,
     };
     for (size_t i = 0; i < sizeof rules / sizeof rules[0]; i++) {
         struct roles_change change = rules[i](v);

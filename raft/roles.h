@@ -3,8 +3,10 @@
  * - The number of voters is odd, as large as there are nodes, and at most what is wanted: two nodes are one
  *   voter and one standby, four are three and one.
  * - Voters spread over zones: where a change makes zones more even, it is made.
- * - A voter that is dead is replaced by a standby that is alive; without one it stays. A node that comes
- *   back stands by.
+ * - A voter that is dead is replaced by a standby that is alive; without one a spare stands by first, and
+ *   without that it stays. A node that comes back stands by, if there is room, or is a spare.
+ * - Spares are no members of raft: they read through a neighbour (raft/spare.h), and there may be as many as
+ *   the registry has nodes. One that is to stand by is a member without a role for a moment.
  * - A node that was removed leaves. A leader hands over before it is to leave.
  * - No change leaves half or more of the voters dead, and a node becomes voter only when its log is close
  *   to the leader's.

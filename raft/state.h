@@ -31,7 +31,7 @@
 #define STATE_SESSIONS_MAX (STATE_SESSIONS_PER_NODE_MAX * STATE_NODES_MAX)
 
 /* Bounds of the whole registry: what is beyond gets PROBLEM_LIMIT_REACHED. */
-#define STATE_NODES_MAX 1000u
+#define STATE_NODES_MAX REGISTRY_NODES_MAX
 #define STATE_WORKLOADS_MAX 10000u
 /* Of one workload, those that instances still run among them: an end looks at all of them. */
 #define STATE_VERSIONS_MAX 100u

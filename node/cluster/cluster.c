@@ -298,7 +298,7 @@ static int open_ports(struct cluster *c, const struct gossip_meta *meta,
                                            .address = &address,
                                            .protocols = 1u << SECURE_RAFT | 1u << SECURE_JOIN |
                                                         1u << SECURE_IMAGE | 1u << SECURE_API |
-                                                        1u << SECURE_ERRAND,
+                                                        1u << SECURE_ERRAND | 1u << SECURE_SPARE,
                                            .accepted = accepted_cb,
                                            .user = c};
     rc = secure_listener_open(&c->listener, c->loop, &listen, e);

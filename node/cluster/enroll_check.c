@@ -138,8 +138,7 @@ void enroll_check(const struct enroll_asking *a, struct enroll_verdict_of *out)
                a->request->address, other->name, other->name);
     else if (a->nodes_max != 0 && s.others >= a->nodes_max)
         refuse(out, ENROLL_REFUSED_FULL,
-               "the cluster has its %" PRIu64 " nodes: raise raft.standbys on every node, or "
-               "remove one (skerry node rm)",
+               "the cluster has its %" PRIu64 " nodes: remove one first (skerry node rm)",
                a->nodes_max);
 }
 

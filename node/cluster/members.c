@@ -208,7 +208,8 @@ static void accepted_cb(void *user, struct secure_stream *s)
         (protocol == SECURE_API && n->api != NULL) ||
         (protocol == SECURE_JOIN && n->gateway != NULL && gateway_accepts(n->gateway)) ||
         (protocol == SECURE_ERRAND && n->errands != NULL);
-    if (!m->stopping && protocol == SECURE_RAFT && n->registry != NULL) {
+    bool registry = protocol == SECURE_RAFT || protocol == SECURE_SPARE;
+    if (!m->stopping && registry && n->registry != NULL) {
         registry_accept(n->registry, s);
     } else if (!m->stopping && protocol == SECURE_IMAGE && n->layers != NULL) {
         layers_accept(n->layers, s);
@@ -307,14 +308,17 @@ void members_machine_changed(struct node *n)
         members_tell(n->members);
 }
 
-static void give_roles(struct members *m)
+/* Who lives: a leader gives out roles by it, a spare learns whom to ask. */
+static void tell_registry(struct members *m)
 {
     struct node *n = m->node;
     struct cluster_node node;
     size_t count = 0;
     struct registry_root *root = registry_root(n->registry);
+    /* A node that has nothing of the registry yet asks whom the handshake told of. */
+    bool known = registry_root_node(root, n->id) != NULL;
     for (node_id at = 0; count < KNOWN_NODES_MAX && cluster_next(n->cluster, &at, &node);) {
-        if (registry_root_node(root, node.id) == NULL)
+        if (known && registry_root_node(root, node.id) == NULL)
             continue;
         struct registry_peer *peer = &m->peers[count++];
         *peer = (struct registry_peer){.id = node.id,
@@ -337,10 +341,9 @@ static void tick_cb(uv_timer_t *timer)
         return;
     members_tell(m);
     members_register(m);
-    if (n->leader) {
-        give_roles(m);
+    tell_registry(m);
+    if (n->leader)
         members_keyring_lead(m);
-    }
 }
 
 /* --- leaving ---------------------------------------------------------------------------------------- */
@@ -414,7 +417,7 @@ static int open_enroll(struct members *m, struct err *e)
                                .address = text,
                                .name = n->config->name,
                                .id = n->id,
-                               .nodes_max = n->config->raft.voters + n->config->raft.standbys,
+                               .nodes_max = REGISTRY_NODES_MAX,
                                .user = n,
                                .propose = propose,
                                .root = root_of};

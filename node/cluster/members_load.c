@@ -58,7 +58,7 @@ static uint32_t own_role(const struct node *n)
         if (members[i].id == n->id)
             return (uint32_t)members[i].role;
     }
-    return REGISTRY_ROLE_NONE;
+    return n->registered ? REGISTRY_ROLE_SPARE : REGISTRY_ROLE_NONE;
 }
 
 void members_meta(struct members *m, struct gossip_meta *out)

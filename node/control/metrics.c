@@ -255,6 +255,9 @@ static bool write_node(struct buffer *out, const struct metrics_input *in)
            gauge(out, "skerry_registry_leader", "1 on the leader.", r->leader) &&
            gauge(out, "skerry_registry_term", "Raft's term.", r->term) &&
            gauge(out, "skerry_registry_voters", "Voters in the configuration.", r->voters) &&
+           gauge(out, "skerry_registry_spares", "Spares that this node feeds.", r->spares) &&
+           gauge(out, "skerry_registry_fed_by",
+                 "The node that feeds this one, which is a spare; 0: none does.", r->fed_by) &&
            gauge(out, "skerry_registry_commit_index", "Index of the last committed entry.",
                  r->commit_index) &&
            gauge(out, "skerry_registry_applied_index", "Index of the last applied entry.",

@@ -35,14 +35,14 @@ static bool count_live(void *user, const struct registry_instance *i)
     return true;
 }
 
-static enum registry_role role_of(const struct gathering *g, node_id id, uint32_t told)
+static enum registry_role role_of(const struct gathering *g, node_id id)
 {
     for (size_t i = 0; i < g->member_count; i++) {
         if (g->members[i].id == id)
             return g->members[i].role;
     }
-    /* A spare reads through a neighbour and is no member of raft; what it says of itself counts. */
-    return told <= REGISTRY_ROLE_SPARE ? (enum registry_role)told : REGISTRY_ROLE_NONE;
+    /* A spare reads through a neighbour and is no member of raft. */
+    return REGISTRY_ROLE_SPARE;
 }
 
 static void address_text(const struct address *packed, char out[64])
@@ -69,7 +69,7 @@ static void fill_known(struct gathering *g, struct status_fact *f)
     (void)text_copy(f->version, sizeof f->version, known.meta.version);
     address_text(&known.meta.addresses[GOSSIP_PORT_HTTP], f->http);
     address_text(&known.meta.addresses[GOSSIP_PORT_API], f->api);
-    f->role = role_of(g, f->id, known.meta.roles);
+    f->role = role_of(g, f->id);
     f->cpus = (double)known.meta.cpu_millis / 1000.0;
     f->cpus_used = (double)known.load.cpu_millis / 1000.0;
     f->memory_bytes = known.meta.memory_bytes;
@@ -82,7 +82,7 @@ static void fill_self(struct gathering *g, struct status_fact *f)
     const struct config *c = n->config;
     f->self = true;
     f->state = GOSSIP_ALIVE;
-    f->role = role_of(g, n->id, REGISTRY_ROLE_NONE);
+    f->role = role_of(g, n->id);
     (void)text_copy(f->name, sizeof f->name, c->name);
     (void)text_copy(f->address, sizeof f->address, c->advertise);
     (void)text_copy(f->http, sizeof f->http, c->http.count > 0 ? c->http.items[0] : "");

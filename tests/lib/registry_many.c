@@ -239,7 +239,7 @@ void many_start(struct many *m, node_id id)
     assert_int_equal(address_parse(&any, "127.0.0.1:0", 0, &e), 0);
     struct secure_listen_options listen = {.context = n->secure,
                                            .address = &any,
-                                           .protocols = 1u << SECURE_RAFT,
+                                           .protocols = 1u << SECURE_RAFT | 1u << SECURE_SPARE,
                                            .accepted = accepted,
                                            .user = n};
     assert_int_equal(secure_listener_open(&n->listener, &m->loop, &listen, &e), 0);

@@ -485,6 +485,7 @@ void process_change(struct process *p, enum world_change change, raft_id id)
     case WORLD_ADD:
         rv = raft_add(&p->raft, &p->change, id, address, changed);
         break;
+    case WORLD_DISMISS:
     case WORLD_REMOVE:
         rv = raft_remove(&p->raft, &p->change, id, changed);
         break;

@@ -84,7 +84,7 @@ static void give(struct roles *r, uint32_t leader, const struct roles_change *c)
         member_change(r->world, leader, WORLD_ADD, c->id);
         break;
     case ROLES_REMOVE:
-        member_change(r->world, leader, WORLD_REMOVE, c->id);
+        member_change(r->world, leader, WORLD_DISMISS, c->id);
         break;
     case ROLES_ASSIGN:
         member_change(r->world, leader,
@@ -133,7 +133,8 @@ bool roles_settled(struct roles *r, char *why, size_t size)
                       "next is %d of member %llu",
                       voters, r->n, standbys, most, r->wanted.standbys, raft->configuration.n,
                       (int)c.verb, (unsigned long long)c.id);
-    return voters == most && standbys <= r->wanted.standbys && raft->configuration.n == r->n &&
+    unsigned rest = r->n - most, stand = rest < r->wanted.standbys ? rest : r->wanted.standbys;
+    return voters == most && standbys == stand && raft->configuration.n == most + stand &&
            c.verb == ROLES_NOTHING && raft->configuration_uncommitted_index == 0;
 }
 

@@ -203,6 +203,7 @@ static const char *const change_names[] = {[WORLD_ADD] = "added",
                                            [WORLD_VOTER] = "made a voter",
                                            [WORLD_STANDBY] = "made a standby",
                                            [WORLD_SPARE] = "made a spare",
+                                           [WORLD_DISMISS] = "dismissed",
                                            [WORLD_REMOVE] = "removed"};
 
 void world_changed(struct world *w, enum world_change change, raft_id id, bool done)

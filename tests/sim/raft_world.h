@@ -29,7 +29,16 @@
 /* Not a member yet. */
 #define WORLD_OUTSIDE (-1)
 
-enum world_change { WORLD_ADD, WORLD_VOTER, WORLD_STANDBY, WORLD_SPARE, WORLD_REMOVE };
+/* DISMISS: it is no member any more, does not hear so from raft, and lives on, with its log, until it is added
+ * again: a spare. */
+enum world_change {
+    WORLD_ADD,
+    WORLD_VOTER,
+    WORLD_STANDBY,
+    WORLD_SPARE,
+    WORLD_DISMISS,
+    WORLD_REMOVE
+};
 
 struct world_options {
     uint32_t members;

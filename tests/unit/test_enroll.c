@@ -333,7 +333,7 @@ static void a_full_cluster_takes_only_who_replaces_a_node(void **state)
     assert_int_equal(a.rc, 0);
     invite(w, &i);
     w->advertise = "127.0.9.3:7600";
-    refused_as(w, w->other, "node3", i.text, "the cluster has its 2 nodes: raise raft.standbys");
+    refused_as(w, w->other, "node3", i.text, "the cluster has its 2 nodes: remove one first");
     assert_int_equal(refusals_count(enroll_refusals(w->enroll), ENROLL_REFUSED_FULL), 1);
     join_as(w, &a, w->other, "node2", i.text);
     assert_int_equal(a.rc, 0);

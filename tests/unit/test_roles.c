@@ -128,27 +128,36 @@ static void voters_are_odd_and_as_many_as_there_may_be(void **state)
     comes_to("V--", "", 0, 9, "VSS");
 }
 
-static void standbys_are_as_many_as_wanted_and_the_rest_spare(void **state)
+static void standbys_are_as_many_as_wanted_and_the_rest_no_members(void **state)
 {
     (void)state;
-    comes_to("V-----", "", 3, 1, "VVVSPP");
-    comes_to("V-----", "", 3, 0, "VVVPPP");
-    comes_to("VVVSSS", "", 3, 1, "VVVSPP");
-    comes_to("VVVsPP", "", 3, 1, "VVVpSP");
+    comes_to("V-----", "", 3, 1, "VVVS--");
+    comes_to("V-----", "", 3, 0, "VVV---");
+    comes_to("VVVSSS", "", 3, 1, "VVVS--");
+    comes_to("VVVS--", "", 3, 2, "VVVSS-");
+    comes_to("VVVsPP", "", 3, 1, "VVV.S-");
+    comes_to("VVVs--", "", 3, 1, "VVV.S-");
+    comes_to("VVVPp", "", 3, 0, "VVV-.");
     comes_to("VVVsP", "", 3, 9, "VVVsS");
 }
 
 static void a_dead_voter_gives_way_to_a_standby_that_lives(void **state)
 {
     (void)state;
-    comes_to("VVvS", "", 3, 9, "VVpV");
+    comes_to("VVvS", "", 3, 9, "VV.V");
     comes_to("VVvs", "", 3, 9, "VVvs");
     comes_to("VVv", "", 3, 9, "VVv");
-    comes_to("VVVvvSS", "", 5, 9, "VVVppVV");
+    comes_to("VVVvvSS", "", 5, 9, "VVV..VV");
+    /* A spare stands by first, though none else shall. */
+    comes_to("VVv-", "", 3, 0, "VV.V");
+    comes_to("VVVvv--", "", 5, 0, "VVV..VV");
+    comes_to("VVv.", "", 3, 0, "VVv.");
     /* Back: it stands by, and nobody makes way for it. */
-    comes_to("VVPV", "", 3, 9, "VVSV");
+    comes_to("VV-V", "", 3, 9, "VVSV");
+    comes_to("VV-V", "", 3, 0, "VV-V");
+    comes_to("VVVS", "", 3, 0, "VVV-"); /* back before its place was taken */
     /* Too many, after a mishap: a dead one goes first. */
-    comes_to("VVVv", "", 3, 9, "VVVp");
+    comes_to("VVVv", "", 3, 9, "VVV.");
     comes_to("VVVV", "", 3, 9, "VVVS");
 }
 
@@ -187,7 +196,7 @@ static void voters_spread_over_zones(void **state)
     comes_to("VVVSS", "aabbb", 3, 9, "VVVSS");
     comes_to("VVVVVSS", "aaaaabb", 5, 9, "VVVSSVV");
     /* Not while one of them is away: first come enough, then evenly. */
-    comes_to("VVvS", "aaab", 3, 9, "VVpV");
+    comes_to("VVvS", "aaab", 3, 9, "VV.V");
     comes_to("VVvs", "aaab", 3, 9, "VVvs");
     /* The leader stays where it is. */
     comes_to("VS", "ab", 1, 9, "VS");
@@ -276,7 +285,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(voters_are_odd_and_as_many_as_there_may_be),
-        cmocka_unit_test(standbys_are_as_many_as_wanted_and_the_rest_spare),
+        cmocka_unit_test(standbys_are_as_many_as_wanted_and_the_rest_no_members),
         cmocka_unit_test(a_dead_voter_gives_way_to_a_standby_that_lives),
         cmocka_unit_test(what_did_not_last_changes_nothing),
         cmocka_unit_test(voters_spread_over_zones),
