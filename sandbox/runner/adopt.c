@@ -214,8 +214,10 @@ static int adopt_folder(struct adoption *a, const char *name, struct err *e)
 static void folder_sweep(struct runner *r, const char *name)
 {
     struct place *place = calloc(1, sizeof *place);
-    if (place != NULL)
-        reaper_add(r->reaper, place, name);
+    if (place == NULL)
+        return;
+    place->layer_map = -1;
+    reaper_add(r->reaper, place, name);
 }
 
 static void folders_adopt(struct adoption *a)
