@@ -122,8 +122,15 @@ $(B)/libskerry.a: $(call obj,$(NODE_LIB)) $(PROTO_OBJ)
 
 $(B)/skerry-runner: $(RO)/sandbox/runner/main.o $(B)/librunner.a $(B)/obj/embedded_agent.o
 	@$(CC) $(RUNNER_LDFLAGS) -o $@ $^ $(call pkg,--libs,$(LIBS_RUNNER))
-$(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o
-	@$(CC) $(LDFLAGS_ALL) -o $@ $^ $(call pkg,--libs,$(LIBS_NODE)) -lm
+# These come when they are called (node/late.h); elsewhere, and with sanitizers, with the program.
+LATE := $(if $(SAN),,$(if $(filter x86_64,$(shell uname -m)),curl archive ssh microhttpd ssl crypto))
+$(B)/gen/late.S: deploy/late $(B)/obj/node/main.o $(B)/libskerry.a
+	@CC="$(CC)" deploy/late $(LATE) -- $(filter-out deploy/late,$^) >$@.new && mv $@.new $@
+$(B)/obj/late.o: $(B)/gen/late.S
+	@$(CC) -c -o $@ $<
+$(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o $(if $(LATE),$(B)/obj/late.o)
+	@$(CC) $(LDFLAGS_ALL) -o $@ $(filter-out $(B)/libskerry.a,$^) $(B)/libskerry.a \
+	    $(filter-out $(addprefix -l,$(LATE)),$(call pkg,--libs,$(LIBS_NODE))) -lm
 	@echo "built $@"
 
 # --- tests ---------------------------------------------------------------------------------------

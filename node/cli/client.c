@@ -8,6 +8,8 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/memory.h"
@@ -16,7 +18,7 @@
 #define CONNECT_TIMEOUT_MS 5000L
 
 struct client {
-    CURL *curl;
+    CURL *curl; /* NULL until it is needed: libcurl takes longer to start than most commands */
     char *socket_path; /* NULL: over TCP */
     char *origin;      /* "http://127.0.0.1:8081" */
     char *address;     /* as users write it */
@@ -113,9 +115,6 @@ int client_open(struct client **out, const struct client_options *options, struc
     int rc = set_address(c, options->address, e);
     if (rc == 0)
         rc = set_token(c, options->token_file, e);
-    if (rc == 0 &&
-        (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK || (c->curl = curl_easy_init()) == NULL))
-        rc = err_set(e, ERR_NO_MEMORY, "libcurl does not start");
     if (rc != 0) {
         client_close(c);
         return rc;
@@ -259,6 +258,14 @@ static int make_headers(const struct client *c, const struct client_request *r,
     return rc;
 }
 
+static int curl_start(struct client *c, struct err *e)
+{
+    if (c->curl == NULL &&
+        (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK || (c->curl = curl_easy_init()) == NULL))
+        return err_set(e, ERR_NO_MEMORY, "libcurl does not start");
+    return 0;
+}
+
 static void common_options(const struct client *c, const char *base)
 {
     CURL *h = c->curl;
@@ -339,7 +346,9 @@ int client_do(struct client *c, const struct client_request *r, struct client_an
     if (url == NULL)
         return err_set(e, ERR_NO_MEMORY, "no memory");
     struct curl_slist *headers = NULL;
-    int rc = make_headers(c, r, &headers, e);
+    int rc = curl_start(c, e);
+    if (rc == 0)
+        rc = make_headers(c, r, &headers, e);
     if (rc != 0)
         goto done;
     configure(c, r, url, headers, &x);
@@ -358,7 +367,8 @@ int client_do(struct client *c, const struct client_request *r, struct client_an
         rc = -(int)x.err.code;
     }
 done:
-    curl_slist_free_all(headers);
+    if (headers != NULL)
+        curl_slist_free_all(headers);
     return rc;
 }
 
@@ -520,14 +530,28 @@ static int send_upgrade(const struct client *c, int fd, const char *path, const 
     return rc;
 }
 
-int client_upgrade(struct client *c, const char *path, const char *body, int *out_fd,
-                   struct client_answer *answer, struct err *e)
+static int connect_socket(const struct client *c, struct err *e)
 {
-    *out_fd = -1;
-    *answer = (struct client_answer){0};
-    buffer_init(&answer->head, HEAD_BYTES_MAX);
-    buffer_init(&answer->body, CLIENT_ANSWER_BYTES_MAX);
-    struct client_request r = {.path = path};
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    if (!text_copy(address.sun_path, sizeof address.sun_path, c->socket_path))
+        return err_set(e, ERR_INVALID, "%s is longer than a socket's path may be", c->socket_path);
+    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    /* A node that is there and accepts nobody is waited for, but not for long. */
+    const struct timeval wait = {.tv_sec = CONNECT_TIMEOUT_MS / 1000};
+    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait) < 0 ||
+        connect(fd, (const struct sockaddr *)&address, sizeof address) < 0)
+        return err_sys(e, ERR_UNAVAILABLE, errno, "no node answers at %s", c->address);
+    if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+        return err_sys(e, ERR_IO, errno, "keep the connection");
+    return steal_fd(&fd);
+}
+
+static int connect_tcp(struct client *c, struct client_answer *answer, struct err *e)
+{
+    int rc = curl_start(c, e);
+    if (rc != 0)
+        return rc;
+    const struct client_request r = {0};
     struct exchange x = {.request = &r, .answer = answer};
     common_options(c, NULL);
     curl_easy_setopt(c->curl, CURLOPT_URL, c->origin);
@@ -542,9 +566,20 @@ int client_upgrade(struct client *c, const char *path, const char *body, int *ou
     if (strncmp(c->origin, "https:", 6) == 0)
         return err_set(e, ERR_UNSUPPORTED, "run and exec need a plain http or unix address");
     /* libcurl keeps its own descriptor and closes it with the handle. */
-    CLEANUP_FD int fd = fcntl(socket, F_DUPFD_CLOEXEC, 3);
+    int fd = fcntl(socket, F_DUPFD_CLOEXEC, 3);
+    return fd < 0 ? err_sys(e, ERR_IO, errno, "keep the connection") : fd;
+}
+
+int client_upgrade(struct client *c, const char *path, const char *body, int *out_fd,
+                   struct client_answer *answer, struct err *e)
+{
+    *out_fd = -1;
+    *answer = (struct client_answer){0};
+    buffer_init(&answer->head, HEAD_BYTES_MAX);
+    buffer_init(&answer->body, CLIENT_ANSWER_BYTES_MAX);
+    CLEANUP_FD int fd = c->socket_path != NULL ? connect_socket(c, e) : connect_tcp(c, answer, e);
     if (fd < 0)
-        return err_sys(e, ERR_IO, errno, "keep the connection");
+        return fd;
     int rc = send_upgrade(c, fd, path, body, e);
     if (rc == 0)
         rc = receive_head(fd, answer, e);

@@ -14,7 +14,7 @@ import termios
 import time
 import unittest
 
-from cluster import SKERRY, Node, free_port, server, server_spec, wait_until
+from cluster import SKERRY, Node, free_port, sanitized, server, server_spec, wait_until
 
 HELLO = 'def handle(h): print("asked", h.path, flush=True); h.say("hello\\n")'
 
@@ -77,6 +77,18 @@ class Commands(unittest.TestCase):
         done = self.cli("status", "--addr", nowhere, code=4)
         self.assertIn(nowhere.encode(), done.stderr)
         self.cli("run", "--addr", nowhere, "--", "true", code=125)
+        for path in ("/nowhere/api.sock", "/nowhere/" + 30 * "long"):
+            done = self.cli("run", "--addr", "unix:" + path, "--", "true", code=125)
+            self.assertIn(path.encode(), done.stderr)
+
+    @unittest.skipIf(sanitized() or os.uname().machine != "x86_64", "loads all with the program")
+    def test_most_libraries_are_loaded_when_they_are_needed(self):
+        def loaded(*arguments):
+            done = self.cli(*arguments, environment={"LD_DEBUG": "files"})
+            return set(re.findall(rb"file=(lib(?:curl|ssl|ssh|archive|microhttpd))\.so", done.stderr))
+        self.assertEqual(loaded("version"), set())
+        self.assertEqual(loaded("run", "--", "true"), set())
+        self.assertIn(b"libcurl", loaded("status"))
 
     def test_unauthorized_is_5(self):
         api = "127.0.0.1:%d" % self.node.api_port
