@@ -376,9 +376,14 @@ static void add(struct gateway_counters *out, const struct thread_counters *c)
     out->tls_failures += get(&c->tls_failures);
 }
 
+int64_t gateway_certificate_expires_s(const struct gateway *g)
+{
+    return g->certificate_expires_s;
+}
+
 void gateway_counters(const struct gateway *g, struct gateway_counters *out)
 {
-    *out = (struct gateway_counters){.certificate_expires_s = g->certificate_expires_s};
+    *out = (struct gateway_counters){.certificate_expires_s = gateway_certificate_expires_s(g)};
     for (unsigned i = 0; i < g->thread_count; i++)
         add(out, &g->threads[i]->counters);
 }

@@ -221,6 +221,8 @@ int gateway_check_certificates(const struct gateway_tls_options *options,
 /* Reads the files of the certificates anew, on a thread of its own; connections from then on get
  * those. If one cannot be used, the log says why, and all stay as they were. */
 void gateway_reload_certificates(struct gateway *g);
+/* When the first of the certificates in use ends, in seconds since 1970; 0: there is none. Any thread. */
+int64_t gateway_certificate_expires_s(const struct gateway *g);
 /* Port of the n-th listener, for port 0: those of `listen`, of `tls.listen`, of `tls.redirect`. */
 unsigned gateway_port(const struct gateway *g, size_t listener);
 /* Every thread gets the routes and releases the ones before when it has switched. `routes` must

@@ -156,6 +156,22 @@ static bool gather(struct node *n, struct gathering *g)
     return true;
 }
 
+/* Whoever renews does it long before: certbot a third of the time before the end. */
+static void warn_certificate(const struct node *n, json_t *warnings)
+{
+    enum { WARN_DAYS = 5, DAY_S = 86400 };
+    int64_t ends = n->gateway == NULL ? 0 : gateway_certificate_expires_s(n->gateway);
+    int64_t left = ends - (int64_t)(clock_wall_ms() / 1000);
+    if (ends == 0 || left > (int64_t)WARN_DAYS * DAY_S)
+        return;
+    status_warn(warnings,
+                left > 0 ? "%s  a certificate of HTTPS ends in %lld h; renew it, and reload "
+                           "(SIGHUP) so that it is used"
+                         : "%s  a certificate of HTTPS ended %lld h ago; renew it, and reload "
+                           "(SIGHUP) so that it is used",
+                n->config->name, (long long)(left > 0 ? left : -left) / 3600);
+}
+
 bool status_self(const struct node *n, json_t *warnings)
 {
     const char *name = n->config->name;
@@ -173,6 +189,7 @@ bool status_self(const struct node *n, json_t *warnings)
                     name, n->hello->unenforced[k], n->hello->unenforced[k]);
     for (size_t k = 0; n->hello != NULL && k < n->hello->n_warnings; k++)
         status_warn(warnings, "%s  %s", name, n->hello->warnings[k]);
+    warn_certificate(n, warnings);
     return sandbox_connected(n->sandbox) && n->reconciled;
 }
 

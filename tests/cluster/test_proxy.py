@@ -201,6 +201,15 @@ class Proxy(unittest.TestCase):
             self.assertEqual(c.chunk(), b"")
 
     @each_way
+    def test_an_answer_may_come_before_the_body_is_whole(self, way):
+        with way.open() as c:
+            c.send(request(b"/w/raw/answer-early", b"Content-Length: 1000000\r\n", b"POST", b"x" * 999))
+            head = c.head()
+            self.assertEqual((head.status, head.get(b"Connection")), (403, b"close"))
+            self.assertEqual(c.body(head)[0], b"no")
+        self.go(b"answer-early")
+
+    @each_way
     def test_code_that_does_not_read_stops_the_client(self, way):
         with way.open() as c:
             c.send(request(b"/w/raw/never-read", b"Content-Length: 1000000000\r\n", b"POST"))
@@ -474,6 +483,7 @@ class Proxy(unittest.TestCase):
         "two spaces": b"GET  /w/raw/ HTTP/1.1\r\nHost: h\r\n\r\n",
         "a space in the target": b"GET /w/raw/a b HTTP/1.1\r\nHost: h\r\n\r\n",
     }
+    UNKNOWN = ("another coding", "chunked misspelt")
     # Within a body: the head has gone on, so all that is left is to break off.
     BROKEN = {
         "a chunk's size with LF": b"5\nhello\r\n0\r\n\r\n",
@@ -493,7 +503,7 @@ class Proxy(unittest.TestCase):
             with self.subTest(case=name), way.open() as c:
                 c.send(data + self.SMUGGLED)
                 head = c.head()
-                self.assertIn(head.status, (400, 501))
+                self.assertEqual(head.status, 501 if name in self.UNKNOWN else 400)
                 self.assertEqual(head.get(b"Connection"), b"close")
                 c.body(head)
                 self.assertTrue(c.closed())

@@ -237,6 +237,17 @@ class Tls(unittest.TestCase):
         self.assertNotIn(secret[:24], self.log())
         self.assertNotIn("PRIVATE KEY-----\n", self.log())
 
+    def test_status_warns_before_the_end(self):
+        def warned():
+            return [w for w in self.node.status()["warnings"] if "certificate of HTTPS ends in" in w]
+        self.assertEqual(warned(), [])
+        self.files.make("second", "shop.test", "*.shop.test", days=3)
+        self.reload("certificates were read again")
+        self.assertRegex(warned()[0], r"^node1  a certificate of HTTPS ends in 7[12] h; renew")
+        self.files.make("second", "shop.test", "*.shop.test", kind="rsa")
+        self.reload("certificates were read again")
+        self.assertEqual(warned(), [])
+
     def bad_files_leave_all_as_it_was(self):
         path = self.files.path("first.key")
         with open(path, "rb") as f:

@@ -179,6 +179,11 @@ def answer(c, method, path, head):
             with lock:
                 state["signals"]["pieces"] = got
         c.say("all %d" % got)
+    elif path == "/answer-early":
+        c.say("no", "403 Forbidden", "Connection: close\r\n")
+        c.s.shutdown(socket.SHUT_WR)
+        gate("answer-early").acquire(timeout=20)
+        return False
     elif path == "/never-read":
         gate("never-read").acquire(timeout=60)
         return False
