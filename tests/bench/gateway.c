@@ -148,7 +148,9 @@ int main(int argc, char **argv)
     static struct gateway_fixture f;
     char listen[32];
     if (argc < 3) {
-        fprintf(stderr, "usage: %s LISTEN_PORT BACKEND_PORT [THREADS [forward | CERTIFICATE KEY]]\n", argv[0]);
+        fprintf(stderr,
+                "usage: %s LISTEN_PORT BACKEND_PORT [THREADS [forward | CERTIFICATE KEY]]\n",
+                argv[0]);
         return 2;
     }
     snprintf(listen, sizeof listen, "127.0.0.1:%s", argv[1]);
