@@ -187,6 +187,7 @@ static bool flush(struct feed_link *l)
         return true;
     const struct iovec part = {l->rest.data, l->rest.length};
     size_t taken = 0;
+    f->counts.writes++;
     enum secure_result result = secure_stream_write(l->stream, &part, 1, &taken);
     if (result != SECURE_DONE && result != SECURE_BLOCKED) {
         link_close(l);
@@ -374,7 +375,7 @@ static const char *fault_of(const struct feed_link *l)
 /* Not each of many in each turn. */
 static uint64_t pace_ms(const struct feed *f)
 {
-    return f->count / FEED_SENDS_PER_MS;
+    return f->count * 1000 / f->options.sends_per_second;
 }
 
 static void link_turn(struct feed_link *l)
@@ -533,6 +534,8 @@ int feed_new(struct feed **out, const struct feed_options *options, struct err *
     if (f == NULL)
         return err_set(e, ERR_NO_MEMORY, "what feeds spares: no memory");
     f->options = *options;
+    if (f->options.sends_per_second == 0)
+        f->options.sends_per_second = FEED_SENDS_PER_SECOND;
     int rc = uv_timer_init(options->loop, &f->timer);
     rc |= feed_image_open(f);
     assert_always(rc == 0);

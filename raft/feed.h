@@ -9,8 +9,8 @@
  *                     +------------------------/
  *                     +-> REFUSED -> CLOSING
  *
- * With many spares each is told at most once in some milliseconds (FEED_SENDS_PER_MS of them in one), so that
- * the loop has time for raft.
+ * With many spares each is told at most once in some milliseconds, so that the loop has time for raft: all of
+ * them FEED_SENDS_PER_SECOND times in a second, for which a write that was encrypted takes some 5 us.
  *
  * Thread: the loop's, but for the encoding. Time: milliseconds of a monotonic clock. */
 #ifndef SKERRY_RAFT_FEED_H
@@ -28,7 +28,7 @@
 
 /* 1,000 nodes, of which 3 vote and none stands by. */
 #define FEED_LINKS_MAX 512u
-#define FEED_SENDS_PER_MS 32u
+#define FEED_SENDS_PER_SECOND 32000u
 #define FEED_HEARTBEAT_MS 100u
 #define FEED_HELLO_MS 1000u  /* for a greeting */
 #define FEED_SILENT_MS 5000u /* ... and then: a spare says how far it is some times a second */
@@ -56,6 +56,7 @@ struct feed_view {
 struct feed_options {
     uv_loop_t *loop;
     struct recent *recent;
+    unsigned sends_per_second; /* 0: the default */
     void *user;
     /* The state as it is at the view's `applied`, referenced; NULL: not now. In feed_turn only. */
     struct registry_root *(*root)(void *user);
@@ -78,7 +79,8 @@ void feed_review(struct feed *f);
 struct feed_counts {
     size_t links, following; /* now */
     uint64_t snapshots, resumed, refused,
-        cut; /* `cut`: spares that were too slow, or broke the rules */
+        cut;         /* `cut`: spares that were too slow, or broke the rules */
+    uint64_t writes; /* to streams */
 };
 struct feed_counts feed_counts(const struct feed *f);
 

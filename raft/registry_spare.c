@@ -5,7 +5,8 @@
 #include "raft/registry_internal.h"
 
 enum {
-    HEARS_MS = 300, /* six heartbeats */
+    HEARS_MS = 300,   /* six heartbeats */
+    LEADER_MS = 1000, /* who led so long ago is worth asking */
     MEMBER_PATIENCE_MS =
         1000, /* before one that votes or stood by, as far as it knows, asks a neighbour */
     OTHER_PATIENCE_MS = 250,
@@ -15,7 +16,8 @@ enum {
 
 static struct spare_view fed_view(const struct registry *r)
 {
-    return r->spare == NULL ? (struct spare_view){0} : spare_view(r->spare);
+    static const struct spare_view nothing = {0};
+    return r->spare == NULL ? nothing : spare_view(r->spare);
 }
 
 static uint64_t raft_applied(const struct registry *r)
@@ -49,7 +51,7 @@ node_id registry_leader(void *registry)
 {
     const struct registry *r = registry;
     /* Raft forgets no leader on a node that does not vote. */
-    if (replica_follows(r->replica, HEARS_MS))
+    if (replica_follows(r->replica, LEADER_MS))
         return replica_leader(r->replica);
     return fed_view(r).leader;
 }

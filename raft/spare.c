@@ -198,8 +198,7 @@ static void record_take(struct spare *s, const struct spare_record *r)
         members_take(s, r);
         s->options.wake(s->options.user);
         break;
-    case SPARE_WAIT: /* it was heard */
-        break;
+    case SPARE_WAIT:  /* it was heard, that is all */
     case SPARE_HELLO: /* the decoder takes none from that side */
     case SPARE_ACK:
         break;
