@@ -272,6 +272,7 @@ static void ended(struct instance *i)
     i->phase = INSTANCE_ENDED;
     all->ended_count++;
     tell_ended(i);
+    blanks_start(all->runner->blanks);
     reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
     ended_bound(all);
     if (adopting)

@@ -154,7 +154,6 @@ static void done(struct instance *i, uint64_t seq, const Skerry__Agent__Done *do
         instance_prepared(i);
     } else if (w->kind != WAITING_PLAIN) {
         started_answer(i, w, done, steal_fd(terminal));
-        blanks_start(i->runner->blanks);
     } else if (w->asker.connection != 0) {
         server_answer(i->runner->server, &w->asker, NULL, NULL, NULL, 0);
     }
