@@ -1,7 +1,9 @@
 """Nodes beyond voters and standbys are spares: they read the registry through a neighbour, and do all that a
 node does."""
 import json
+import os
 import re
+import signal
 import time
 import unittest
 
@@ -83,19 +85,25 @@ class Spares(unittest.TestCase):
             wait_until(lambda: fed_by(spare) != 0, 10, "it is fed after its restart")
             self.assertEqual(spare.get("/i/%s/" % first.instance).status, 200)
 
-    def test_a_write_through_it_when_any_other_is_killed(self):
+    def test_a_write_through_it_when_any_other_is_killed_or_stands_still(self):
         with Cluster(4, [CONFIG] * 4) as cluster:
-            for turn in ("neighbour", "leader"):
+            for turn in ("neighbour", "leader", "stopped-neighbour"):
                 spare = the_spare(cluster)
                 victim = (cluster.wait_leader() if turn == "leader"
                           else cluster.nodes[fed_by(spare) - 1])
-                victim.kill_serve()
+                if turn == "stopped-neighbour":
+                    os.kill(victim.serve_process.pid, signal.SIGSTOP)
+                else:
+                    victim.kill_serve()
                 begun = time.monotonic()
                 wait_until(lambda: deploys(spare, turn).status in (200, 201), 5, "a write")
-                print("        the next write through the spare, its %s killed: %.2f s"
+                print("        the next write through the spare, its %s lost: %.2f s"
                       % (turn, time.monotonic() - begun), flush=True)
                 self.assertTrue(deployed(spare, turn))
-                victim.start_serve()
+                if turn == "stopped-neighbour":
+                    os.kill(victim.serve_process.pid, signal.SIGCONT)
+                else:
+                    victim.start_serve()
                 cluster.wait_settled()
 
     def test_a_spare_takes_the_place_of_a_voter_and_that_one_comes_back_as_a_spare(self):
