@@ -27,7 +27,6 @@ struct blanks {
     uint32_t used_count;
     uint32_t next; /* where the search for a free slot goes on: the longest unused comes first */
     bool *used;
-    bool layers_used; /* so blanks have a map of them */
     struct spare *stock;
     size_t stock_count, stock_max;
     struct maker *maker; /* NULL: no stock, or it could not be started */
@@ -108,9 +107,8 @@ uint32_t blanks_free_count(const struct blanks *b)
     return b->slot_count - b->used_count + (uint32_t)b->stock_count;
 }
 
-int blanks_layer_map(struct blanks *b, struct place *place, struct err *e)
+int blanks_layer_map(struct place *place, struct err *e)
 {
-    b->layers_used = true;
     return place->layer_map >= 0
                ? 0
                : root_map_make(IMAGE_UID_BASE, place->uid_base, &place->layer_map, e);
@@ -127,10 +125,10 @@ static void place_undo(struct blanks *b, struct place *place)
     blanks_place_free(b, place);
 }
 
-static struct maker_order order_for(const struct blanks *b, const struct place *place)
+static struct maker_order order_for(const struct place *place, bool layer_map)
 {
     return (struct maker_order){
-        .uid_base = place->uid_base, .cgroup = place->cgroup, .layer_map = b->layers_used};
+        .uid_base = place->uid_base, .cgroup = place->cgroup, .layer_map = layer_map};
 }
 
 static struct spare spare_of(struct place *place, const struct maker_made *made)
@@ -147,7 +145,7 @@ static int spare_make(struct blanks *b, struct spare *out, struct err *e)
     int rc = place_take(b, &place, e);
     if (rc < 0)
         return rc;
-    const struct maker_order order = order_for(b, place);
+    const struct maker_order order = order_for(place, false);
     rc = maker_make(b->runner, &order, false, &made, e);
     if (rc < 0)
         place_undo(b, place);
@@ -244,7 +242,7 @@ static int order(struct blanks *b, struct err *e)
         rc = place_take(b, &b->ordered, e);
     if (rc < 0)
         return rc;
-    const struct maker_order o = order_for(b, b->ordered);
+    const struct maker_order o = order_for(b->ordered, true);
     rc = maker_ask(b->maker, &o, e);
     if (rc < 0)
         blanks_place_free(b, steal_pointer(&b->ordered));

@@ -42,7 +42,7 @@ void blanks_place_free(struct blanks *b, struct place *place);
 /* Refills the stock: the maker is told to. */
 void blanks_start(struct blanks *b);
 /* Makes the place's map of layers, if it was not made ahead. */
-int blanks_layer_map(struct blanks *b, struct place *place, struct err *e) ERR_CHECKED;
+int blanks_layer_map(struct place *place, struct err *e) ERR_CHECKED;
 /* Places that can still be taken. */
 uint32_t blanks_free_count(const struct blanks *b);
 

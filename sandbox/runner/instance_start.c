@@ -156,7 +156,7 @@ static int layers_open(struct instance *i, struct root_options *options, struct 
     if (rc == 0 && p->source[0] != '\0')
         rc = layer_use(i, p->source, IMAGE_KIND_SOURCE, &l->source, e);
     if (rc == 0 && i->layer_count > 0)
-        rc = blanks_layer_map(i->runner->blanks, i->place, e);
+        rc = blanks_layer_map(i->place, e);
     options->layer_map = i->place->layer_map;
     options->image_fd = l->image;
     options->source_fd = l->source;
