@@ -82,6 +82,13 @@ static int queue_add(struct channel *channel, const Skerry__Agent__FromAgent *me
     return 0;
 }
 
+/* What such a runner asked before may lie in the channel still, and is heard: its end is read behind
+ * that. So what it cannot be told any more is no reason to drop it. */
+static bool gone(const struct err *e)
+{
+    return e->sys == EPIPE || e->sys == ECONNRESET;
+}
+
 void channel_send(struct agent *a, Skerry__Agent__FromAgent *message, const int *fd)
 {
     struct channel *channel = &a->channel;
@@ -89,7 +96,7 @@ void channel_send(struct agent *a, Skerry__Agent__FromAgent *message, const int 
     if (channel->fd < 0)
         return;
     if (channel->queue_count == 0) {
-        if (wire_send(channel->fd, &message->base, fd, fd == NULL ? 0 : 1, &e) == 0)
+        if (wire_send(channel->fd, &message->base, fd, fd == NULL ? 0 : 1, &e) == 0 || gone(&e))
             return;
         if (e.sys != EAGAIN) {
             drop(a);
@@ -113,12 +120,17 @@ static void queue_send(struct agent *a)
                                   item->fd < 0 ? 0 : 1, &e);
         if (rc != 0 && e.sys == EAGAIN)
             break;
+        if (rc != 0 && gone(&e)) {
+            queue_clear(channel);
+            sent = 0;
+            break;
+        }
         if (rc != 0) {
             drop(a);
             return;
         }
         channel->queue_bytes -= item->length;
-        free(item->data);
+        free(steal_pointer(&item->data));
         memory_close(&item->fd);
         sent++;
     }
