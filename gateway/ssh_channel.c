@@ -16,7 +16,7 @@
 #include "base/memory.h"
 #include "gateway/ssh_internal.h"
 
-enum { INPUT_BYTES = 16384, SKERRY_FAILED = 125 };
+enum { SKERRY_FAILED = 125 };
 #define ROUNDS_MAX 64u /* of one channel: then others have theirs */
 #define DRAIN_MS 10000u
 /* A client that sends more than its window allows; libssh itself would keep it. */
@@ -118,17 +118,27 @@ static bool output_flush(struct ssh_run *r)
     return true;
 }
 
+static void input_frames(struct ssh_run *r, const char *data, size_t length)
+{
+    while (length > 0) {
+        size_t part = length < EXEC_FRAME_BYTES_MAX ? length : EXEC_FRAME_BYTES_MAX;
+        frame_put(r, EXEC_FRAME_STDIN, data, part);
+        data += part;
+        length -= part;
+    }
+}
+
 /* True if something was taken. */
 static bool input_take(struct ssh_run *r)
 {
-    char data[INPUT_BYTES];
+    char *data = r->session->front->input;
     bool taken = false;
     while (r->link->out.length < SSH_LINK_BYTES_MAX / 4 && !r->input_ended) {
-        int count = ssh_channel_read_nonblocking(r->channel, data, sizeof data, 0);
+        int count = ssh_channel_read_nonblocking(r->channel, data, SSH_INPUT_BYTES_MAX, 0);
         if (count > 0) {
             r->session->active_ms = clock_monotonic_ms();
             taken = true;
-            frame_put(r, EXEC_FRAME_STDIN, data, (size_t)count);
+            input_frames(r, data, (size_t)count);
         } else if (count == SSH_EOF || ssh_channel_is_eof(r->channel)) {
             r->input_ended = taken = true;
             frame_put(r, EXEC_FRAME_STDIN_END, NULL, 0);

@@ -15,7 +15,11 @@
 #include "base/refusals.h"
 #include "gateway/ssh.h"
 
-#define SSH_LINK_BYTES_MAX (256u * 1024u) /* of one direction */
+#define SSH_LINK_BYTES_MAX (256u * 1024u) /* of one direction, besides SSH_INPUT_BYTES_MAX */
+/* What libssh may hold of one channel. It lets a client send 1,280,000 bytes more (WINDOWBASE) whenever it
+ * reads when less than 640,000 are allowed (WINDOWLIMIT), whatever waits here already: of each read of a
+ * part, an allowance comes. So all is read at once, or nothing. */
+#define SSH_INPUT_BYTES_MAX (2u * 1024u * 1024u)
 #define SSH_VARIABLES_MAX 16u
 #define SSH_VARIABLE_MAX 256u
 #define SSH_COMMAND_MAX 32768u /* as the API takes in one word */
@@ -42,7 +46,7 @@ struct ssh_link {
 struct ssh_link *ssh_link_open(struct ssh_session *s, const char *path, const char *body,
                                bool upgrade);
 /* Reads what is there and writes what waits; the caller looks at phase, in and out. True if something was
- * read, or it is over now: no event will tell of that again. */
+ * read or written, or it is over now: no event will tell of that again. */
 bool ssh_link_pump(struct ssh_link *l);
 void ssh_link_close(struct ssh_link **l);
 /* Of a link that is over and was no success: what to tell the client. */
@@ -142,6 +146,7 @@ struct ssh_front {
     struct refusals refusals;
     _Atomic uint64_t accepted, signed_in, refused, denied, too_late;
     _Atomic unsigned sessions_now;
+    char input[SSH_INPUT_BYTES_MAX]; /* what was read of one channel, until it is framed */
 };
 
 #endif

@@ -109,7 +109,7 @@ static void link_send(struct ssh_link *l)
 
 bool ssh_link_pump(struct ssh_link *l)
 {
-    size_t before = l->in.length;
+    size_t before = l->in.length, waiting = l->out.length;
     enum ssh_link_phase phase = l->phase;
     link_receive(l);
     link_send(l);
@@ -120,7 +120,7 @@ bool ssh_link_pump(struct ssh_link *l)
         (void)uv_poll_stop(&l->poll);
     else
         (void)uv_poll_start(&l->poll, events, ready_cb);
-    return l->in.length != before || l->phase != phase;
+    return l->in.length != before || l->out.length < waiting || l->phase != phase;
 }
 
 /* --- life ------------------------------------------------------------------------------------------- */
@@ -151,7 +151,7 @@ struct ssh_link *ssh_link_open(struct ssh_session *s, const char *path, const ch
     l->session = s;
     l->body_length = UINT64_MAX;
     buffer_init(&l->in, SSH_LINK_BYTES_MAX + 32768u);
-    buffer_init(&l->out, SSH_LINK_BYTES_MAX + 4u * SSH_COMMAND_MAX);
+    buffer_init(&l->out, SSH_LINK_BYTES_MAX + SSH_INPUT_BYTES_MAX + 4u * SSH_COMMAND_MAX);
     if (!buffer_printf(&l->out,
                        "POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Type: application/json\r\n"
                        "Content-Length: %zu\r\n\r\n%s",

@@ -16,13 +16,15 @@ SAY = """
 def handle(h):
     h.say(os.environ["SKERRY_INSTANCE"])
 """
-ROOM = server_spec("room", life={"idle": "none"}, join={"key": "header:X-Room", "max_joiners": 100})
+# A name that no other test has on this machine, whose processes Watch looks at.
+ROOM_ID = "room-%d" % os.getpid()
+ROOM = server_spec(ROOM_ID, life={"idle": "none"}, join={"key": "header:X-Room", "max_joiners": 100})
 
 
 def room(node, key, timeout=15):
     """The answer, or None when there was none in time."""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        return node.get("/w/room/", headers={"X-Room": key}, timeout=timeout)
+        return node.get("/w/%s/" % ROOM_ID, headers={"X-Room": key}, timeout=timeout)
     return None
 
 
@@ -47,7 +49,7 @@ class Watch:
             with contextlib.suppress(OSError):
                 with open("/proc/%s/environ" % pid, "rb") as f:
                     pairs = dict(p.split(b"=", 1) for p in f.read().split(b"\0") if b"=" in p)
-                if pairs.get(b"SKERRY_WORKLOAD") == b"room" and b"SKERRY_KEY" in pairs:
+                if pairs.get(b"SKERRY_WORKLOAD") == ROOM_ID.encode() and b"SKERRY_KEY" in pairs:
                     found.setdefault(pairs[b"SKERRY_KEY"].decode(), set()).add(
                         pairs[b"SKERRY_INSTANCE"].decode())
         return found

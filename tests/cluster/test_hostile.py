@@ -132,7 +132,7 @@ class Hostile(unittest.TestCase):
                     len(open("/proc/%d/mounts" % self_pid).read().splitlines()),
                     len(os.listdir("/proc/%d/fd" % self_pid)),
                     len(os.listdir("/proc/%d/fd" % node.serve_process.pid)),
-                    sum(1 for _ in glob.iglob(groups + "/**/", recursive=True)),
+                    len(glob.glob("%s/%s-*/**/" % (groups, node.group), recursive=True)),
                     len(os.listdir(node.path("runner", "instances"))),
                     len(subprocess.run(["pgrep", "-P", str(self_pid)],
                                        capture_output=True).stdout.split()))

@@ -78,6 +78,7 @@ class Ssh(SshNodes):
         data = os.urandom(10 << 20)
         for node in (0, 1):
             up = self.ssh("chat", "sha256sum", node=node, stdin=data)
+            self.assertEqual(up.returncode, 0, up)
             self.assertEqual(up.stdout.split()[0].decode(), hashlib.sha256(data).hexdigest())
             both = self.ssh("chat", "cat", node=node, stdin=data)
             self.assertEqual(hashlib.sha256(both.stdout).hexdigest(),

@@ -8,7 +8,9 @@ Conditions are waited for with a deadline (wait_until); nothing sleeps and hopes
 the logs of its nodes are printed.
 """
 import contextlib
+import fcntl
 import http.client
+import itertools
 import json
 import os
 import random
@@ -16,6 +18,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -137,13 +140,60 @@ class Answer:
         return "<%d %s %r>" % (self.status, dict(self.headers), self.body[:300])
 
 
+# linux/fcntl.h: a lock of the open file, which closing another descriptor of it does not drop.
+F_OFD_SETLK = 37
+
+
+class UserIds:
+    """User ids for INSTANCES instances that no other runner or test of this machine has, until it is closed.
+
+    The last of them is locked here: whoever looks for free ones passes over them all, also while no
+    runner of ours lives."""
+
+    INSTANCES = 100
+
+    def __init__(self):
+        # Those that a runner takes unasked; `skerry up` takes others, beyond them.
+        ranges = list(range(0, 1000, self.INSTANCES))
+        random.shuffle(ranges)
+        self.file = open("/run/skerry-uids.lock", "ab+")
+        for first in ranges:
+            self.base = UID_BASE + first * 65536
+            end = self.base + self.INSTANCES * 65536
+            last = end - 65536
+            with contextlib.suppress(BlockingIOError):
+                for kind, start in ((fcntl.F_WRLCK, self.base), (fcntl.F_UNLCK, self.base),
+                                    (fcntl.F_WRLCK, last)):
+                    fcntl.fcntl(self.file, F_OFD_SETLK,
+                                struct.pack("hhqqi", kind, os.SEEK_SET, start, end - start, 0))
+                return
+        self.file.close()
+        raise AssertionError("all user ids are taken by other runners on this machine")
+
+    def share(self, k, of):
+        """The part of runner `k` of so many: its first id, and for how many instances."""
+        count = (self.INSTANCES - 1) // of  # the last is held here
+        return self.base + k * count * 65536, count
+
+    def close(self):
+        self.file.close()
+
+
+_numbers = itertools.count(1)
+
+
 class Node:
     """One `skerry runner` and one `skerry serve`."""
 
-    def __init__(self, config="", runner_config="", name="node1", join=None):
-        """`join` is a node of a cluster that this one shall be in; without it makes its own."""
+    def __init__(self, config="", runner_config="", name="node1", join=None, ids=None):
+        """`join` is a node of a cluster that this one shall be in; without it makes its own.
+        `ids`: what UserIds.share gives; without it the node has a range for itself."""
         self.name = name
         self.join = join
+        self.own_ids = UserIds() if ids is None else None
+        uid_base, instances = ids or self.own_ids.share(0, 1)
+        # A name that no other runner of this machine has: each sweeps what is under its own.
+        self.group = "skerry-test-%d-%d" % (os.getpid(), next(_numbers))
         self.directory = tempfile.mkdtemp(prefix="skerry-test-", dir="/tmp")
         os.chmod(self.directory, 0o755)
         self.http_port = free_port()
@@ -168,8 +218,9 @@ class Node:
                    "peers: [\"127.0.0.1:%d\"]\ntoken_file: %s\n" % (join.peer_port,
                                                                     self.path("token")), config))
         with open(self.path("runner.yaml"), "w") as f:
-            f.write("directory: %s\nsocket: %s\n%s"
-                    % (self.path("runner"), self.path("runner.sock"), runner_config))
+            f.write("directory: %s\nsocket: %s\nuid_base: %d\ncgroup: %s\nmax: {instances: %d}\n%s"
+                    % (self.path("runner"), self.path("runner.sock"), uid_base, self.group, instances,
+                       runner_config))
         os.chmod(self.path("runner.yaml"), 0o644)
 
     def path(self, *parts):
@@ -248,6 +299,8 @@ class Node:
         found = [report for name in ("runner.log", "serve.log")
                  for report in sanitizer_reports(self.path(name))]
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self.own_ids is not None:
+            self.own_ids.close()
         if found:
             raise AssertionError("%s: %s" % (self.name, "\n".join(found)))
 
@@ -346,18 +399,20 @@ class Node:
 class Nodes:
     """Several nodes in one cluster. `configs` has a text for each, added to its skerry.yaml."""
 
+    NODES_MAX = 5  # they share a range of user ids
+
     def __init__(self, count=3, configs=None):
         self.nodes = []
         self.count = count
         self.configs = configs or [""] * count
+        self.ids = UserIds()
 
     def __enter__(self):
         try:
             for k in range(self.count):
-                # Each runner has user ids of its own.
-                node = Node(self.configs[k], "uid_base: %d\ncgroup: skerry-%d\nmax: {instances: 100}\n"
-                            % (UID_BASE + k * 100 * 65536, k + 1), "node%d" % (k + 1),
-                            join=self.nodes[0] if k > 0 else None)
+                node = Node(self.configs[k], name="node%d" % (k + 1),
+                            join=self.nodes[0] if k > 0 else None,
+                            ids=self.ids.share(k, self.NODES_MAX))
                 self.nodes.append(node)
                 node.start()
             self.wait_settled()
@@ -376,6 +431,7 @@ class Nodes:
                     process.send_signal(signal.SIGCONT)
         for node in reversed(self.nodes):
             node.close()
+        self.ids.close()
 
     def __getitem__(self, k):
         return self.nodes[k]

@@ -17,9 +17,7 @@ import heapq
 import http.client
 import json
 import os
-import random
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -28,7 +26,7 @@ import sys
 import threading
 import time
 
-from cluster import PYTHON, SKERRY, UID_BASE, Answer, Node, Nodes, processes_of, wait_until
+from cluster import PYTHON, SKERRY, Answer, Node, Nodes, processes_of, wait_until
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -164,11 +162,8 @@ class Member(Node):
     def __init__(self, k, host, join, ids, config=""):
         self.host = host
         self.address = host.address
-        group = "skerry-test-%d-%d" % (os.getpid(), k)
-        super().__init__("", "uid_base: %d\ncgroup: %s\nmax: {instances: %d}\n"
-                         % (ids[0], group, ids[1]), "node%d" % k, join)
+        super().__init__("", name="node%d" % k, join=join, ids=ids)
         self.http_port, self.peer_port = 8080, 7600
-        self.group = group
         self.peers = [] if join is None else [join.host.address]
         self.config = config
         self.configure()
@@ -264,46 +259,19 @@ def _empty(group):
     return not os.path.exists(group)
 
 
-# linux/fcntl.h: a lock of the open file, which closing another descriptor of it does not drop.
-F_OFD_SETLK = 37
-
-
-def _take_ids(count):
-    """The first of user ids of so many instances that nobody has, and a file whose being open keeps the last
-    of them: whoever looks for free ones passes over them all, also while no runner of ours lives."""
-    ranges = list(range(1000, 4080 - count + 1, count))
-    random.shuffle(ranges)
-    file = open("/run/skerry-uids.lock", "ab+")
-    for first in ranges:
-        base, last = UID_BASE + first * 65536, UID_BASE + (first + count - 1) * 65536
-        with contextlib.suppress(BlockingIOError):
-            for kind, start in ((fcntl.F_WRLCK, base), (fcntl.F_UNLCK, base), (fcntl.F_WRLCK, last)):
-                size = base + count * 65536 - start
-                fcntl.fcntl(file, F_OFD_SETLK,
-                            struct.pack("hhqqi", kind, os.SEEK_SET, start, size, 0))
-            return base, file
-    file.close()
-    raise AssertionError("all user ids are taken by runners of other clusters on this machine")
-
-
 class Cluster(Nodes):
     """Nodes of one cluster, each on a host of a network of their own. Indexed from 0, named from 1."""
-
-    # As many as four nodes share of one of `skerry up`'s ranges; see node/up/config.c.
-    IDS = 220
 
     def __init__(self, count=3, configs=None, hosts=None):
         """`hosts` more than `count`: for who is no node."""
         super().__init__(count, configs)
         self.network = None
         self.host_count = hosts or count
-        base, self.ids_file = _take_ids(self.IDS)
-        self.ids = [(base + k * 54 * 65536, 54) for k in range(4)]
 
     def add(self):
         k = len(self.nodes) + 1
         node = Member(k, self.network.hosts[k], self.nodes[0] if self.nodes else None,
-                      self.ids[k - 1], self.configs[k - 1])
+                      self.ids.share(k - 1, self.NODES_MAX), self.configs[k - 1])
         self.nodes.append(node)
         return node
 
@@ -327,7 +295,7 @@ class Cluster(Nodes):
                 if process is not None and process.poll() is None:
                     process.send_signal(signal.SIGCONT)
             node.close()
-        self.ids_file.close()
+        self.ids.close()
         if self.network is not None:
             self.network.close()
 
