@@ -116,6 +116,8 @@ class Trust(unittest.TestCase):
     def test_strangers_get_nothing_and_are_counted(self):
         with Cluster(2, hosts=3) as nodes:
             node = nodes[0]
+            # Its role comes some moments after it is alive.
+            wait_until(lambda: node.status()["nodes"][1]["role"] == "standby", 20, "a standby")
             before = node.status()
             stranger = Stranger(nodes.network.hosts[3], "stranger")
             try:
