@@ -168,7 +168,7 @@ static int plan_tell(struct instance *i, const struct root_options *options, int
 {
     struct bind_plan plan;
     int descriptors[BIND_PLAN_DESCRIPTORS_MAX] = {listener};
-    size_t count;
+    size_t count = 0;
     int rc = options->image_fd >= 0
                  ? 0
                  : root_store_limit(i->blank.store, options->disk_bytes, options->inodes, e);
