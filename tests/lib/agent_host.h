@@ -399,11 +399,11 @@ static inline Skerry__Agent__FromAgent *host_pipe(struct host *h, Skerry__Agent_
     assert_int_equal(pipe2(out, O_CLOEXEC), 0);
     const int fds[3] = {in[0], out[1], STDERR_FILENO};
     command->pipes = true;
+    if (input_length > 0) /* it fits into a pipe, and who refuses does not wait for it */
+        assert_int_equal(write(in[1], input, input_length), input_length);
     assert_int_equal(host_run_fds(h, command, argv, fds, 3, NULL), 0);
     close(in[0]);
     close(out[1]);
-    if (input_length > 0) /* it fits into a pipe */
-        assert_int_equal(write(in[1], input, input_length), input_length);
     close(in[1]);
     (void)host_read_all(out[0], output, size);
     return host_take(h, SKERRY__AGENT__FROM_AGENT__MESSAGE_EXITED, 0, NULL);

@@ -48,7 +48,7 @@ static bool on_instance(struct gateway_fixture *f, const struct instance_id *id,
     struct gateway_nodes *n = self->all;
     for (unsigned i = 0; i < n->count; i++) {
         struct gateway_node *node = &n->nodes[i];
-        if (node == self || strcmp(node->f.id.text, id->text) != 0)
+        if (node == self || strcmp(node->instance.text, id->text) != 0)
             continue;
         *out = (struct gateway_instance){.state = node->lost ? INSTANCE_STATE_ENDED
                                                              : INSTANCE_STATE_READY,
@@ -85,7 +85,7 @@ static void on_ask(struct gateway_fixture *f, struct gateway_ask *ask)
     } else if (!ask->forwarded && n->sent_to != 0 && ask->key[0] != '\0') {
         ask->problem = PROBLEM_OWNER_UNREACHABLE;
         ask->ran = RAN_NO;
-        ask->id = n->nodes[n->sent_to - 1].f.id;
+        ask->id = n->nodes[n->sent_to - 1].instance;
     } else if (ask->forwarded && slot_enter_forced(f->slot, 0) == SLOT_ENTERED) {
         ask->slot = f->slot;
         ask->id = f->id;
@@ -200,6 +200,10 @@ static void node_start(struct gateway_node *node, const struct gateway_fixture_o
     if (o.on_ask == NULL)
         o.on_ask = on_ask;
     gateway_fixture_start(&node->f, &o);
+    /* Others read it while a node that was away starts: written once. */
+    if (node->instance.text[0] == '\0')
+        node->instance = node->f.id;
+    assert_string_equal(node->instance.text, node->f.id.text);
     run_command(node->all, listen_command, (unsigned)node->id - 1);
 }
 

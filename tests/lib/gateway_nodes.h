@@ -17,6 +17,7 @@ struct gateway_node {
     node_id id;
     bool up;
     struct gateway_fixture f;
+    struct instance_id instance; /* its only one; stays the same while the node is away */
     struct secure_listener *listener;
     struct sockaddr_storage address; /* where it takes streams */
     _Atomic bool dead;               /* by gossip */
