@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "base/memory.h"
+#include "base/socket_bio.h"
 
 struct tls {
     SSL *ssl;
@@ -61,30 +62,9 @@ static int read_cb(BIO *bio, char *out, size_t size, size_t *count)
     return n > 0;
 }
 
-static long control_cb(BIO *bio, int command, long number, void *pointer)
-{
-    (void)number;
-    (void)pointer;
-    switch (command) {
-    case BIO_CTRL_FLUSH:
-    case BIO_CTRL_DUP:
-        return 1;
-    case BIO_CTRL_EOF:
-        return BIO_test_flags(bio, BIO_FLAGS_IN_EOF) != 0;
-    default:
-        return 0;
-    }
-}
-
 BIO_METHOD *tls_bio_method(void)
 {
-    BIO_METHOD *method = BIO_meth_new(BIO_TYPE_SOURCE_SINK, "skerry client");
-    if (method == NULL || BIO_meth_set_write_ex(method, write_cb) != 1 ||
-        BIO_meth_set_read_ex(method, read_cb) != 1 || BIO_meth_set_ctrl(method, control_cb) != 1) {
-        BIO_meth_free(method);
-        return NULL;
-    }
-    return method;
+    return socket_bio_method("skerry client", write_cb, read_cb);
 }
 
 /* --- life ----------------------------------------------------------------------------------------- */

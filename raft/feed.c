@@ -114,7 +114,7 @@ static void fill_snapshot(struct feed_link *l)
     l->image_sent += size;
     if (l->image_sent < image->bytes.length)
         return;
-    l->cursor = l->told = image->applied;
+    l->cursor = image->applied;
     l->state = FEED_FOLLOWING;
     l->image = NULL;
     feed_image_drop(l->feed, image);
@@ -145,7 +145,7 @@ static void fill_entries(struct feed_link *l)
                                       .applied = entry.index,
                                       .data = entry.bytes,
                                       .size = entry.length});
-        l->cursor = l->told = entry.index;
+        l->cursor = entry.index;
     }
 }
 
@@ -158,13 +158,13 @@ static void fill_following(struct feed_link *l)
         fill_entries(l);
     if (l->state != FEED_FOLLOWING || l->rest.length >= BATCH_BYTES)
         return;
-    if (f->view.applied <= l->told && l->rest.length == 0 &&
+    if (f->view.applied <= l->cursor && l->rest.length == 0 &&
         f->now_ms - l->said_ms < FEED_HEARTBEAT_MS)
         return;
-    if (f->view.applied > l->told)
-        l->told = l->cursor = f->view.applied;
+    if (f->view.applied > l->cursor)
+        l->cursor = f->view.applied;
     put(l, &(struct spare_record){.kind = SPARE_PROGRESS,
-                                  .applied = l->told,
+                                  .applied = l->cursor,
                                   .commit = f->view.commit,
                                   .term = f->view.term,
                                   .leader = f->view.following ? f->view.leader : 0});
@@ -342,7 +342,7 @@ static void judge(struct feed_link *l)
     f->counts.resumed++;
     l->state = FEED_FOLLOWING;
     l->begun = l->caught_up = true;
-    l->cursor = l->told = hello->applied;
+    l->cursor = hello->applied;
     put(l, &(struct spare_record){
                .kind = SPARE_RESUMED, .generation = hello->generation, .applied = hello->applied});
 }
@@ -445,7 +445,7 @@ static void timer_follow(struct feed *f)
         return;
     }
     for (const struct feed_link *l = f->links; l != NULL; l = l->next)
-        behind |= l->state == FEED_FOLLOWING && l->rest.length == 0 && l->told < f->view.applied;
+        behind |= l->state == FEED_FOLLOWING && l->rest.length == 0 && l->cursor < f->view.applied;
     uint64_t wait_ms = behind ? pace_ms(f) + 1 : FEED_HEARTBEAT_MS / 2;
     (void)uv_timer_start(&f->timer, timer_cb, wait_ms, 0);
 }

@@ -35,8 +35,7 @@ struct feed_link {
     size_t image_sent;
     bool begun;      /* the first record behind the greeting is written */
     bool caught_up;  /* it had all of the ring once */
-    uint64_t cursor; /* all commands up to it are written */
-    uint64_t told;   /* ... and that there is nothing else up to it */
+    uint64_t cursor; /* all up to it is written */
     uint64_t members_told;
     struct buffer rest; /* begins a stream's write, and was not taken yet */
 };

@@ -12,43 +12,26 @@
 #include <sys/fsuid.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/memory.h"
 #include "sandbox/runner/config.h"
+#include "sandbox/shared/wire.h"
 
 /* Descriptors of the blank, in order; the agent gets the first two. */
 enum { BLANK_FD_LISTENER = 3, BLANK_FD_CHANNEL, BLANK_FD_AGENT, BLANK_FD_ENTRIES };
 
 #define DESCRIPTORS_MAX (BIND_MOUNTS_MAX + 1)
 
-union control {
-    char bytes[CMSG_SPACE(sizeof(int) * DESCRIPTORS_MAX)];
-    struct cmsghdr align;
-};
-
 /* --- the channel --------------------------------------------------------- */
 
-static int struct_send(int channel, const void *data, size_t size, const int *descriptors,
-                       size_t count, struct err *e)
+static int tell(int channel, const void *data, size_t size, const int *descriptors, size_t count,
+                struct err *e)
 {
-    union control control;
-    struct iovec part = {.iov_base = (void *)(uintptr_t)data, .iov_len = size};
-    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
-    if (count > 0) {
-        memset(&control, 0, sizeof control);
-        header.msg_control = control.bytes;
-        header.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-        struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
-        rights->cmsg_level = SOL_SOCKET;
-        rights->cmsg_type = SCM_RIGHTS;
-        rights->cmsg_len = CMSG_LEN(sizeof(int) * count);
-        memcpy(CMSG_DATA(rights), descriptors, sizeof(int) * count);
-    }
-    if (sendmsg(channel, &header, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)size)
-        return err_sys(e, ERR_IO, errno, "tell the blank");
+    struct err cause;
+    if (wire_send_packed(channel, data, size, descriptors, count, &cause) < 0)
+        return err_set(e, ERR_IO, "tell the blank: %s", cause.msg);
     return 0;
 }
 
@@ -240,8 +223,7 @@ static int skeleton_tell(struct blank *blank, const struct blank_options *o, str
     int rc = root_skeleton_make(o->root_base, o->uid_base, &skeleton, descriptors, e);
     if (rc < 0)
         return rc;
-    rc = struct_send(blank->channel, &skeleton, sizeof skeleton, descriptors,
-                     1 + skeleton.mount_count, e);
+    rc = tell(blank->channel, &skeleton, sizeof skeleton, descriptors, 1 + skeleton.mount_count, e);
     while (skeleton.mount_count > 0)
         memory_close(&descriptors[skeleton.mount_count--]);
     blank->store = descriptors[0];
@@ -284,7 +266,7 @@ int blank_bind(struct blank *blank, const struct bind_plan *plan, const int *des
                size_t count, struct err *e)
 {
     memory_close(&blank->store);
-    int rc = struct_send(blank->channel, plan, sizeof *plan, descriptors, count, e);
+    int rc = tell(blank->channel, plan, sizeof *plan, descriptors, count, e);
     struct bind_failure last;
     ssize_t n = rc < 0 ? recv(blank->channel, &last, sizeof last, MSG_DONTWAIT) : -1;
     /* It ended before it was told all, and said why. */

@@ -13,6 +13,7 @@
 #include "base/memory.h"
 #include "sandbox/runner/image.h"
 #include "sandbox/runner/runner.h"
+#include "sandbox/shared/wire.h"
 
 /* As long as a start may wait at all. */
 #define TAKE_WAIT_MS 4000
@@ -29,11 +30,6 @@ struct answer {
 struct maker {
     int socket;
     pid_t pid;
-};
-
-union control {
-    char bytes[CMSG_SPACE(sizeof(int) * FD_COUNT)];
-    struct cmsghdr align;
 };
 
 /* --- the work ---------------------------------------------------------------------------------- */
@@ -66,25 +62,6 @@ int maker_make(const struct runner *r, const struct maker_order *order, bool as_
 
 /* --- the maker --------------------------------------------------------------------------------- */
 
-static void answer_send(int to, const struct answer *answer, const int *descriptors, size_t count)
-{
-    union control control;
-    struct iovec part = {.iov_base = (void *)(uintptr_t)answer, .iov_len = sizeof *answer};
-    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1};
-    if (count > 0) {
-        memset(&control, 0, sizeof control);
-        header.msg_control = control.bytes;
-        header.msg_controllen = CMSG_SPACE(sizeof(int) * count);
-        struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
-        rights->cmsg_level = SOL_SOCKET;
-        rights->cmsg_type = SCM_RIGHTS;
-        rights->cmsg_len = CMSG_LEN(sizeof(int) * count);
-        memcpy(CMSG_DATA(rights), descriptors, sizeof(int) * count);
-    }
-    if (sendmsg(to, &header, MSG_NOSIGNAL) != (ssize_t)sizeof *answer)
-        _exit(0); /* the runner is gone */
-}
-
 static void serve(int from, const struct runner *r) __attribute__((noreturn));
 static void serve(int from, const struct runner *r)
 {
@@ -99,7 +76,9 @@ static void serve(int from, const struct runner *r)
         int descriptors[FD_COUNT] = {made.network_fd, made.blank.pidfd, made.blank.channel,
                                      made.blank.store, made.layer_map};
         size_t count = answer.code < 0 ? 0 : order.layer_map ? FD_COUNT : FD_MAP;
-        answer_send(from, &answer, descriptors, count);
+        struct err ignored;
+        if (wire_send_packed(from, &answer, sizeof answer, descriptors, count, &ignored) < 0)
+            _exit(0); /* the runner is gone */
         for (size_t i = 0; i < count; i++)
             memory_close(&descriptors[i]);
     }
@@ -191,25 +170,17 @@ int maker_ask(struct maker *m, const struct maker_order *order, struct err *e)
     return 0;
 }
 
-static int answer_receive(int from, struct answer *answer, int descriptors[FD_COUNT], size_t *count,
-                          struct err *e)
+static int answer_receive(int from, struct answer *answer, int descriptors[FD_COUNT], struct err *e)
 {
     struct pollfd wait = {.fd = from, .events = POLLIN};
+    size_t length = 0, count = 0;
+    struct err cause;
     if (poll(&wait, 1, TAKE_WAIT_MS) != 1)
         return err_set(e, ERR_UNAVAILABLE, "the maker of blanks does not answer");
-    union control control;
-    struct iovec part = {.iov_base = answer, .iov_len = sizeof *answer};
-    struct msghdr header = {.msg_iov = &part,
-                            .msg_iovlen = 1,
-                            .msg_control = control.bytes,
-                            .msg_controllen = sizeof control.bytes};
-    ssize_t n = recvmsg(from, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-    if (n != (ssize_t)sizeof *answer || (header.msg_flags & MSG_CTRUNC) != 0)
+    if (wire_receive(from, answer, sizeof *answer, &length, descriptors, FD_COUNT, &count, &cause) <
+            0 ||
+        length != sizeof *answer)
         return err_set(e, ERR_UNAVAILABLE, "the maker of blanks is gone");
-    struct cmsghdr *rights = CMSG_FIRSTHDR(&header);
-    *count = rights == NULL ? 0 : (rights->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    if (*count > 0)
-        memcpy(descriptors, CMSG_DATA(rights), sizeof(int) * *count);
     return 0;
 }
 
@@ -217,8 +188,7 @@ int maker_take(struct maker *m, struct maker_made *out, struct err *e)
 {
     struct answer answer;
     int descriptors[FD_COUNT] = {-1, -1, -1, -1, -1};
-    size_t count;
-    int rc = answer_receive(m->socket, &answer, descriptors, &count, e);
+    int rc = answer_receive(m->socket, &answer, descriptors, e);
     if (rc < 0)
         return rc;
     if (answer.code < 0) {

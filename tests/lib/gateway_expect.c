@@ -66,3 +66,17 @@ void gateway_expect_body(struct gateway_fixture *f, const char *request, const c
     assert_string_equal(a.body, body);
     test_answer_free(&a);
 }
+
+void gateway_expect_certificate(struct gateway_fixture *f, SSL_CTX *client, const char *name,
+                                const char *expected)
+{
+    struct test_client c;
+    char shown[128] = "";
+    test_client_open_tls(&c, f, client, name);
+    X509 *x = SSL_get1_peer_certificate(c.ssl);
+    assert_non_null(x);
+    X509_NAME_get_text_by_NID(X509_get_subject_name(x), NID_commonName, shown, sizeof shown);
+    X509_free(x);
+    assert_string_equal(shown, expected);
+    test_client_close(&c);
+}

@@ -15,6 +15,9 @@ int gateway_stop(void **state);
 void gateway_assert_problem(struct test_answer *a, unsigned status, const char *code);
 void gateway_expect_problem(struct gateway_fixture *f, const char *request, unsigned status,
                             const char *code);
+/* The common name of what a client of HTTPS that asks for `name` is shown. */
+void gateway_expect_certificate(struct gateway_fixture *f, SSL_CTX *client, const char *name,
+                                const char *expected);
 void gateway_expect_body(struct gateway_fixture *f, const char *request, const char *body);
 
 #endif

@@ -254,3 +254,10 @@ void gateway_nodes_stop(struct gateway_nodes *n)
     pthread_mutex_destroy(&n->mutex);
     pthread_cond_destroy(&n->changed);
 }
+
+int gateway_nodes_teardown(void **state)
+{
+    gateway_nodes_stop(*state);
+    free(*state);
+    return 0;
+}

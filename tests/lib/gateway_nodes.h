@@ -55,4 +55,18 @@ void gateway_nodes_kill(struct gateway_nodes *n, unsigned index);
 /* And comes back, at the same address, with another instance. */
 void gateway_nodes_revive(struct gateway_nodes *n, unsigned index);
 
+/* Tear-down: *state is from malloc. */
+int gateway_nodes_teardown(void **state);
+
+/* Node 1, which clients ask, and node 2, which has what they ask for. */
+static inline struct gateway_fixture *entry(struct gateway_nodes *n)
+{
+    return &n->nodes[0].f;
+}
+
+static inline struct gateway_fixture *owner(struct gateway_nodes *n)
+{
+    return &n->nodes[1].f;
+}
+
 #endif

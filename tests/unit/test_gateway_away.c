@@ -26,24 +26,6 @@ static int start_two(void **state)
     return 0;
 }
 
-static int stop(void **state)
-{
-    struct gateway_nodes *n = *state;
-    gateway_nodes_stop(n);
-    free(n);
-    return 0;
-}
-
-static struct gateway_fixture *entry(struct gateway_nodes *n)
-{
-    return &n->nodes[0].f;
-}
-
-static struct gateway_fixture *owner(struct gateway_nodes *n)
-{
-    return &n->nodes[1].f;
-}
-
 /* Not idempotent: nobody may send it twice. */
 #define KEYED "POST /w/keyed/ HTTP/1.1\r\n" HOST "X-Room: blue\r\nContent-Length: 2\r\n\r\nxx"
 
@@ -224,7 +206,7 @@ static void a_shut_owner_lets_in_nobody_and_cuts_off_nobody(void **state)
     }
 }
 
-#define TEST(test) cmocka_unit_test_setup_teardown(test, start_two, stop)
+#define TEST(test) cmocka_unit_test_setup_teardown(test, start_two, gateway_nodes_teardown)
 
 int main(void)
 {

@@ -43,24 +43,6 @@ static int start_three_small(void **state)
                        &(struct gateway_nodes_options){.count = 3, .fixture = {.max_joiners = 1}});
 }
 
-static int stop(void **state)
-{
-    struct gateway_nodes *n = *state;
-    gateway_nodes_stop(n);
-    free(n);
-    return 0;
-}
-
-static struct gateway_fixture *entry(struct gateway_nodes *n)
-{
-    return &n->nodes[0].f;
-}
-
-static struct gateway_fixture *owner(struct gateway_nodes *n)
-{
-    return &n->nodes[1].f;
-}
-
 static void ok(struct gateway_fixture *f, struct test_answer *a, const char *request)
 {
     gateway_fixture_get(f, a, request);
@@ -506,7 +488,7 @@ static void places_are_counted_exactly_in_a_crowd(void **state)
     gateway_expect_body(entry(n), GET("/w/web/"), "ok");
 }
 
-#define TEST(test, start) cmocka_unit_test_setup_teardown(test, start, stop)
+#define TEST(test, start) cmocka_unit_test_setup_teardown(test, start, gateway_nodes_teardown)
 
 int main(void)
 {

@@ -56,24 +56,6 @@ static int start_one_at_a_time(void **state)
                                   .count = 2, .fixture = {.threads = 2, .one_at_a_time = true}});
 }
 
-static int stop(void **state)
-{
-    struct gateway_nodes *n = *state;
-    gateway_nodes_stop(n);
-    free(n);
-    return 0;
-}
-
-static struct gateway_fixture *entry(struct gateway_nodes *n)
-{
-    return &n->nodes[0].f;
-}
-
-static struct gateway_fixture *owner(struct gateway_nodes *n)
-{
-    return &n->nodes[1].f;
-}
-
 static void expect_problem_with(struct gateway_fixture *f, const char *request, unsigned status,
                                 const char *code, const char *member)
 {
@@ -673,7 +655,7 @@ static void a_join_ends_when_its_owner_is_removed(void **state)
     test_client_close(&c);
 }
 
-#define TEST(test, start) cmocka_unit_test_setup_teardown(test, start, stop)
+#define TEST(test, start) cmocka_unit_test_setup_teardown(test, start, gateway_nodes_teardown)
 
 int main(void)
 {

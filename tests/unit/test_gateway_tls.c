@@ -632,28 +632,14 @@ static void the_minimum_can_be_raised(void **state)
     assert_null(try_handshake(f, TLS1_2_VERSION, NULL, 0));
 }
 
-/* The common name of what a client that asks for `name` is shown. */
-static void expect_certificate(struct gateway_fixture *f, const char *name, const char *expected)
-{
-    struct test_client c;
-    char shown[128] = "";
-    test_client_open_tls(&c, f, client, name);
-    X509 *x = SSL_get1_peer_certificate(c.ssl);
-    assert_non_null(x);
-    X509_NAME_get_text_by_NID(X509_get_subject_name(x), NID_commonName, shown, sizeof shown);
-    X509_free(x);
-    assert_string_equal(shown, expected);
-    test_client_close(&c);
-}
-
 static void the_name_chooses_the_certificate(void **state)
 {
     struct gateway_fixture *f = *state;
-    expect_certificate(f, NULL, "first.test");
-    expect_certificate(f, "first.test", "first.test");
-    expect_certificate(f, "a.second.test", "*.second.test");
-    expect_certificate(f, "a.b.second.test", "first.test");
-    expect_certificate(f, "nobody.test", "first.test");
+    gateway_expect_certificate(f, client, NULL, "first.test");
+    gateway_expect_certificate(f, client, "first.test", "first.test");
+    gateway_expect_certificate(f, client, "a.second.test", "*.second.test");
+    gateway_expect_certificate(f, client, "a.b.second.test", "first.test");
+    gateway_expect_certificate(f, client, "nobody.test", "first.test");
 }
 
 static void a_session_is_resumed(void **state)

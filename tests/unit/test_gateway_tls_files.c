@@ -59,20 +59,6 @@ static int start_default(void **state)
     return 0;
 }
 
-/* The common name of what a client that asks for `name` is shown. */
-static void expect_certificate(struct gateway_fixture *f, const char *name, const char *expected)
-{
-    struct test_client c;
-    char shown[128] = "";
-    test_client_open_tls(&c, f, client, name);
-    X509 *x = SSL_get1_peer_certificate(c.ssl);
-    assert_non_null(x);
-    X509_NAME_get_text_by_NID(X509_get_subject_name(x), NID_commonName, shown, sizeof shown);
-    X509_free(x);
-    assert_string_equal(shown, expected);
-    test_client_close(&c);
-}
-
 /* --- files ---------------------------------------------------------------------------------------- */
 
 static void expect_refusal(size_t count, const char *text)
@@ -162,12 +148,12 @@ static void new_certificates_come_without_a_break(void **state)
     gateway_reload_certificates(f->gateway);
     tls_files_make(&files, 0, "renewed.test", -DAY_S, 20 * DAY_S);
     gateway_reload_certificates(f->gateway);
-    expect_certificate(f, NULL, "first.test");
+    gateway_expect_certificate(f, client, NULL, "first.test");
     tls_files_make(&files, 1, "*.second.test", -DAY_S, 30 * DAY_S);
     gateway_reload_certificates(f->gateway);
     wait_until((gateway_counters(f->gateway, &after),
                 after.certificate_expires_s > before.certificate_expires_s));
-    wait_until((expect_certificate(f, "a.second.test", "*.second.test"), true));
+    wait_until((gateway_expect_certificate(f, client, "a.second.test", "*.second.test"), true));
     struct test_client c;
     char shown[128] = "";
     for (int i = 0; i < 400 && strcmp(shown, "renewed.test") != 0; i++) {
