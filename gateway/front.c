@@ -49,7 +49,7 @@ static ssize_t challenge_read(const char *webroot, struct http_text name,
     struct stat s;
     CLEANUP_FD int folder = open(webroot, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0 ||
-        !text_format(path, sizeof path, "%s%.*s", CHALLENGES + 1, (int)name.length, name.data))
+        !text_format(path, sizeof path, "%s%.*s", &CHALLENGES[1], (int)name.length, name.data))
         return -1;
     CLEANUP_FD int fd = (int)syscall(SYS_openat2, folder, path, &how, sizeof how);
     if (fd < 0 || fstat(fd, &s) != 0 || !S_ISREG(s.st_mode))

@@ -231,8 +231,8 @@ static void the_parser_refuses_what_is_wrong(void **state)
         "# HELP a b\n# TYPE a counter\na 1\n",
         "# HELP a b\n# TYPE a gauge\na{b=c} 1\n",
         "# HELP a b\n# TYPE a gauge\na{b=\"c} 1\n",
-        "# HELP a b\n# TYPE a histogram\na_bucket{le=\"1\"} 2\na_bucket{le=\"+Inf\"} 1\n"
-        "a_sum 1\na_count 1\n",
+        ("# HELP a b\n# TYPE a histogram\na_bucket{le=\"1\"} 2\na_bucket{le=\"+Inf\"} 1\n"
+         "a_sum 1\na_count 1\n"),
         "# HELP a b\n# TYPE a histogram\na_bucket{le=\"+Inf\"} 1\na_sum 1\na_count 2\n",
     };
     struct exposition *x = malloc(sizeof(*x));
