@@ -29,6 +29,8 @@ struct members {
     struct raft_transfer transfer;
     bool transferring; /* libraft has `transfer`, or it is over and not yet told */
     bool transfer_over;
+    node_id transfer_to; /* 0: whoever is the heir when it is tried */
+    uint64_t transfer_until_ms;
     registry_read_cb transfer_done;
     void *transfer_user;
 };

@@ -9,7 +9,10 @@
 #include "raft/roles.h"
 #include "raft/state_parts.h"
 
-enum { CHANGE_PAUSE_MS = 500 }; /* after one that failed */
+enum {
+    CHANGE_PAUSE_MS = 500, /* after one that failed */
+    TRANSFER_TRY_MS = 1000 /* libraft gives one up after an election timeout */
+};
 
 enum registry_role registry_role_of(const struct raft_server *server)
 {
@@ -249,20 +252,11 @@ static node_id heir(struct raft *raft)
     return id;
 }
 
-int registry_transfer(struct registry *r, node_id to, registry_read_cb cb, void *user,
-                      struct err *e)
+static int transfer_begin(struct registry *r, struct err *e)
 {
     struct raft *raft = replica_raft(r->replica);
     struct members *m = &r->members;
-    if (r->closing)
-        return err_set(e, ERR_CANCELED, "the registry is closing");
-    if (r->failed || !replica_leads(r->replica))
-        return err_set(e, ERR_CONFLICT, "this node does not lead: ask node %llu",
-                       (unsigned long long)replica_leader(r->replica));
-    if (m->transferring)
-        return err_set(e, ERR_CONFLICT, "leadership is being handed over already");
-    if (to == 0)
-        to = heir(raft);
+    node_id to = m->transfer_to != 0 ? m->transfer_to : heir(raft);
     if (to == 0)
         return err_set(e, ERR_NOT_FOUND, "there is no other voter to hand over to");
     m->transfer.data = r;
@@ -274,6 +268,25 @@ int registry_transfer(struct registry *r, node_id to, registry_read_cb cb, void 
                        raft_strerror(rv));
     m->transferring = true;
     m->transfer_over = false;
+    return 0;
+}
+
+int registry_transfer(struct registry *r, node_id to, registry_read_cb cb, void *user,
+                      struct err *e)
+{
+    struct members *m = &r->members;
+    if (r->closing)
+        return err_set(e, ERR_CANCELED, "the registry is closing");
+    if (r->failed || !replica_leads(r->replica))
+        return err_set(e, ERR_CONFLICT, "this node does not lead: ask node %llu",
+                       (unsigned long long)replica_leader(r->replica));
+    if (m->transferring)
+        return err_set(e, ERR_CONFLICT, "leadership is being handed over already");
+    m->transfer_to = to;
+    m->transfer_until_ms = clock_monotonic_ms() + TRANSFER_TRY_MS;
+    int rc = transfer_begin(r, e);
+    if (rc < 0)
+        return rc;
     m->transfer_done = cb;
     m->transfer_user = user;
     return 0;
@@ -296,6 +309,13 @@ void registry_members_turn(struct registry *r)
         return;
     if (!replica_elected(r->replica)) {
         transfer_end(m, NULL);
+        return;
+    }
+    /* libraft asks the heir once, and that is lost when the heir lacks an entry just then: one that the
+     * guard held back until it is stored here is sent again a heartbeat later. */
+    if (clock_monotonic_ms() < m->transfer_until_ms) {
+        if (transfer_begin(r, &e) != 0)
+            transfer_end(m, &e);
         return;
     }
     err_set(&e, ERR_TIMEOUT, "the other node did not take over in time; this one still leads");
