@@ -264,6 +264,7 @@ static void forgot_cb(void *user, node_id id, bool removed)
         api_relay_review(n->api);
     if (n->layers != NULL)
         layers_forget(n->layers, id);
+    errands_forget(n, id);
 }
 
 static void left_cb(void *user)

@@ -32,14 +32,15 @@ static void release_deliver(struct inbox_message *message, void *owner)
     errand_hold_drop(container_of(message, struct errand, release));
 }
 
-/* A signal, resize or cancel; or, of no errand, that a node is dead. */
+/* A signal, resize or cancel; or, of no errand, that a node is lost. */
 struct word {
     struct inbox_message message;
     struct errand *errand;
     enum node_ask_kind kind;
     unsigned signal, rows, columns;
     enum end_reason reason;
-    node_id dead;
+    node_id lost;
+    const char *why; /* it is */
 };
 
 static void cancel_now(struct errand *e, enum end_reason reason)
@@ -78,15 +79,15 @@ static void word_deliver(struct inbox_message *message, void *owner)
         errand_broken(e, "out of memory");
 }
 
-static void dead_deliver(struct inbox_message *message, void *owner)
+static void lost_deliver(struct inbox_message *message, void *owner)
 {
     struct word *w = container_of(message, struct word, message);
     struct errands *all = owner;
     struct errand *next;
     for (struct errand *e = all->list; e != NULL; e = next) {
         next = e->next;
-        if (e->peer == w->dead)
-            errand_broken(e, "it is dead");
+        if (e->peer == w->lost)
+            errand_broken(e, w->why);
     }
     free(w);
 }
@@ -285,7 +286,7 @@ static void say(struct node *n, const struct word *what)
     struct word *w = malloc(sizeof *w);
     assert_always(w != NULL); /* what nobody waits for must not run on */
     *w = *what;
-    w->message.deliver = what->errand != NULL ? word_deliver : dead_deliver;
+    w->message.deliver = what->errand != NULL ? word_deliver : lost_deliver;
     assert_always(inbox_post_always(n->errands->inbox, &w->message));
 }
 
@@ -321,7 +322,13 @@ void errands_changed(struct node *n)
         return;
     for (node_id at = 0; cluster_next(n->cluster, &at, &node);)
         if (!node.self && node.state == GOSSIP_DEAD)
-            say(n, &(struct word){.dead = node.id});
+            say(n, &(struct word){.lost = node.id, .why = "it is dead"});
+}
+
+void errands_forget(struct node *n, node_id id)
+{
+    if (errands_count(n) > 0)
+        say(n, &(struct word){.lost = id, .why = "it was removed from the cluster"});
 }
 
 unsigned errands_count(const struct node *n)

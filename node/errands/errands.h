@@ -43,5 +43,7 @@ bool errands_cancel(struct node *n, const void *ask, enum end_reason reason);
 bool errands_target(struct node *n, const struct node_ask *ask);
 /* Gossip says something new: what is with a dead node is over. */
 void errands_changed(struct node *n);
+/* That node is a stranger now: likewise. */
+void errands_forget(struct node *n, node_id id);
 
 #endif

@@ -14,7 +14,7 @@ import tempfile
 import time
 import unittest
 
-from cluster import NODE_UID, SKERRY, server, server_spec, wait_until
+from cluster import NODE_UID, SKERRY, processes_of, server, server_spec, wait_until
 from network import Cluster
 
 HELD = """
@@ -213,16 +213,21 @@ class Removed(unittest.TestCase):
                 inwards = pool.submit(self.held, gone, own[entry])
                 wait_until(lambda: self.joiners(gone, own[gone]) == 1
                            and self.joiners(entry, own[entry]) == 1, 10, "both are inside")
+                leader.cli("node", "drain", gone.name)
+                errand = pool.submit(gone.cli, "run", "--", "sleep", "600", check=False)
+                command = wait_until(lambda: self.sleeper(leader), 10, "its command runs elsewhere")
                 gone.serve_process.send_signal(signal.SIGSTOP)
                 begun = time.monotonic()
                 leader.cli("node", "rm", gone.name)
                 wait_until(lambda: self.joiners(entry, own[entry]) == 0, 5, "its join has left")
+                wait_until(lambda: not processes_of(command), 5, "its command has ended")
                 self.assertIn(outwards.result(), (None, 410, 503))
                 # By their silence they would have ended after seconds at the earliest.
                 self.assertLess(time.monotonic() - begun, 2.5)
                 gone.serve_process.send_signal(signal.SIGCONT)
                 self.assertEqual(gone.serve_process.wait(20), 1)
                 inwards.result()
+                self.assertNotEqual(errand.result().returncode, 0)
 
     def start(self, node):
         answer = node.api("POST", "/v1/instances", {"workload": "held"})
@@ -230,6 +235,12 @@ class Removed(unittest.TestCase):
 
     def joiners(self, node, instance):
         return node.api("GET", "/v1/instances/" + instance).json()["joiners"]
+
+    def sleeper(self, node):
+        for instance in node.ps():
+            if instance["workload"] != "held" and processes_of(instance["id"]):
+                return instance["id"]
+        return None
 
     def held(self, node, instance):
         """The status of what came; None: it broke."""

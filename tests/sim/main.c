@@ -130,6 +130,9 @@ static bool shows(const struct options *o, uint64_t seed, char *what, size_t siz
     assert_always(child >= 0);
     if (child == 0) {
         struct failure f = {""};
+        /* What the C library says of libraft's double frees. */
+        if (!o->trace && freopen("/dev/null", "w", stderr) == NULL)
+            _exit(2);
         bool good = run_raft(o, seed, false, &f);
         ssize_t written = write(ends[1], f.text, sizeof f.text);
         _exit(good || written < 0 ? 0 : 1);
