@@ -138,7 +138,8 @@ class Ssh(SshNodes):
             self.assertEqual((done.returncode, done.stdout), (128 + 15, b"b c\n"), done)
         node = self.nodes[0]
         with self.terminal(SKERRY, "ssh", id, env=node.environment()) as (say, expect, _, code):
-            say(b"echo on-$((1+1)); sleep 100\n")
+            # What prints is in front of the terminal already, unlike a shell that is about to fork.
+            say(b"sh -c 'echo on-$((1+1)); exec sleep 100'\n")
             expect(rb"on-2")
             say(b"\x03")  # is for what runs inside, not for skerry
             say(b"echo still-$((1+1))\n")
