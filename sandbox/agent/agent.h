@@ -140,6 +140,7 @@ struct agent {
     struct logs logs;
     struct readiness readiness;
     struct health health;
+    int go_fd; /* an eventfd that a held main waits for; -1: none is held */
     bool started, main_exited, stopping;
     enum end_reason stop_reason;
     uint64_t started_boot_ms, started_us;
@@ -189,6 +190,8 @@ void verb_take(struct agent *a, Skerry__Agent__ToAgent **message, int *fds, size
  * gets the terminal's other end, the caller's then, or -1. */
 int command_start(struct agent *a, const Skerry__Agent__Command *what, const int *fds,
                   size_t fd_count, int *master, pid_t *pid, struct err *e) ERR_CHECKED;
+/* Lets the held main execute; NULL: none is held, or it has ended. */
+const struct command *command_go(struct agent *a);
 struct command *command_find(struct agent *a, uint32_t exec_id);
 void command_status_event(struct agent *a, uint32_t slot);
 void command_signal(const struct command *c, int signal);
@@ -202,6 +205,7 @@ struct child_plan {
     int stdio[3];
     int tty; /* the slave; -1: stdio as above */
     int status_fd;
+    int go_fd; /* -1: it is not held */
     uint32_t uid, gid;
 };
 struct child_status {

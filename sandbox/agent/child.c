@@ -1,4 +1,5 @@
-/* Between fork and exec: from a copy of the agent to the user's command, confined.
+/* Between fork and exec: from a copy of the agent to the user's command, confined. One that is held waits
+ * there, with all done but the exec; what went wrong on the way is told when it is let go.
  *
  * The order is that of design section 7. From setresuid on the code inside may signal this process,
  * but not trace it: it is not dumpable until exec. Nothing here is shared with the agent but the
@@ -24,10 +25,21 @@
 #include "sandbox/runner.pb-c.h"
 
 #define CHILD_STATUS_FD 3
+#define CHILD_GO_FD 4
 /* When memory runs out on the host, code that we run goes before the host's own services; within
  * an instance, commands go before the agent. */
 #define OOM_SCORE "500"
 #define PATH_DEFAULT "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+static bool held;
+
+static void go_wait(void)
+{
+    uint64_t count;
+    while (held && read(CHILD_GO_FD, &count, sizeof count) < 0 && errno == EINTR)
+        ;
+    held = false;
+}
 
 static void fail(int exit_code, int sys, const char *subject) __attribute__((noreturn));
 static void fail(int exit_code, int sys, const char *subject)
@@ -36,6 +48,7 @@ static void fail(int exit_code, int sys, const char *subject)
     char reason[96];
     text_format(status.message, sizeof status.message, "%s: %s", subject,
                 sys == 0 ? "not found" : strerror_r(sys, reason, sizeof reason));
+    go_wait();
     (void)!write(CHILD_STATUS_FD, &status, sizeof status);
     _exit(exit_code);
 }
@@ -63,6 +76,9 @@ static void set_stdio(const struct child_plan *plan)
             fail(126, errno, "stdio");
     if (dup3(plan->status_fd, CHILD_STATUS_FD, O_CLOEXEC) < 0)
         _exit(126);
+    if (plan->go_fd >= 0 && dup3(plan->go_fd, CHILD_GO_FD, O_CLOEXEC) < 0)
+        fail(126, errno, "hold the command");
+    held = plan->go_fd >= 0;
 }
 
 static void become(uint32_t uid, uint32_t gid)
@@ -216,7 +232,7 @@ void child_run(const struct child_plan *plan)
     set_stdio(plan);
     become(plan->uid, plan->gid);
     set_limits(setup);
-    if (close_range(CHILD_STATUS_FD + 1, ~0u, 0) != 0)
+    if (close_range((held ? CHILD_GO_FD : CHILD_STATUS_FD) + 1, ~0u, 0) != 0)
         fail(126, errno, "close descriptors");
     if (chdir(setup->directory) != 0)
         fail(126, errno, setup->directory);
@@ -229,6 +245,7 @@ void child_run(const struct child_plan *plan)
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
     set_seccomp(&setup->seccomp);
+    go_wait();
     if (what->file_verb != SKERRY__RUNNER__FILE_VERB__FILE_NONE)
         run_files(what);
     execute(argv, environment);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -121,6 +122,7 @@ int command_start(struct agent *a, const Skerry__Agent__Command *what, const int
     struct child_plan plan = {.agent = a,
                               .what = what,
                               .tty = -1,
+                              .go_fd = -1,
                               .uid = what->set_user ? what->uid : a->setup->uid,
                               .gid = what->set_user ? what->gid : a->setup->gid};
     int owned[2] = {-1, -1};
@@ -130,16 +132,34 @@ int command_start(struct agent *a, const Skerry__Agent__Command *what, const int
     if (rc == 0 && what->tty)
         rc = terminal_open(a, what, plan.uid, plan.gid, &terminal, &slave, e);
     plan.tty = slave;
+    if (rc == 0 && what->hold) {
+        a->go_fd = plan.go_fd = eventfd(0, EFD_CLOEXEC);
+        if (a->go_fd < 0)
+            rc = err_sys(e, ERR_LIMIT, errno, "hold the command");
+    }
     if (rc == 0)
         rc = fork_child(a, c, &plan, e);
     memory_close(&owned[0]);
     memory_close(&owned[1]);
-    if (rc != 0)
+    if (rc != 0) {
+        memory_close(&a->go_fd);
         return rc;
+    }
     c->tty_fd = steal_fd(&slave);
     *master = steal_fd(&terminal);
     *pid = c->pid;
     return 0;
+}
+
+const struct command *command_go(struct agent *a)
+{
+    struct command *main = command_find(a, 0);
+    if (a->go_fd < 0 || main == NULL)
+        return NULL;
+    main->started_us = clock_monotonic_us();
+    (void)eventfd_write(a->go_fd, 1);
+    memory_close(&a->go_fd);
+    return main;
 }
 
 void command_status_event(struct agent *a, uint32_t slot)

@@ -41,5 +41,7 @@ void ending_stop(struct agent *a, enum end_reason reason, uint64_t grace_ms)
 void ending_main_exited(struct agent *a)
 {
     a->main_exited = true;
+    if (!a->started)
+        ending_now(a, END_START_FAILED, "its main process ended before it was let go");
     ending_now(a, a->stopping ? a->stop_reason : END_EXITED, "");
 }

@@ -156,7 +156,7 @@ static int prepare(struct agent *a, struct err *e)
         a->commands[i].status_fd = a->commands[i].tty_fd = -1;
     a->logs.files[0] = a->logs.files[1] = a->logs.pipes[0] = a->logs.pipes[1] = -1;
     a->readiness.diag_fd = -1;
-    a->channel.fd = -1;
+    a->channel.fd = a->go_fd = -1;
     sigset_t child;
     sigemptyset(&child);
     sigaddset(&child, SIGCHLD);

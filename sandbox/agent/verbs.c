@@ -84,22 +84,36 @@ static void set_life(struct agent *a, uint64_t remaining_ms)
     loop_deadline(a, DEADLINE_LIFE, ends ? now + remaining_ms : 0);
 }
 
+static void started(struct agent *a)
+{
+    a->started_us = clock_monotonic_us();
+    a->started_boot_ms = clock_boot_ms();
+    a->started = true;
+    if (a->setup->life_max_ms > 0)
+        set_life(a, a->setup->life_max_ms);
+}
+
 static int take_start(struct agent *a, const Skerry__Agent__Command *what, const int *fds,
                       size_t fd_count, int *master, pid_t *pid, struct err *e)
 {
     assert_always(a->setup != NULL);
-    if (a->started)
+    if (a->started || a->go_fd >= 0)
         return err_set(e, ERR_CONFLICT, "this instance was started already");
-    a->started_us = clock_monotonic_us();
-    a->started_boot_ms = clock_boot_ms();
-    if (what->n_command > 0) {
-        int rc = command_start(a, what, fds, fd_count, master, pid, e);
-        if (rc != 0)
-            return rc;
-    }
-    a->started = true;
-    if (a->setup->life_max_ms > 0)
-        set_life(a, a->setup->life_max_ms);
+    if (what->hold)
+        return command_start(a, what, fds, fd_count, master, pid, e);
+    int rc = what->n_command > 0 ? command_start(a, what, fds, fd_count, master, pid, e) : 0;
+    if (rc == 0)
+        started(a);
+    return rc;
+}
+
+static int take_go(struct agent *a, pid_t *pid, struct err *e)
+{
+    const struct command *main = command_go(a);
+    if (main == NULL)
+        return err_set(e, ERR_CONFLICT, "no command is held in this instance");
+    started(a);
+    *pid = main->pid;
     return 0;
 }
 
@@ -147,6 +161,10 @@ void verb_take(struct agent *a, Skerry__Agent__ToAgent **message, int *fds, size
         break;
     case SKERRY__AGENT__TO_AGENT__VERB_START:
         rc = take_start(a, m->start, fds, fd_count, &master, &pid, &e);
+        starts = rc == 0 && a->started;
+        break;
+    case SKERRY__AGENT__TO_AGENT__VERB_GO:
+        rc = take_go(a, &pid, &e);
         starts = rc == 0;
         break;
     case SKERRY__AGENT__TO_AGENT__VERB_EXEC:

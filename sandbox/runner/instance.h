@@ -54,7 +54,7 @@ struct waiting {
     struct waiting *next;
     uint64_t agent_seq;
     struct asker asker; /* seq 0 with connection 0: nobody asked */
-    enum { WAITING_PLAIN, WAITING_START, WAITING_EXEC } kind;
+    enum { WAITING_PLAIN, WAITING_HOLD, WAITING_START, WAITING_EXEC } kind;
     uint32_t exec_id;
     int descriptors[3]; /* the node's ends, sent with the answer */
     size_t descriptor_count;
@@ -66,6 +66,7 @@ struct instance {
     char id[INSTANCE_ID_LENGTH_MAX + 1];
     uint64_t epoch;
     enum instance_phase phase;
+    bool held;    /* its main command waits inside for the commit */
     bool started; /* commit came; the code may have run */
     bool told;    /* the node knows of it, so it must learn of its end */
 
@@ -191,6 +192,9 @@ void instance_waiting_fail(struct instance *i, const struct err *error);
 
 /* --- instance_verbs.c: what the node asks of an instance that is there -------------------------- */
 
+/* Has the agent start the main command up to its execve, and hold it there until the commit. What goes
+ * wrong with it is told as a failed start. Nothing, with a terminal or without a command. */
+int instance_hold_main(struct instance *i, struct err *e) ERR_CHECKED;
 void instance_commit(struct instance *i, uint64_t epoch, const struct asker *asker);
 void instance_discard(struct instance *i, const struct asker *asker);
 void instance_exec(struct instance *i, const Skerry__Runner__Exec *x, const struct asker *asker);

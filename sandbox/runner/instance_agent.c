@@ -148,11 +148,13 @@ static void done(struct instance *i, uint64_t seq, const Skerry__Agent__Done *do
             instance_prepare_failed(i, &e);
         else if (w->asker.connection != 0)
             server_answer(i->runner->server, &w->asker, &e, NULL, NULL, 0);
-        if (w->kind == WAITING_START)
+        if (w->kind == WAITING_HOLD)
+            text_copy(i->message, sizeof i->message, e.msg);
+        if (w->kind == WAITING_HOLD || w->kind == WAITING_START)
             instance_kill(i, END_START_FAILED);
     } else if (i->phase == INSTANCE_PREPARING) {
         instance_prepared(i);
-    } else if (w->kind != WAITING_PLAIN) {
+    } else if (w->kind == WAITING_START || w->kind == WAITING_EXEC) {
         started_answer(i, w, done, steal_fd(terminal));
     } else if (w->asker.connection != 0) {
         server_answer(i->runner->server, &w->asker, NULL, NULL, NULL, 0);

@@ -383,6 +383,8 @@ static int rest_make(struct instance *i, uint64_t disk, struct err *e)
                             i->node_descriptors, &i->code_descriptor_count, e);
         i->node_descriptor_count = i->code_descriptor_count;
     }
+    if (rc == 0)
+        rc = instance_hold_main(i, e);
     return rc == 0 ? state_write(i, e) : rc;
 }
 
@@ -420,6 +422,9 @@ static int prepare(struct instance *i, struct err *e)
         rc = setup_send(i, e);
     if (rc == 0)
         rc = rest_make(i, disk, e);
+    /* A process that is gone has said why: that is read with its end. */
+    if (rc < 0 && e->sys == EPIPE)
+        rc = 0;
     i->prepared_us[2] = clock_monotonic_us();
     return rc;
 }

@@ -57,6 +57,52 @@ static void command_of_main(const struct instance *i, Skerry__Agent__Command *c)
     c->columns = p->columns;
     c->pipes = p->main_pipes && !p->tty;
     c->no_stdin = c->pipes && p->no_stdin;
+    c->hold = !c->tty && c->n_command > 0;
+}
+
+static int main_send(struct instance *i, struct waiting *w, const Skerry__Agent__Command *command,
+                     struct err *e)
+{
+    Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
+    message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_START;
+    message.start = (Skerry__Agent__Command *)(uintptr_t)command;
+    int rc = instance_ask(i, &message, i->code_descriptors, i->code_descriptor_count, w, e);
+    while (i->code_descriptor_count > 0)
+        memory_close(&i->code_descriptors[--i->code_descriptor_count]);
+    return rc;
+}
+
+int instance_hold_main(struct instance *i, struct err *e)
+{
+    Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
+    command_of_main(i, &command);
+    if (!command.hold)
+        return 0;
+    struct waiting *w = waiting_new(NULL);
+    if (w == NULL)
+        return err_set(e, ERR_NO_MEMORY, "start");
+    w->kind = WAITING_HOLD;
+    int rc = main_send(i, w, &command, e);
+    i->held = rc == 0;
+    return rc;
+}
+
+static int main_go(struct instance *i, const struct asker *asker, struct err *e)
+{
+    struct waiting *w = waiting_new(asker);
+    if (w == NULL)
+        return err_set(e, ERR_NO_MEMORY, "commit");
+    w->kind = WAITING_START;
+    if (i->held) {
+        Skerry__Agent__Empty empty = SKERRY__AGENT__EMPTY__INIT;
+        Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
+        message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_GO;
+        message.go = &empty;
+        return instance_ask(i, &message, NULL, 0, w, e);
+    }
+    Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
+    command_of_main(i, &command);
+    return main_send(i, w, &command, e);
 }
 
 void instance_commit(struct instance *i, uint64_t epoch, const struct asker *asker)
@@ -75,19 +121,7 @@ void instance_commit(struct instance *i, uint64_t epoch, const struct asker *ask
             return;
         }
     }
-    Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
-    command_of_main(i, &command);
-    Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
-    message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_START;
-    message.start = &command;
-    struct waiting *w = waiting_new(asker);
-    int rc = w == NULL ? err_set(&e, ERR_NO_MEMORY, "commit") : 0;
-    if (rc == 0) {
-        w->kind = WAITING_START;
-        rc = instance_ask(i, &message, i->code_descriptors, i->code_descriptor_count, w, &e);
-    }
-    while (i->code_descriptor_count > 0)
-        memory_close(&i->code_descriptors[--i->code_descriptor_count]);
+    int rc = main_go(i, asker, &e);
     if (rc < 0) {
         answer(i, asker, &e);
         instance_kill(i, END_START_FAILED);

@@ -58,6 +58,8 @@ static int check_command(const Skerry__Agent__Command *command, bool main, size_
         return err_set(e, ERR_INVALID, "the command's name is empty");
     if (command->tty && command->pipes)
         return err_set(e, ERR_INVALID, "a terminal and pipes at once");
+    if (command->hold && (!main || command->tty || command->n_command == 0))
+        return err_set(e, ERR_INVALID, "only a main command without a terminal is held");
     if (command->rows > 65535 || command->columns > 65535)
         return err_set(e, ERR_INVALID, "window of %ux%u", command->columns, command->rows);
     size_t want = !command->pipes ? 0 : command->no_stdin ? 2 : 3;
@@ -88,6 +90,7 @@ int agent_check(const Skerry__Agent__ToAgent *message, size_t descriptor_count, 
     case SKERRY__AGENT__TO_AGENT__VERB_HELLO:
     case SKERRY__AGENT__TO_AGENT__VERB_LIFE:
     case SKERRY__AGENT__TO_AGENT__VERB_DEADLINE:
+    case SKERRY__AGENT__TO_AGENT__VERB_GO:
         break;
     default:
         return err_set(e, ERR_INVALID, "unknown verb");

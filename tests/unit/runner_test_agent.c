@@ -226,6 +226,119 @@ static void without_main_it_lives_until_stopped(void **state)
     expect_ending(h, END_KILLED);
 }
 
+/* --- a main that is held ------------------------------------------------------------------------ */
+
+/* Its stdout comes out of the returned descriptor. */
+static int hold(struct host *h, const char *const *argv)
+{
+    Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
+    command.pipes = command.no_stdin = command.hold = true;
+    int out[2];
+    assert_int_equal(pipe2(out, O_CLOEXEC), 0);
+    const int fds[2] = {out[1], STDERR_FILENO};
+    assert_int_equal(host_run_fds(h, &command, argv, fds, 2, NULL), 0);
+    close(out[1]);
+    return out[0];
+}
+
+static uint32_t go(struct host *h)
+{
+    Skerry__Agent__Empty empty = SKERRY__AGENT__EMPTY__INIT;
+    Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
+    message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_GO;
+    message.go = &empty;
+    return host_ask(h, &message, NULL, 0, NULL);
+}
+
+/* The agent's only child, and what /proc says of it once it is as confined as it will be. */
+static pid_t held_child(const struct host *h, char *status, size_t size)
+{
+    char path[64], text[64] = "";
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", h->pid, h->pid);
+    CLEANUP_FD int children = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(read(children, text, sizeof text - 1) > 0);
+    pid_t pid = (pid_t)strtol(text, NULL, 10);
+    snprintf(path, sizeof path, "/proc/%d/status", pid);
+    for (unsigned n = 0; n < HOST_DEADLINE_MS; n++) {
+        CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t length = read(fd, status, size - 1);
+        assert_true(length > 0);
+        status[length] = '\0';
+        if (strstr(status, "Seccomp:\t2\n") != NULL)
+            return pid;
+        usleep(1000);
+    }
+    fail_msg("it was not confined");
+    return 0;
+}
+
+static void held_main_is_confined_and_waits(void **state)
+{
+    struct host *h = *state;
+    start_default(h);
+    int out = hold(h, HOST_ARGV("sh", "-c", "ls /proc/self/fd | wc -l; exit 7"));
+    char status[4096], text[64];
+    (void)held_child(h, status, sizeof status);
+    assert_null(strstr(status, "Name:\tsh\n"));
+    assert_non_null(strstr(status, "CapEff:\t0000000000000000\n"));
+    assert_non_null(strstr(status, "NoNewPrivs:\t1\n"));
+    assert_null(host_take_within(h, SKERRY__AGENT__FROM_AGENT__MESSAGE_READY, 0, NULL, 50));
+    assert_int_equal(go(h), 0);
+    assert_true(host_read_all(out, text, sizeof text) > 0);
+    assert_string_equal(text, "4\n"); /* 0 to 2, and that of the folder */
+    host_free(host_take(h, SKERRY__AGENT__FROM_AGENT__MESSAGE_READY, 0, NULL));
+    expect_exit(h, 0, 7, 0);
+    expect_ending(h, END_EXITED);
+}
+
+static void what_a_held_main_cannot_is_told_after_go(void **state)
+{
+    struct host *h = *state;
+    struct host_setup s;
+    host_setup_default(&s);
+    s.setup.directory = (char *)(uintptr_t) "/no/such/folder";
+    host_setup_send(h, &s);
+    close(hold(h, HOST_ARGV("true")));
+    assert_null(host_take_within(h, SKERRY__AGENT__FROM_AGENT__MESSAGE_EXITED, 0, NULL, 100));
+    assert_int_equal(go(h), 0);
+    Skerry__Agent__FromAgent *m = host_take(h, SKERRY__AGENT__FROM_AGENT__MESSAGE_EXITED, 0, NULL);
+    assert_int_equal(m->exited->exit_code, 126);
+    assert_string_equal(m->exited->message, "/no/such/folder: No such file or directory");
+    host_free(m);
+    expect_ending(h, END_EXITED);
+}
+
+static void a_held_main_that_dies_is_a_failed_start(void **state)
+{
+    struct host *h = *state;
+    start_default(h);
+    char status[4096];
+    close(hold(h, HOST_ARGV("true")));
+    assert_int_equal(kill(held_child(h, status, sizeof status), SIGKILL), 0);
+    expect_ending(h, END_START_FAILED);
+}
+
+static void only_one_main_is_held_and_let_go_once(void **state)
+{
+    struct host *h = *state;
+    Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
+    assert_int_equal(go(h), ERR_CONFLICT);
+    start_default(h);
+    assert_int_equal(go(h), ERR_CONFLICT);
+    command.hold = command.tty = true;
+    assert_int_equal(host_run_fds(h, &command, HOST_ARGV("true"), NULL, 0, NULL), ERR_INVALID);
+    command = (Skerry__Agent__Command)SKERRY__AGENT__COMMAND__INIT;
+    command.hold = true;
+    assert_int_equal(host_run_fds(h, &command, NULL, NULL, 0, NULL), ERR_INVALID);
+    command.exec_id = 1;
+    assert_int_equal(host_run_fds(h, &command, HOST_ARGV("true"), NULL, 0, NULL), ERR_INVALID);
+    close(hold(h, HOST_ARGV("sleep", "1000")));
+    assert_int_equal(host_run(h, 0, HOST_ARGV("true")), ERR_CONFLICT);
+    assert_int_equal(go(h), 0);
+    assert_int_equal(go(h), ERR_CONFLICT);
+    assert_int_equal(host_run(h, 0, HOST_ARGV("true")), ERR_CONFLICT);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, set_up, tear_down)
 
 int main(void)
@@ -245,6 +358,10 @@ int main(void)
         TEST(stop_waits_for_grace_only),
         TEST(stop_ends_with_main),
         TEST(without_main_it_lives_until_stopped),
+        TEST(held_main_is_confined_and_waits),
+        TEST(what_a_held_main_cannot_is_told_after_go),
+        TEST(a_held_main_that_dies_is_a_failed_start),
+        TEST(only_one_main_is_held_and_let_go_once),
     };
     return cmocka_run_group_tests_name("agent", tests, NULL, NULL);
 }
