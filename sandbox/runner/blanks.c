@@ -15,9 +15,9 @@
 #include "sandbox/runner/maker.h"
 #include "sandbox/runner/runner.h"
 
-/* The stock is refilled when an instance ended, or else so long after one was taken: most commands are
- * over by then, and did not share the processor with the making of the next blank. */
-#define REFILL_AFTER_MS 10
+/* The stock is refilled when an instance ended or nothing is left, or else so long after one was taken: most
+ * commands are over by then, and did not share the processor with the making of the next blank. */
+#define REFILL_AFTER_MS 50
 #define REFILL_AGAIN_MS 1000 /* after a failure */
 #define REMOVE_WAIT_MS 2000
 
@@ -272,20 +272,25 @@ void blanks_start(struct blanks *b)
 
 int blanks_take(struct blanks *b, struct spare *out, struct err *e)
 {
-    /* A start goes first; but many in a row do not put it off for ever. */
+    /* Many starts in a row do not put it off for ever. */
     if (b->stock_max > 0 && b->refill.position == 0)
         refill_at(b, REFILL_AFTER_MS);
     /* What is half made is waited for rather than begun anew; what cannot be made so, may be here. */
     struct err ignored;
     if (b->stock_count == 0 && b->ordered != NULL && ordered_take(b, &b->stock[0], &ignored) == 0)
         b->stock_count = 1;
-    while (b->stock_count > 0) {
+    int rc = -1;
+    while (rc != 0 && b->stock_count > 0) {
         *out = b->stock[--b->stock_count];
-        if (spare_alive(out))
-            return 0;
-        spare_end(b, out);
+        rc = spare_alive(out) ? 0 : -1;
+        if (rc != 0)
+            spare_end(b, out);
     }
-    return spare_make(b, out, e);
+    if (rc != 0)
+        rc = spare_make(b, out, e);
+    if (b->stock_count == 0)
+        blanks_start(b);
+    return rc;
 }
 
 /* --- life ------------------------------------------------------------------------------------ */

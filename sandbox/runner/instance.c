@@ -262,8 +262,6 @@ static void ended(struct instance *i)
     i->reason = reason_of(i);
     err_set(&e, ERR_CONFLICT, "instance %s ended (%s)", i->id, end_reason_name(i->reason));
     instance_waiting_fail(i, &e);
-    release(i);
-    layers_release(i);
     if (!i->told) {
         i->phase = INSTANCE_ENDING;
         instance_free(all, i);
@@ -272,6 +270,8 @@ static void ended(struct instance *i)
     i->phase = INSTANCE_ENDED;
     all->ended_count++;
     tell_ended(i);
+    release(i);
+    layers_release(i);
     blanks_start(all->runner->blanks);
     reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
     ended_bound(all);
