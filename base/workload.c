@@ -283,6 +283,9 @@ static int check_server(const struct workload *w, const struct document *d, stru
         return fields_refuse(d, "port", e,
                              "a server needs one: port: 8080, or ready: none for code that never "
                              "listens");
+    if (w->protocol == PROTOCOL_TCP && w->port == 0)
+        return fields_refuse(d, "protocol", e,
+                             "tcp needs the port that the code listens on: port: 5432");
     if (w->ready != READY_NONE && w->command.count == 0)
         return fields_refuse(d, "command", e,
                              "missing: what shall run? command: [\"python3\", \"app.py\"]");
@@ -301,6 +304,7 @@ static int check_command(const struct workload *w, const struct document *d, str
         bool wrong;
     } rules[] = {
         {"port", w->port != 0},
+        {"protocol", w->protocol != PROTOCOL_HTTP},
         {"ready", w->ready != READY_NONE},
         {"join.max_joiners", w->join.max_joiners != 1},
         {"join.window", w->join.window_ms != DURATION_NONE},

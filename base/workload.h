@@ -15,6 +15,7 @@
 #include "base/fields.h"
 
 enum workload_kind { WORKLOAD_SERVER, WORKLOAD_COMMAND };
+enum workload_protocol { PROTOCOL_HTTP, PROTOCOL_TCP };
 enum workload_ready { READY_LISTEN, READY_HEALTHCHECK, READY_NONE };
 enum workload_access { ACCESS_PRIVATE, ACCESS_PUBLIC };
 /* In the order of sandbox/runner/seccomp.h, from few system calls to many. */
@@ -37,6 +38,7 @@ struct workload {
     char *source; /* in a file: a path; in the registry: "sha256:<64 hex>", or "" for none */
     struct field_list command;
     uint64_t port;                 /* 0 for command workloads and ready: none */
+    int protocol;                  /* enum workload_protocol: what is spoken there */
     int ready;                     /* enum workload_ready */
     struct field_list environment; /* KEY=value */
     char *user;                    /* "1000", "1000:1000"; numbers only */

@@ -12,6 +12,7 @@
 #define AT(member) offsetof(struct workload, member)
 
 static const char *const kind_words[] = {"server", "command", NULL};
+static const char *const protocol_words[] = {"http", "tcp", NULL};
 static const char *const ready_words[] = {"listen", "healthcheck", "none", NULL};
 static const char *const access_words[] = {"private", "public", NULL};
 static const char *const network_words[] = {"none", "egress", NULL};
@@ -57,6 +58,13 @@ static const struct field fields[] = {
      .fallback = "0",
      .max = 65535,
      .meaning = "the TCP port that the code listens on; it is told as PORT"},
+    {.path = "protocol",
+     .type = FIELD_WORD,
+     .offset = AT(protocol),
+     .fallback = "http",
+     .words = protocol_words,
+     .meaning = "what is spoken on port: http, joined through the gateway; or tcp, anything else, "
+                "joined by skerry proxy"},
     {.path = "ready",
      .type = FIELD_WORD,
      .offset = AT(ready),

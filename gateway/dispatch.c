@@ -309,6 +309,14 @@ enum dispatch dispatch_request(struct connection *c, const char *data, size_t le
                     c->x.workload.name);
         return refuse(c, PROBLEM_CONFLICT, detail);
     }
+    if (c->x.workload.tcp && !c->x.unknown) {
+        char detail[240];
+        text_format(detail, sizeof detail,
+                    "%s has protocol: tcp, so it is not joined over HTTP; skerry proxy %s PORT "
+                    "brings its port to you",
+                    c->x.workload.name, c->x.workload.name);
+        return refuse(c, PROBLEM_CONFLICT, detail);
+    }
     if (head->body == HTTP_BODY_LENGTH && head->content_length > t->gateway->options.body_bytes_max)
         return refuse(c, PROBLEM_BODY_TOO_LARGE, "the body is larger than allowed here");
     if (c->x.workload.kind == WORKLOAD_COMMAND) {

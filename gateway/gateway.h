@@ -49,6 +49,7 @@ struct gateway_workload {
     enum workload_kind kind;
     bool public_access;
     bool no_port; /* a server that never listens: nothing to join */
+    bool tcp;     /* what it speaks is not HTTP */
     enum join_key_source key_source;
     char key_name[64]; /* header, query or cookie name; for JOIN_KEY_PATH its number */
     uint64_t first_byte_ms, request_ms, stream_idle_ms, queue_timeout_ms; /* DURATION_NONE: none */

@@ -384,9 +384,6 @@ const struct registry_instance *api_instance_find(struct api_request *r,
 const struct registry_instance *api_instance_live(struct api_request *r,
                                                   const struct registry_root *root);
 
-void api_workload_join(struct api_request *r);
-void api_instance_join(struct api_request *r);
-
 void api_logs_get(struct api_request *r);
 void api_exec(struct api_request *r);
 void api_run(struct api_request *r);
@@ -444,8 +441,30 @@ struct result_end api_command_end(const struct node_ask *ask);
 bool api_command_end_known(const struct node_ask *ask);
 void api_duplex_gone(struct api_duplex *d);
 
+/* --- node/api/join.c --- */
+void api_workload_join(struct api_request *r);
+void api_instance_join(struct api_request *r);
+/* A place in an instance. It is sought for a request, whose r->state_free lets go of it with
+ * api_place_leave, also when the request is relayed to the node that has the place. */
+struct api_place_events {
+    void (*held)(void *owner);            /* at once, or later */
+    void (*look)(void *owner, bool live); /* some times a second from then on; false: it ended */
+};
+struct place *api_place_new(struct api_request *r, const struct api_place_events *events,
+                            void *owner);
+/* In the instance that the path names. Where there is no place for it, a problem is answered. */
+void api_place_seek_instance(struct place *p);
+/* In one of the workload that the path names, with ?key= and ?again=; the first of the two says whether
+ * that can be, else a problem was answered. */
+bool api_place_workload(struct api_request *r, struct gateway_workload *w);
+void api_place_seek_workload(struct place *p, const struct gateway_workload *w);
+const char *api_place_instance(const struct place *p);
+/* At any time; it is gone. */
+void api_place_leave(struct place *p);
+
 /* --- node/api/port.c --- */
 void api_instance_connect(struct api_request *r);
+void api_workload_connect(struct api_request *r);
 void api_port_gone(struct api_port *p);
 
 #endif

@@ -1,10 +1,12 @@
-/* node/api/join.c - a place in an instance, held as long as the connection lives: how the SSH front, or
- * a program, joins what it reaches by exec.
+/* node/api/join.c - a place in an instance: for `join`, held as long as the connection lives, and for a
+ * connection to a port (node/api/port.c).
  *
- *     slot free here ------------------------------------------> held -> a line of JSON, then nothing
- *     another node has some of the workload -> relayed there         until the client leaves or the
- *     control: granted ----------------------------------------> held   instance ends: a last line
+ *     slot free here ------------------------------------------> held
+ *     another node has some of the workload -> relayed there
+ *     control: granted ----------------------------------------> held
  *     control: elsewhere -> relayed there
+ *
+ * Who joins gets a line of JSON, and then nothing until it leaves or the instance ends.
  *
  * What was relayed to this node is served here or refused. Whether an instance still lives is looked at
  * four times a second: its slot says so. */
@@ -17,14 +19,16 @@
 
 #define LOOK_MS 250u
 
-/* Of a request; an ask that is under way keeps it until it is answered. */
+/* An ask that is under way keeps it until it is answered. */
 struct place {
     struct api *api;
-    struct api_request *request; /* NULL: left */
+    struct api_request *request; /* that it is sought for; NULL: left */
     struct place *previous, *next;
     struct gateway_ask *ask; /* under way */
     struct slot_ref slot;
-    bool entered, told, over;
+    struct api_place_events events;
+    void *owner;
+    bool entered, told, over; /* the last two: of `join` */
 };
 
 static void place_unlink(struct place *p)
@@ -48,11 +52,8 @@ static void slot_return(struct api *api, struct slot_ref slot)
         calls->slot_left(calls->user, slot, what);
 }
 
-/* The request lets go: the client left, or was refused. */
-static void place_leave(struct api_request *r)
+void api_place_leave(struct place *p)
 {
-    struct place *p = r->state;
-    r->state = NULL;
     p->request = NULL;
     if (p->entered)
         slot_return(p->api, p->slot);
@@ -71,17 +72,29 @@ static void places_cb(uv_timer_t *timer)
     for (struct place *p = api->places; p != NULL; p = next) {
         next = p->next;
         any |= p->entered;
-        if (!p->entered || p->over || slot_live(p->slot))
-            continue;
-        p->over = true;
-        api_resume(p->request);
+        if (p->entered)
+            p->events.look(p->owner, slot_live(p->slot));
     }
     if (!any)
         (void)uv_timer_stop(timer);
     api_dirty(api);
 }
 
-static ssize_t place_read(struct api_request *r, char *out, size_t size)
+const char *api_place_instance(const struct place *p)
+{
+    return p->slot.slot->id.text;
+}
+
+/* --- what holds one until the client leaves --------------------------------------------------------- */
+
+static void join_leave(struct api_request *r)
+{
+    struct place *p = r->state;
+    r->state = NULL;
+    api_place_leave(p);
+}
+
+static ssize_t join_read(struct api_request *r, char *out, size_t size)
 {
     struct place *p = r->state;
     char line[128];
@@ -89,26 +102,42 @@ static ssize_t place_read(struct api_request *r, char *out, size_t size)
         return API_READ_END;
     if (p->told)
         return 0;
-    (void)text_format(line, sizeof line, "{\"instance\":\"%s\"}\n", p->slot.slot->id.text);
+    (void)text_format(line, sizeof line, "{\"instance\":\"%s\"}\n", api_place_instance(p));
     size_t length = strlen(line) < size ? strlen(line) : size;
     memcpy(out, line, length);
     p->told = true;
     return (ssize_t)length;
 }
 
+static void join_held(void *request)
+{
+    struct api_request *r = request;
+    r->read = join_read;
+    api_answer_stream(r, "application/x-ndjson");
+    if (r->response != NULL)
+        api_header_add(r, "Skerry-Instance", api_place_instance(r->state));
+}
+
+static void join_look(void *request, bool live)
+{
+    struct api_request *r = request;
+    struct place *p = r->state;
+    if (live || p->over)
+        return;
+    p->over = true;
+    api_resume(r);
+}
+
+/* --- getting one ------------------------------------------------------------------------------------- */
+
 /* The slot is entered. */
 static void place_hold(struct place *p, struct slot_ref slot)
 {
-    struct api_request *r = p->request;
     p->slot = slot;
     p->entered = true;
-    r->read = place_read;
-    r->watched = true;
     if (!uv_is_active((uv_handle_t *)&p->api->places_timer))
         (void)uv_timer_start(&p->api->places_timer, places_cb, LOOK_MS, LOOK_MS);
-    api_answer_stream(r, "application/x-ndjson");
-    if (r->response != NULL)
-        api_header_add(r, "Skerry-Instance", slot.slot->id.text);
+    p->events.held(p->owner);
 }
 
 static void place_relay(struct place *p, node_id node, const char *subject)
@@ -121,9 +150,8 @@ static void place_relay(struct place *p, node_id node, const char *subject)
     if (known != NULL)
         (void)text_copy(name, sizeof name, known->name);
     calls->root_return(calls->user, root);
-    r->state = NULL;
+    r->state_free(r); /* with the place */
     r->state_free = NULL;
-    place_unlink(p);
     if (!r->connection->relayed)
         (void)api_relay_to(r, node, name, subject);
     else
@@ -197,9 +225,8 @@ static void place_ask(struct place *p, const struct gateway_workload *w, const c
     api_problem(r, PROBLEM_LIMIT_REACHED, "the node has too many questions waiting; try again");
 }
 
-/* --- the two requests ------------------------------------------------------------------------------- */
-
-static struct place *place_new(struct api_request *r)
+struct place *api_place_new(struct api_request *r, const struct api_place_events *events,
+                            void *owner)
 {
     struct place *p = calloc(1, sizeof *p);
     if (p == NULL) {
@@ -208,12 +235,12 @@ static struct place *place_new(struct api_request *r)
     }
     p->api = r->api;
     p->request = r;
+    p->events = *events;
+    p->owner = owner;
     p->next = r->api->places;
     if (p->next != NULL)
         p->next->previous = p;
     r->api->places = p;
-    r->state = p;
-    r->state_free = place_leave;
     r->watched = true;
     return p;
 }
@@ -242,41 +269,80 @@ static node_id other_owner(const struct gateway_workload *w)
     return node;
 }
 
-void api_workload_join(struct api_request *r)
+bool api_place_workload(struct api_request *r, struct gateway_workload *w)
 {
     const struct api_calls *calls = &r->api->options.calls;
-    struct gateway_workload w = {0};
     const char *key = api_query(r, "key");
     bool again = false;
     if (!api_query_flag(r, "again", &again))
-        return;
-    if (calls->join == NULL || !calls->workload(calls->user, r->parameter, &w))
+        return false;
+    *w = (struct gateway_workload){0};
+    if (calls->join == NULL || !calls->workload(calls->user, r->parameter, w))
         api_problem(r, PROBLEM_WORKLOAD_UNKNOWN, "no workload is called \"%.80s\"", r->parameter);
-    else if (w.kind == WORKLOAD_COMMAND)
+    else if (w->kind == WORKLOAD_COMMAND)
         api_problem(r, PROBLEM_CONFLICT,
-                    "%s is of kind command: each request runs its own instance; invoke it", w.name);
+                    "%s is of kind command: each request runs its own instance; invoke it",
+                    w->name);
     else if (key != NULL && (key[0] == '\0' || strlen(key) > GATEWAY_KEY_LENGTH_MAX))
         api_problem(r, PROBLEM_BAD_REQUEST, "key: 1 to %u bytes", GATEWAY_KEY_LENGTH_MAX);
-    else if (key == NULL && w.key_source != JOIN_KEY_NONE)
-        api_problem(r, PROBLEM_KEY_MISSING, "%s is joined with a key: %s+KEY", w.name, w.name);
-    struct place *p = r->response != NULL ? NULL : place_new(r);
-    if (p == NULL || (key == NULL && enter_here(p, &w)))
-        return;
-    node_id other = key == NULL && !again && !r->connection->relayed ? other_owner(&w) : 0;
-    if (other != 0)
-        place_relay(p, other, w.name);
-    else
-        place_ask(p, &w, "", key == NULL ? "" : key);
+    else if (key == NULL && w->key_source != JOIN_KEY_NONE)
+        api_problem(r, PROBLEM_KEY_MISSING,
+                    "%s is joined with a key: ssh %s+KEY@NODE, skerry proxy --key KEY", w->name,
+                    w->name);
+    return r->response == NULL;
 }
 
-void api_instance_join(struct api_request *r)
+void api_place_seek_workload(struct place *p, const struct gateway_workload *w)
 {
+    struct api_request *r = p->request;
+    const char *key = api_query(r, "key");
+    bool again = false;
+    (void)api_query_flag(r, "again", &again); /* it was looked at by api_place_workload */
+    if (key == NULL && enter_here(p, w))
+        return;
+    node_id other = key == NULL && !again && !r->connection->relayed ? other_owner(w) : 0;
+    if (other != 0)
+        place_relay(p, other, w->name);
+    else
+        place_ask(p, w, "", key == NULL ? "" : key);
+}
+
+void api_place_seek_instance(struct place *p)
+{
+    struct api_request *r = p->request;
     struct instance_id id;
-    struct place *p = NULL;
     if (r->api->options.calls.join == NULL ||
         !instance_id_parse(&id, r->parameter, strlen(r->parameter)))
         api_problem(r, PROBLEM_INSTANCE_UNKNOWN, "%.40s is no whole id of an instance",
                     r->parameter);
-    else if ((p = place_new(r)) != NULL)
+    else
         place_ask(p, NULL, id.text, "");
+}
+
+/* --- the two requests ------------------------------------------------------------------------------- */
+
+static struct place *join_new(struct api_request *r)
+{
+    static const struct api_place_events events = {.held = join_held, .look = join_look};
+    struct place *p = api_place_new(r, &events, r);
+    if (p == NULL)
+        return NULL;
+    r->state = p;
+    r->state_free = join_leave;
+    return p;
+}
+
+void api_workload_join(struct api_request *r)
+{
+    struct gateway_workload w;
+    struct place *p = api_place_workload(r, &w) ? join_new(r) : NULL;
+    if (p != NULL)
+        api_place_seek_workload(p, &w);
+}
+
+void api_instance_join(struct api_request *r)
+{
+    struct place *p = join_new(r);
+    if (p != NULL)
+        api_place_seek_instance(p);
 }

@@ -1,6 +1,7 @@
 /* node/api/port.c - a connection to a port of an instance's own loopback, over an upgraded connection.
  *
- *     a socket made in the instance's network -> connecting (-> refused: once more, of the other family) -> 101
+ *     (a place in the instance ->) a socket made in its network -> connecting -> 101
+ *                                                                     '-> refused: once, of the other family
  *     socket --frames STDIN, STDIN_END--> in --> to_port --> port
  *     port --> out --frames STDOUT, of which an empty one is its end--> socket
  *
@@ -10,7 +11,10 @@
  *
  * Either side may end before the other. When both have, frame EXIT says so; where the connection breaks,
  * frame PROBLEM. Neither direction holds more than PORT_BYTES and a frame: who does not take is not read
- * for. Whoever asks holds no place in the instance by it; sessions of SSH have theirs. */
+ * for.
+ *
+ * With a place (node/api/join.c) it is a joiner as any other: counted, and ended when no byte moves for
+ * timeouts.stream_idle or the instance ends. Without one it is none; sessions of SSH have theirs. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -42,7 +46,9 @@ struct api_port {
     unsigned number;
     bool ipv6, other_too; /* of the family that is tried; the other is tried next */
     struct instance_id id;
-    struct buffer in; /* frames that are not whole, or have no room */
+    struct place *place;        /* NULL: it holds none, or no more */
+    uint64_t idle_ms, moved_ms; /* with a place: timeouts.stream_idle; when a byte last moved */
+    struct buffer in;           /* frames that are not whole, or have no room */
     struct buffer to_port, out;
     bool input_ended;  /* the client sends no more: told to the port when `to_port` is empty */
     bool input_passed; /* that was told, or the port takes no more */
@@ -60,15 +66,12 @@ static void tell(struct api_port *p, enum exec_frame_type type, const void *data
         p->gone = true;
 }
 
-static void tell_broken(struct api_port *p, int error)
+static void tell_problem(struct api_port *p, enum problem problem, const char *detail)
 {
-    char detail[160];
     struct buffer text;
     buffer_init(&text, PROBLEM_BODY_BYTES_MAX);
-    (void)text_format(detail, sizeof detail, "the connection to port %u broke: %s", p->number,
-                      strerror(error));
     p->told = true;
-    if (problem_body(&text, &(struct problem_report){.problem = PROBLEM_INSTANCE_UNREACHABLE,
+    if (problem_body(&text, &(struct problem_report){.problem = problem,
                                                      .ran = RAN_MAYBE,
                                                      .detail = detail,
                                                      .instance = p->id.text}))
@@ -78,12 +81,27 @@ static void tell_broken(struct api_port *p, int error)
     buffer_free(&text);
 }
 
+static void tell_broken(struct api_port *p, int error)
+{
+    char detail[160];
+    (void)text_format(detail, sizeof detail, "the connection to port %u broke: %s", p->number,
+                      strerror(error));
+    tell_problem(p, PROBLEM_INSTANCE_UNREACHABLE, detail);
+}
+
+static void moved(struct api_port *p)
+{
+    if (p->place != NULL)
+        p->moved_ms = clock_monotonic_ms();
+}
+
 static void take_output(struct api_port *p)
 {
     char data[16384];
     while (!p->output_ended && !p->told && !p->gone && p->out.length < PORT_BYTES) {
         ssize_t count = recv(p->port->fd, data, sizeof data, MSG_DONTWAIT);
         if (count > 0) {
+            moved(p);
             tell(p, EXEC_FRAME_STDOUT, data, (size_t)count);
         } else if (count == 0) {
             p->output_ended = true;
@@ -116,9 +134,10 @@ static void write_input(struct api_port *p)
     while (p->to_port.length > 0 && !p->input_passed) {
         ssize_t count =
             send(p->port->fd, p->to_port.data, p->to_port.length, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (count >= 0)
+        if (count >= 0) {
+            moved(p);
             buffer_consume(&p->to_port, (size_t)count);
-        else if (errno == EAGAIN)
+        } else if (errno == EAGAIN)
             return;
         else if (errno != EINTR)
             p->input_passed = true; /* what it sent before it closed may still be there to read */
@@ -177,9 +196,22 @@ static void receive(struct api_port *p)
 
 /* --- the whole ---------------------------------------------------------------------------------- */
 
+/* The code's side is closed: somebody else may have the place. What a joiner broke off does not look to
+ * the code as if it had ended. */
+static void leave(struct api_port *p)
+{
+    const struct linger at_once = {.l_onoff = 1};
+    if (p->place != NULL && p->port != NULL && !(p->input_passed && p->output_ended))
+        (void)setsockopt(p->port->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    api_fd_close(&p->port);
+    if (p->place != NULL)
+        api_place_leave(p->place);
+    p->place = NULL;
+}
+
 static void port_free(struct api_port *p)
 {
-    api_fd_close(&p->port);
+    leave(p);
     buffer_free(&p->in);
     buffer_free(&p->to_port);
     buffer_free(&p->out);
@@ -245,8 +277,12 @@ static void port_step(struct api_port *p)
         p->told = true;
         tell(p, EXEC_FRAME_EXIT, "{}", 2);
     }
-    if (p->told)
-        api_fd_close(&p->port);
+    if (p->told) {
+        leave(p);
+        /* A client that does not take the rest is not waited for without end. */
+        if (p->connection->deadline_ms == 0)
+            p->connection->deadline_ms = clock_monotonic_ms() + p->api->options.idle_timeout_ms;
+    }
     send_out(p);
     if (p->told && p->out.length == 0 && !p->closing && !p->gone)
         linger(p);
@@ -287,6 +323,7 @@ static void upgraded_cb(void *user, struct MHD_Connection *mhd, void *request, c
     p->connection->deadline_ms = 0;
     p->upgraded = u;
     p->socket = socket;
+    moved(p);
     if (!p->connection->listener->local)
         api_connection_prompt(socket);
     if (!buffer_append(&p->in, extra, extra_size))
@@ -294,7 +331,7 @@ static void upgraded_cb(void *user, struct MHD_Connection *mhd, void *request, c
     port_step(p);
 }
 
-static bool socket_ask(struct api_port *p);
+static bool socket_ask(struct api_port *p, const char *instance);
 
 static void connect_failed(struct api_port *p, int error)
 {
@@ -302,7 +339,7 @@ static void connect_failed(struct api_port *p, int error)
     if (error == ECONNREFUSED && p->other_too) {
         p->other_too = false;
         p->ipv6 = !p->ipv6;
-        (void)socket_ask(p);
+        (void)socket_ask(p, p->id.text);
         return;
     }
     api_problem_of(p->request, &(struct api_trouble){.problem = PROBLEM_INSTANCE_UNREACHABLE,
@@ -369,13 +406,13 @@ static void socket_made(struct api_ask *a)
         api_fd_want(p->port, UV_WRITABLE);
 }
 
-static bool socket_ask(struct api_port *p)
+static bool socket_ask(struct api_port *p, const char *instance)
 {
     bool failed = false;
     struct api_ask *a = api_ask_new(p->request, NODE_ASK_SOCKET);
     if (a == NULL)
         return false;
-    a->ask.instance = api_ask_text(a, p->request->parameter, &failed);
+    a->ask.instance = api_ask_text(a, instance, &failed);
     a->ask.ipv6 = p->ipv6;
     if (!failed)
         return api_ask_send(a, socket_made);
@@ -383,13 +420,65 @@ static bool socket_ask(struct api_port *p)
     return false;
 }
 
-void api_instance_connect(struct api_request *r)
+/* --- with a place ------------------------------------------------------------------------------- */
+
+/* Role invoke reaches what it may join anyway; what else listens in an instance is not its to see. */
+static bool may_reach(struct api_request *r, const struct registry_workload *w, unsigned number)
 {
-    const struct api_calls *calls = &r->api->options.calls;
+    if (r->role <= TOKEN_ROLE_DEPLOY ||
+        (w != NULL && w->spec.protocol == PROTOCOL_TCP && w->spec.port == number))
+        return true;
+    api_problem(r, PROBLEM_FORBIDDEN,
+                "role invoke reaches the port of a workload with protocol: tcp, as a joiner; any "
+                "other port needs role deploy");
+    return false;
+}
+
+static void port_held(void *owner)
+{
+    struct api_port *p = owner;
+    const struct api_calls *calls = &p->api->options.calls;
+    const char *id = api_place_instance(p->place);
+    struct registry_root *root = calls->root(calls->user);
+    const struct registry_instance *i = registry_root_instance(root, id, strlen(id));
+    const struct registry_workload *w =
+        i == NULL ? NULL : registry_root_workload_version(root, i->workload, i->version);
+    p->idle_ms = w == NULL ? DURATION_NONE : w->spec.timeouts.stream_idle_ms;
+    bool may = may_reach(p->request, w, p->number);
+    calls->root_return(calls->user, root);
+    if (may)
+        (void)socket_ask(p, id);
+}
+
+static void port_look(void *owner, bool live)
+{
+    struct api_port *p = owner;
+    char limit[UNIT_TEXT_SIZE], detail[160];
+    if (p->request != NULL || p->told || p->gone)
+        return;
+    bool idle =
+        live && p->idle_ms != DURATION_NONE && clock_monotonic_ms() - p->moved_ms >= p->idle_ms;
+    if (!live) {
+        tell_problem(p, PROBLEM_INSTANCE_GONE, "the instance has ended");
+    } else if (idle) {
+        duration_format(p->idle_ms, limit);
+        (void)text_format(detail, sizeof detail,
+                          "no byte moved for the %s of the workload's timeouts.stream_idle", limit);
+        tell_problem(p, PROBLEM_STREAM_IDLE, detail);
+    }
+    if (p->told)
+        port_step(p);
+}
+
+/* --- the two requests --------------------------------------------------------------------------- */
+
+/* What it asks for; NULL: a problem was answered. */
+static struct api_port *port_new(struct api_request *r)
+{
     const char *host = api_query(r, "host");
     uint64_t number = 0;
     if (!api_query_number(r, "port", UINT16_MAX, &number))
-        return;
+        return NULL;
     bool any = host == NULL || strcmp(host, "localhost") == 0;
     bool ipv6 = !any && strcmp(host, "::1") == 0;
     if (number == 0)
@@ -400,15 +489,10 @@ void api_instance_connect(struct api_request *r)
     else if (!r->upgrade)
         api_problem(r, PROBLEM_BAD_REQUEST,
                     "a port is reached with Connection: Upgrade and Upgrade: skerry-exec/1");
-    if (r->response != NULL)
-        return;
-    struct registry_root *root = calls->root(calls->user);
-    bool live = api_instance_live(r, root) != NULL;
-    calls->root_return(calls->user, root);
-    struct api_port *p = live ? calloc(1, sizeof *p) : NULL;
+    struct api_port *p = r->response != NULL ? NULL : calloc(1, sizeof *p);
     if (p == NULL) {
         api_problem(r, PROBLEM_INTERNAL, "out of memory"); /* the first answer counts */
-        return;
+        return NULL;
     }
     p->api = r->api;
     p->request = r;
@@ -421,5 +505,49 @@ void api_instance_connect(struct api_request *r)
     r->state = p;
     r->state_free = port_leave;
     r->watched = true;
-    (void)socket_ask(p);
+    return p;
+}
+
+/* False: a problem was answered. */
+static bool place_new(struct api_port *p)
+{
+    static const struct api_place_events events = {.held = port_held, .look = port_look};
+    p->place = api_place_new(p->request, &events, p);
+    return p->place != NULL;
+}
+
+void api_instance_connect(struct api_request *r)
+{
+    const struct api_calls *calls = &r->api->options.calls;
+    bool joins = false;
+    struct api_port *p = api_query_flag(r, "join", &joins) ? port_new(r) : NULL;
+    if (p == NULL || (!joins && !may_reach(r, NULL, p->number)))
+        return;
+    if (joins) {
+        if (place_new(p))
+            api_place_seek_instance(p->place);
+        return;
+    }
+    struct registry_root *root = calls->root(calls->user);
+    bool live = api_instance_live(r, root) != NULL;
+    calls->root_return(calls->user, root);
+    if (live)
+        (void)socket_ask(p, r->parameter);
+}
+
+void api_workload_connect(struct api_request *r)
+{
+    const struct api_calls *calls = &r->api->options.calls;
+    struct gateway_workload w;
+    struct api_port *p = api_place_workload(r, &w) ? port_new(r) : NULL;
+    if (p == NULL)
+        return;
+    struct registry_root *root = calls->root(calls->user);
+    bool may = may_reach(r, registry_root_workload(root, w.name, strlen(w.name)), p->number);
+    calls->root_return(calls->user, root);
+    /* It may go on to another node, without what it had as a body. */
+    if (may && r->has_body)
+        api_problem(r, PROBLEM_BAD_REQUEST, "it takes no body");
+    else if (may && place_new(p))
+        api_place_seek_workload(p->place, &w);
 }

@@ -108,7 +108,11 @@ void api_relay_end(struct api_relay *r)
         memory_close(&r->fd);
     if (r->stream != NULL) {
         r->handles++;
-        secure_stream_close(r->stream, stream_closed_cb);
+        /* A client that left in the midst: its owner shall hear of it also where it reads no further. */
+        if (r->entry && r->upgraded != NULL && !r->down.passed)
+            secure_stream_abort(r->stream, stream_closed_cb);
+        else
+            secure_stream_close(r->stream, stream_closed_cb);
     }
     part_closed(r);
 }
@@ -208,13 +212,16 @@ static enum moved give_to_fd(struct api_relay *r)
     return n > 0 ? MOVED_SOME : MOVED_NOTHING;
 }
 
-/* What is wrong with a descriptor shows when it is used. */
+/* What is wrong with a descriptor shows when it is used, unless it is not read for want of room: then
+ * whoever closes it has left. */
 static void entry_cb(uv_poll_t *poll, int status, int events)
 {
     const struct api_connection *c = poll->data;
     (void)status;
-    (void)events;
-    api_relay_pump(c->relay);
+    if ((events & UV_DISCONNECT) != 0 && c->relay->up.from < c->relay->up.to)
+        api_relay_end(c->relay);
+    else
+        api_relay_pump(c->relay);
 }
 
 static void owner_cb(uv_poll_t *poll, int status, int events)
@@ -234,12 +241,14 @@ static void want(struct api_relay *r)
 {
     bool up_waits = r->up.from < r->up.to;
     bool down_waits = r->down.from < r->down.to;
-    int events = (!up_waits && !r->up.ended ? UV_READABLE : 0) | (down_waits ? UV_WRITABLE : 0);
+    int events = (!up_waits && !r->up.ended ? UV_READABLE : 0) | (down_waits ? UV_WRITABLE : 0) |
+                 (up_waits && r->entry && !r->up.ended ? UV_DISCONNECT : 0);
     if (events == 0)
         (void)uv_poll_stop(r->poller);
     else
         (void)uv_poll_start(r->poller, events, r->entry ? entry_cb : owner_cb);
     secure_stream_want(r->stream, (!down_waits && !r->down.ended ? SECURE_WANT_READ : 0u) |
+                                      (down_waits && !r->entry ? SECURE_WANT_HANGUP : 0u) |
                                       (up_waits || both_ended(r) ? SECURE_WANT_WRITE : 0u));
     /* A client that does not take its answer is not waited for without end. */
     if (!r->entry || !down_waits)
@@ -308,8 +317,11 @@ void api_relay_pump(struct api_relay *r)
 void api_relay_ready_cb(struct secure_stream *s, bool readable, bool writable)
 {
     struct api_relay *r = secure_stream_user(s);
-    (void)readable;
     (void)writable;
-    if (r->phase == RELAY_OPEN)
+    if (r->phase != RELAY_OPEN)
+        return;
+    if (readable && r->down.from < r->down.to && secure_stream_error(s) != NULL)
+        api_relay_end(r); /* the client left, behind what is not taken */
+    else
         api_relay_pump(r);
 }

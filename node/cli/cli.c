@@ -29,6 +29,7 @@ static const struct cli_command *const commands[] = {
     &cli_logs_command,
     &cli_exec_command,
     &cli_ssh_command,
+    &cli_proxy_command,
     &cli_cp_command,
     &cli_image_import_command,
     &cli_image_list_command,

@@ -449,61 +449,49 @@ static int send_all(int fd, const char *data, size_t length, struct err *e)
     return 0;
 }
 
-/* More bytes into `into`; *out_end when the other side closed. */
-static int receive_some(int fd, struct buffer *into, bool *out_end, struct err *e)
+/* Whether the head is whole now; what came behind it goes to the body. */
+static int split_head(struct client_answer *answer, struct err *e)
 {
-    char data[16384];
-    for (;;) {
-        ssize_t n = recv(fd, data, sizeof data, 0);
-        if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
-            struct pollfd p = {.fd = fd, .events = POLLIN};
-            (void)poll(&p, 1, -1);
-            continue;
-        }
-        if (n < 0)
-            return err_sys(e, ERR_IO, errno, "read the answer");
-        *out_end = n == 0;
-        return buffer_append(into, data, (size_t)n)
-                   ? 0
-                   : err_set(e, ERR_LIMIT, "the answer is too long");
-    }
-}
-
-static int receive_head(int fd, struct client_answer *answer, struct err *e)
-{
-    for (;;) {
-        const char *end = answer->head.length == 0
-                              ? NULL
-                              : memmem(answer->head.data, answer->head.length, "\r\n\r\n", 4);
-        if (end != NULL) {
-            size_t head = (size_t)(end + 4 - answer->head.data);
-            if (!buffer_append(&answer->body, answer->head.data + head, answer->head.length - head))
-                return err_set(e, ERR_NO_MEMORY, "no memory");
-            answer->head.length = head;
-            answer->status = status_of(&answer->head);
-            return 0;
-        }
-        bool closed = false;
-        int rc = receive_some(fd, &answer->head, &closed, e);
-        if (rc != 0)
-            return rc;
-        if (closed)
-            return err_set(e, ERR_IO, "the connection was closed before an answer came");
-    }
+    struct buffer *head = &answer->head;
+    const char *end = memmem(head->data, head->length, "\r\n\r\n", 4);
+    if (end == NULL)
+        return 0;
+    size_t length = (size_t)(end + 4 - head->data);
+    if (!buffer_append(&answer->body, head->data + length, head->length - length))
+        return err_set(e, ERR_NO_MEMORY, "no memory");
+    head->length = length;
+    answer->status = status_of(head);
+    return answer->status != 0 ? 0 : err_set(e, ERR_PROTOCOL, "the node's answer is not HTTP");
 }
 
 /* A refusal is short, and has a length or ends with the connection. */
-static int receive_refusal(int fd, struct client_answer *answer, struct err *e)
+static bool is_whole(const struct client_answer *answer)
 {
     char text[24] = "";
-    size_t length = SIZE_MAX;
-    if (client_header(answer, "Content-Length", text, sizeof text))
-        length = strtoull(text, NULL, 10);
-    bool closed = false;
-    while (!closed && answer->body.length < length) {
-        int rc = receive_some(fd, &answer->body, &closed, e);
+    return answer->status == 101 || (client_header(answer, "Content-Length", text, sizeof text) &&
+                                     answer->body.length >= strtoull(text, NULL, 10));
+}
+
+int client_upgrade_take(int fd, struct client_answer *answer, bool *out_whole, struct err *e)
+{
+    char data[16384];
+    *out_whole = false;
+    while (!*out_whole) {
+        ssize_t n = recv(fd, data, sizeof data, MSG_DONTWAIT);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && errno == EAGAIN)
+            return 0;
+        if (n < 0)
+            return err_sys(e, ERR_IO, errno, "read the answer");
+        if (n == 0 && answer->status == 0)
+            return err_set(e, ERR_IO, "the connection was closed before an answer came");
+        if (!buffer_append(answer->status == 0 ? &answer->head : &answer->body, data, (size_t)n))
+            return err_set(e, ERR_LIMIT, "the answer is too long");
+        int rc = answer->status == 0 ? split_head(answer, e) : 0;
         if (rc != 0)
             return rc;
+        *out_whole = answer->status != 0 && (n == 0 || is_whole(answer));
     }
     return 0;
 }
@@ -564,14 +552,17 @@ static int connect_tcp(struct client *c, struct client_answer *answer, struct er
     if (code != CURLE_OK)
         return explain_failure(c, &r, code, &x, e);
     if (strncmp(c->origin, "https:", 6) == 0)
-        return err_set(e, ERR_UNSUPPORTED, "run and exec need a plain http or unix address");
-    /* libcurl keeps its own descriptor and closes it with the handle. */
+        return err_set(e, ERR_UNSUPPORTED, "run, exec and proxy need a plain http or unix address");
     int fd = fcntl(socket, F_DUPFD_CLOEXEC, 3);
-    return fd < 0 ? err_sys(e, ERR_IO, errno, "keep the connection") : fd;
+    int sys = errno;
+    /* libcurl keeps a descriptor of its own, which would keep the connection open. */
+    curl_easy_cleanup(c->curl);
+    c->curl = NULL;
+    return fd < 0 ? err_sys(e, ERR_IO, sys, "keep the connection") : fd;
 }
 
-int client_upgrade(struct client *c, const char *path, const char *body, int *out_fd,
-                   struct client_answer *answer, struct err *e)
+int client_upgrade_begin(struct client *c, const char *path, const char *body, int *out_fd,
+                         struct client_answer *answer, struct err *e)
 {
     *out_fd = -1;
     *answer = (struct client_answer){0};
@@ -582,11 +573,23 @@ int client_upgrade(struct client *c, const char *path, const char *body, int *ou
         return fd;
     int rc = send_upgrade(c, fd, path, body, e);
     if (rc == 0)
-        rc = receive_head(fd, answer, e);
-    if (rc != 0)
-        return rc;
-    if (answer->status != 101)
-        return receive_refusal(fd, answer, e);
-    *out_fd = steal_fd(&fd);
-    return 0;
+        *out_fd = steal_fd(&fd);
+    return rc;
+}
+
+int client_upgrade(struct client *c, const char *path, const char *body, int *out_fd,
+                   struct client_answer *answer, struct err *e)
+{
+    CLEANUP_FD int fd = -1;
+    bool whole = false;
+    *out_fd = -1;
+    int rc = client_upgrade_begin(c, path, body, &fd, answer, e);
+    while (rc == 0 && !whole) {
+        struct pollfd p = {.fd = fd, .events = POLLIN};
+        (void)poll(&p, 1, -1);
+        rc = client_upgrade_take(fd, answer, &whole, e);
+    }
+    if (rc == 0 && answer->status == 101)
+        *out_fd = steal_fd(&fd);
+    return rc;
 }

@@ -75,6 +75,13 @@ json_t *client_json(const struct client_answer *answer);
  * refusal. */
 int client_upgrade(struct client *c, const char *path, const char *body, int *out_fd,
                    struct client_answer *answer, struct err *e) ERR_CHECKED;
+/* The same in two steps, for who has others to serve meanwhile. The first connects, which blocks, and sends; the
+ * second takes what has come of the answer, and blocks nowhere. *out_whole: answer->status is 101 or of a
+ * refusal. The descriptor is the caller's from the first on. */
+int client_upgrade_begin(struct client *c, const char *path, const char *body, int *out_fd,
+                         struct client_answer *answer, struct err *e) ERR_CHECKED;
+int client_upgrade_take(int fd, struct client_answer *answer, bool *out_whole,
+                        struct err *e) ERR_CHECKED;
 
 /* Percent-encodes everything but unreserved characters; false if it does not fit. */
 bool client_encode(char *out, size_t size, const char *text);

@@ -309,6 +309,7 @@ static void copy_workload(struct gateway_workload *out, const struct registry_wo
     out->kind = (enum workload_kind)w->spec.kind;
     out->public_access = w->spec.access == ACCESS_PUBLIC;
     out->no_port = w->spec.kind == WORKLOAD_SERVER && w->spec.port == 0;
+    out->tcp = w->spec.protocol == PROTOCOL_TCP;
     const char *key_name = "";
     out->key_source = workload_key_source(&w->spec, &key_name);
     text_copy(out->key_name, sizeof out->key_name, key_name != NULL ? key_name : "");

@@ -168,6 +168,7 @@ static void a_command_joins_nobody_and_waits_for_nothing(void **state)
     workload_free(&w);
     static const char *const bad[] = {
         "port: 80\n",
+        "protocol: tcp\n",
         "ready: listen\n",
         "join: {max_joiners: 2}\n",
         "join: {window: 5m}\n",
@@ -208,6 +209,9 @@ static void what_could_never_act_is_refused(void **state)
         {"id: chat\ncommand: [sh]\n", "chat.yaml:1: port: a server needs one"},
         {"id: chat\ncommand: [sh]\nport: 0\n", "chat.yaml:3: port: a server needs one"},
         {"id: chat\nport: 80\n", "chat.yaml:1: command: missing"},
+        {"id: chat\nready: none\nprotocol: tcp\n",
+         "chat.yaml:3: protocol: tcp needs the port that the code listens on: port: 5432"},
+        {SERVER "protocol: udp\n", "chat.yaml:4: protocol: udp is not possible"},
         {SERVER "ready: healthcheck\n", "chat.yaml:4: ready: healthcheck needs one"},
         {SERVER "ready: healthcheck\nhealthcheck: {test: [NONE]}\n", "ready: healthcheck needs"},
         {SERVER "life: {max: 1m}\njoin: {window: 5m}\n",
