@@ -72,6 +72,32 @@ bool codec_node_read(struct registry_node *out, const Skerry__Registry__Node *in
            bytes_read(out->public_key, sizeof out->public_key, &in->public_key);
 }
 
+void codec_usage_write(Skerry__Registry__Usage *out, const struct registry_usage *usage)
+{
+    skerry__registry__usage__init(out);
+    out->wall_us = usage->wall_us;
+    out->cpu_us = usage->cpu_us;
+    out->memory_peak_bytes = usage->memory_peak_bytes;
+    out->memory_kib_ms = usage->memory_kib_ms;
+    out->network_in_bytes = usage->network_in_bytes;
+    out->network_out_bytes = usage->network_out_bytes;
+    out->instances = usage->instances;
+}
+
+void codec_usage_read(struct registry_usage *out, const Skerry__Registry__Usage *in)
+{
+    *out = (struct registry_usage){0};
+    if (in == NULL)
+        return;
+    *out = (struct registry_usage){.wall_us = in->wall_us,
+                                   .cpu_us = in->cpu_us,
+                                   .memory_peak_bytes = in->memory_peak_bytes,
+                                   .memory_kib_ms = in->memory_kib_ms,
+                                   .network_in_bytes = in->network_in_bytes,
+                                   .network_out_bytes = in->network_out_bytes,
+                                   .instances = in->instances};
+}
+
 void codec_instance_write(struct codec_instance *out, const struct registry_instance *instance)
 {
     Skerry__Registry__Instance *m = &out->message;
@@ -98,6 +124,11 @@ void codec_instance_write(struct codec_instance *out, const struct registry_inst
     m->joiners_peak = instance->joiners_peak;
     m->detail = codec_borrow(instance->detail);
     m->asked_by = codec_borrow(instance->asked_by);
+    static const struct registry_usage nothing;
+    if (memcmp(&instance->usage, &nothing, sizeof nothing) == 0)
+        return;
+    codec_usage_write(&out->usage, &instance->usage);
+    m->usage = &out->usage;
 }
 
 bool codec_instance_read(struct registry_instance *out, const Skerry__Registry__Instance *in)
@@ -122,6 +153,7 @@ bool codec_instance_read(struct registry_instance *out, const Skerry__Registry__
                                              .sandbox_us = in->marks->sandbox_us,
                                              .ready_us = in->marks->ready_us,
                                              .ended_us = in->marks->ended_us};
+    codec_usage_read(&out->usage, in->usage);
     return instance_id_parse(&out->id, in->id, strlen(in->id)) &&
            codec_text_read(out->workload, sizeof out->workload, in->workload) &&
            codec_text_read(out->key, sizeof out->key, in->key) &&

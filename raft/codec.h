@@ -18,7 +18,11 @@ bool codec_node_read(struct registry_node *out, const Skerry__Registry__Node *in
 struct codec_instance {
     Skerry__Registry__Instance message;
     Skerry__Registry__Marks marks;
+    Skerry__Registry__Usage usage;
 };
+void codec_usage_write(Skerry__Registry__Usage *out, const struct registry_usage *usage);
+void codec_usage_read(struct registry_usage *out, const Skerry__Registry__Usage *in /* or NULL */);
+
 void codec_instance_write(struct codec_instance *out, const struct registry_instance *instance);
 bool codec_instance_read(struct registry_instance *out, const Skerry__Registry__Instance *in);
 

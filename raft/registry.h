@@ -76,6 +76,18 @@ struct registry_marks {
     uint64_t reserved_us, sandbox_us, ready_us, ended_us;
 };
 
+/* What an instance has used in its life, or all of a workload that have ended: sums that stay at the end of
+ * their range. */
+struct registry_usage {
+    uint64_t wall_us; /* from the execution of its command on */
+    uint64_t cpu_us;
+    uint64_t memory_peak_bytes; /* the highest */
+    uint64_t
+        memory_kib_ms; /* the peak, for as long as it ran: 2^20 * 1000 are a GiB for a second */
+    uint64_t network_in_bytes, network_out_bytes;
+    uint64_t instances;
+};
+
 struct registry_instance {
     struct map_value value;
     struct instance_id id;
@@ -95,6 +107,7 @@ struct registry_instance {
     uint32_t joiners_peak;
     char detail[REGISTRY_DETAIL_LENGTH_MAX + 1]; /* last line of stderr, or why it failed */
     char asked_by[96];                           /* "GET /w/hello/ at node1, request r-5c1d" */
+    struct registry_usage usage;                 /* when it has ended */
 };
 
 /* NODE: for one machine that becomes a node; consumed by REGISTRY_NODE_JOIN, good for nothing else. */
@@ -136,6 +149,9 @@ struct registry_image {
 
 struct registry_root; /* opaque; counted */
 
+/* Of all its instances that have ended, of all versions; zero for a name that is not known. */
+void registry_root_workload_usage(const struct registry_root *root, const char *name,
+                                  struct registry_usage *out);
 const struct registry_workload *registry_root_workload(const struct registry_root *root,
                                                        const char *name, size_t length);
 const struct registry_workload *registry_root_workload_version(const struct registry_root *root,

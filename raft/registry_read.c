@@ -22,6 +22,13 @@ const struct registry_workload *registry_root_workload(const struct registry_roo
     return registry_root_workload_version(root, w->name, w->version_current);
 }
 
+void registry_root_workload_usage(const struct registry_root *root, const char *name,
+                                  struct registry_usage *out)
+{
+    const struct state_workload *w = state_workload(&root->content, name);
+    *out = w == NULL ? (struct registry_usage){0} : w->usage;
+}
+
 const struct registry_workload *registry_root_workload_version(const struct registry_root *root,
                                                                const char *name, uint64_t version)
 {

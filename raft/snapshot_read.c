@@ -111,6 +111,7 @@ static int workload_read(struct reader *r, const Skerry__Registry__Workload *m)
     struct state_workload w = {.version_last = m->version_last,
                                .version_current = m->version_current,
                                .removed_wall_ms = m->removed_wall_ms};
+    codec_usage_read(&w.usage, m->usage);
     if (!codec_text_read(w.name, sizeof w.name, m->name) || w.version_current > w.version_last)
         return damaged(r, "a workload");
     if (r->c->maps[STATE_WORKLOADS].count >= STATE_WORKLOADS_MAX * 2)

@@ -91,6 +91,11 @@ static bool workload_visit(void *user, const void *key, size_t key_length, struc
     m.version_last = w->version_last;
     m.version_current = w->version_current;
     m.removed_wall_ms = w->removed_wall_ms;
+    Skerry__Registry__Usage usage;
+    if (w->usage.instances > 0) {
+        codec_usage_write(&usage, &w->usage);
+        m.usage = &usage;
+    }
     record.body_case = SKERRY__REGISTRY__RECORD__BODY_WORKLOAD;
     record.workload = &m;
     return record_write(user, &record);

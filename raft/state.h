@@ -90,6 +90,7 @@ struct state_workload {
     uint64_t version_current; /* 0: removed, and remembered as long as its instances are */
     uint64_t removed_wall_ms;
     uint32_t live, ended; /* instances of all versions */
+    struct registry_usage usage;
 };
 
 /* A spec may be that of several versions, after a rollback. */

@@ -184,7 +184,7 @@ static int insert(struct state_content *c, const struct registry_instance *i, st
         text_copy(w.name, sizeof w.name, i->workload);
         rc = state_workload_put(c, &w, e);
     }
-    return rc < 0 ? rc : state_count(c, i->workload, i->version, 1, 0, e);
+    return rc < 0 ? rc : state_count(c, i->workload, i->version, 1, 0, NULL, e);
 }
 
 int state_apply_instance_reserve(struct state_content *c, const struct registry_command *command,
@@ -209,6 +209,7 @@ int state_apply_instance_reserve(struct state_content *c, const struct registry_
     i.reason = END_NONE;
     i.exit_code = -1;
     i.signal = 0;
+    i.usage = (struct registry_usage){0};
     i.ended_wall_ms = 0;
     i.joins = 0;
     i.joiners_peak = 0;
@@ -308,7 +309,7 @@ static int forget(struct state_content *c, const struct registry_instance *i, st
     int rc = state_remove(c, STATE_ENDED, &ended, e);
     if (rc == 0)
         rc = state_remove(c, STATE_INSTANCES, &id, e);
-    return rc < 0 ? rc : state_count(c, name, version, 0, -1, e);
+    return rc < 0 ? rc : state_count(c, name, version, 0, -1, NULL, e);
 }
 
 int state_ended_forget(struct state_content *c, const char *name, uint64_t before_wall_ms,
@@ -343,6 +344,8 @@ static struct registry_instance ended_instance(const struct registry_instance *t
     i.joins = asked->joins;
     i.joiners_peak = asked->joiners_peak;
     text_copy(i.detail, sizeof i.detail, asked->detail);
+    i.usage = asked->usage;
+    i.usage.instances = 1;
     return i;
 }
 
@@ -360,7 +363,7 @@ static int end(struct state_content *c, const struct registry_instance *i, struc
         rc = state_remove(c, STATE_KEYS, &key, e);
     }
     if (rc == 0)
-        rc = state_count(c, i->workload, i->version, -1, 1, e);
+        rc = state_count(c, i->workload, i->version, -1, 1, &i->usage, e);
     if (rc == 0)
         rc = state_versions_prune(c, i->workload, e);
     if (rc == 0 && (state_workload(c, i->workload)->ended > REGISTRY_ENDED_PER_WORKLOAD_MAX ||
@@ -407,6 +410,7 @@ int state_owned_lose(struct state_content *c, node_id owner, uint64_t wall_ms, s
         i.state = INSTANCE_STATE_ENDED;
         i.reason = END_NODE_LOST;
         i.ended_wall_ms = wall_ms;
+        i.usage.instances = 1; /* what it used nobody knows */
         text_format(i.detail, sizeof i.detail, "the lease of node %llu has ended",
                     (unsigned long long)owner);
         int rc = end(c, &i, e);

@@ -93,6 +93,7 @@ int state_workload_put(struct state_content *c, const struct state_workload *lik
 int state_versions_prune(struct state_content *c, const char *name, struct err *e) ERR_CHECKED;
 /* One instance more or less of a name and version. */
 int state_count(struct state_content *c, const char *name, uint64_t version, int live, int ended,
+                const struct registry_usage *usage /* to add, or NULL */,
                 struct err *e) ERR_CHECKED;
 
 /* --- instances ---------------------------------------------------------------------------------- */

@@ -91,8 +91,25 @@ static uint32_t counted(uint32_t count, int change)
     return (uint32_t)((int64_t)count + change);
 }
 
+static void add(uint64_t *sum, uint64_t more)
+{
+    *sum = more > UINT64_MAX - *sum ? UINT64_MAX : *sum + more;
+}
+
+static void usage_add(struct registry_usage *sum, const struct registry_usage *more)
+{
+    add(&sum->wall_us, more->wall_us);
+    add(&sum->cpu_us, more->cpu_us);
+    add(&sum->memory_kib_ms, more->memory_kib_ms);
+    add(&sum->network_in_bytes, more->network_in_bytes);
+    add(&sum->network_out_bytes, more->network_out_bytes);
+    add(&sum->instances, more->instances);
+    if (sum->memory_peak_bytes < more->memory_peak_bytes)
+        sum->memory_peak_bytes = more->memory_peak_bytes;
+}
+
 int state_count(struct state_content *c, const char *name, uint64_t version, int live, int ended,
-                struct err *e)
+                const struct registry_usage *usage, struct err *e)
 {
     const struct state_workload *there = state_workload(c, name);
     assert_always(there != NULL);
@@ -103,6 +120,8 @@ int state_count(struct state_content *c, const char *name, uint64_t version, int
     }
     if (ended != 0)
         w.ended = counted(w.ended, ended);
+    if (usage != NULL)
+        usage_add(&w.usage, usage);
     int rc = state_workload_put(c, &w, e);
     const struct state_version *v = state_version(c, name, version);
     if (rc < 0 || live == 0 || v == NULL)

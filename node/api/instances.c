@@ -57,16 +57,28 @@ static json_t *usage_json(const struct node_usage *u)
                      (json_int_t)u->network_out_bytes);
 }
 
+json_t *api_usage_json(const struct registry_usage *u)
+{
+    return json_pack("{s:f, s:f, s:I, s:f, s:I, s:I}", "wall_seconds", (double)u->wall_us / 1e6,
+                     "cpu_seconds", (double)u->cpu_us / 1e6, "memory_peak_bytes",
+                     (json_int_t)u->memory_peak_bytes, "memory_gib_seconds",
+                     (double)u->memory_kib_ms / (1024.0 * 1024.0 * 1000.0), "network_in_bytes",
+                     (json_int_t)u->network_in_bytes, "network_out_bytes",
+                     (json_int_t)u->network_out_bytes);
+}
+
 static json_t *detail_json(struct api *api, const struct registry_root *root,
                            const struct registry_instance *i, const struct node_usage *usage)
 {
     json_t *json = api_instance_json(api, root, i);
-    json_t *more = json_pack("{s:o, s:o, s:o, s:I, s:I, s:o}", "signal",
-                             i->signal != 0 ? json_integer(i->signal) : json_null(), "detail",
-                             api_text_or_null(i->detail), "asked_by",
-                             api_text_lossy(i->asked_by, strlen(i->asked_by)), "joins",
-                             (json_int_t)i->joins, "joiners_peak", (json_int_t)i->joiners_peak,
-                             "usage", usage == NULL ? json_null() : usage_json(usage));
+    json_t *more = json_pack(
+        "{s:o, s:o, s:o, s:I, s:I, s:o}", "signal",
+        i->signal != 0 ? json_integer(i->signal) : json_null(), "detail",
+        api_text_or_null(i->detail), "asked_by", api_text_lossy(i->asked_by, strlen(i->asked_by)),
+        "joins", (json_int_t)i->joins, "joiners_peak", (json_int_t)i->joiners_peak, "usage",
+        usage != NULL                      ? usage_json(usage)
+        : i->state == INSTANCE_STATE_ENDED ? api_usage_json(&i->usage)
+                                           : json_null());
     if (json != NULL && more != NULL)
         (void)json_object_update(json, more);
     json_decref(more);

@@ -375,6 +375,8 @@ void api_instance_start(struct api_request *r);
 void api_instance_get(struct api_request *r);
 void api_instance_stop(struct api_request *r);
 void api_instance_extend(struct api_request *r);
+/* What has ended used; openapi.yaml: Usage. */
+json_t *api_usage_json(const struct registry_usage *usage);
 json_t *api_instance_json(struct api *api, const struct registry_root *root,
                           const struct registry_instance *i);
 /* The registered instance that the path names; NULL: a problem was answered. */

@@ -85,6 +85,13 @@ static void workload_answer(struct api_request *r, const struct registry_root *r
         json_pack("{s:s, s:I, s:b, s:I, s:o}", "id", w->name, "version", (json_int_t)w->version,
                   "current", w->version == current->version, "instances", (json_int_t)w->live,
                   "deployed_at", api_time(w->deployed_wall_ms));
+    struct registry_usage usage;
+    registry_root_workload_usage(root, w->name, &usage);
+    json_t *used = api_usage_json(&usage);
+    if (used != NULL) {
+        (void)json_object_set_new(used, "instances", json_integer((json_int_t)usage.instances));
+        (void)json_object_set_new(json, "usage", used);
+    }
     /* The environment may hold secrets, which are not for those who may only join. */
     if (r->role != TOKEN_ROLE_INVOKE)
         (void)json_object_set_new(json, "spec", workload_to_json(&w->spec));

@@ -115,6 +115,21 @@ static void print_yaml(const json_t *object, int indent)
     }
 }
 
+static void print_usage(const json_t *u)
+{
+    char in[CLI_UNIT_SIZE], out[CLI_UNIT_SIZE];
+    if (cli_integer(u, "instances") == 0)
+        return;
+    cli_bytes((uint64_t)cli_integer(u, "network_in_bytes"), in);
+    cli_bytes((uint64_t)cli_integer(u, "network_out_bytes"), out);
+    printf("# ended so far: %" PRId64
+           ", which ran %.3f s and used, %.3f s of CPU, %.3f GiB seconds,"
+           " network %s in, %s out\n",
+           cli_integer(u, "instances"), json_number_value(json_object_get(u, "wall_seconds")),
+           json_number_value(json_object_get(u, "cpu_seconds")),
+           json_number_value(json_object_get(u, "memory_gib_seconds")), in, out);
+}
+
 static int show(struct cli *c)
 {
     char name[NAME_SIZE];
@@ -135,6 +150,7 @@ static int show(struct cli *c)
         printf("# version %" PRId64 "%s, deployed %s, %" PRId64 " instances\n",
                cli_integer(w, "version"), cli_truth(w, "current") ? " (current)" : "",
                cli_text(w, "deployed_at"), cli_integer(w, "instances"));
+        print_usage(json_object_get(w, "usage"));
         print_yaml(json_object_get(w, "spec"), 0);
     }
     json_decref(w);

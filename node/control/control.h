@@ -112,7 +112,7 @@ struct instance {
     int exit_code; /* -1: none */
     unsigned signal;
     bool oom;
-    uint64_t wall_us, cpu_us, memory_peak_bytes;
+    struct registry_usage usage;
     char end_message[256];
     uint64_t joins;
     uint32_t joiners_peak;

@@ -9,6 +9,7 @@
  *
  * The two run side by side, so a start costs the longer of them. Each callback records what it
  * brought and calls tick(). */
+#include <inttypes.h>
 #include <signal.h>
 #include <sodium.h>
 #include <stdarg.h>
@@ -431,6 +432,7 @@ static void record_end(struct instance *i)
         .marks = i->marks,
         .joins = i->joins,
         .joiners_peak = i->joiners_peak,
+        .usage = i->usage,
     };
     compose_end_detail(i, record.detail, sizeof record.detail);
     struct registry_command command = {
@@ -488,6 +490,13 @@ static void finish(struct instance *i, enum end_reason reason)
         text_format(code, sizeof code, " with code %d", instance_exit_code(i));
     instance_note(i, "ended", "%s%s%s%s", end_reason_name(i->end_reason), code,
                   i->end_message[0] != '\0' ? ", " : "", i->end_message);
+    if (i->usage.wall_us > 0)
+        instance_note(i, "used",
+                      "%.3f s of CPU, at most %.1f MiB of memory, network %" PRIu64
+                      " bytes in and %" PRIu64 " out",
+                      (double)i->usage.cpu_us / 1e6,
+                      (double)i->usage.memory_peak_bytes / (1024.0 * 1024.0),
+                      i->usage.network_in_bytes, i->usage.network_out_bytes);
     routes_instance(n, i);
     pthread_mutex_lock(&n->facts_mutex);
     n->metrics.ended_total[i->end_reason]++;
@@ -517,9 +526,9 @@ void instance_end_tell(const struct instance *i, struct command_end *out)
                                 .signal = i->signal,
                                 .timed_out = i->end_reason == END_TIMED_OUT,
                                 .oom = i->oom,
-                                .wall_us = i->wall_us,
-                                .cpu_us = i->cpu_us,
-                                .memory_peak_bytes = i->memory_peak_bytes};
+                                .wall_us = i->usage.wall_us,
+                                .cpu_us = i->usage.cpu_us,
+                                .memory_peak_bytes = i->usage.memory_peak_bytes};
     text_copy(out->detail, sizeof out->detail, i->end_message);
 }
 
@@ -532,6 +541,19 @@ void instance_ended_locally(struct instance *i, enum end_reason reason, const ch
     finish(i, reason);
 }
 
+static void usage_take(struct registry_usage *out, const Skerry__Runner__Ended *ended)
+{
+    const Skerry__Runner__Stats *s = ended->stats;
+    *out = (struct registry_usage){.wall_us = ended->wall_us};
+    if (s == NULL)
+        return;
+    out->cpu_us = s->cpu_us;
+    out->memory_peak_bytes = s->memory_peak_bytes;
+    out->memory_kib_ms = s->memory_peak_bytes / 1024 * (ended->wall_us / 1000);
+    out->network_in_bytes = s->network_in_bytes;
+    out->network_out_bytes = s->network_out_bytes;
+}
+
 void instance_ended(struct instance *i, const Skerry__Runner__Ended *ended)
 {
     if (i->phase == PHASE_ENDED)
@@ -542,11 +564,7 @@ void instance_ended(struct instance *i, const Skerry__Runner__Ended *ended)
                   ended->reason == END_CLIENT_GONE || ended->reason == END_LEASE_LOST;
     i->signal = ended->signal == 0 && killed ? SIGKILL : ended->signal;
     i->exit_code = i->signal != 0 ? -1 : (int)(ended->exit_code & 0xffu);
-    i->wall_us = ended->wall_us;
-    if (ended->stats != NULL) {
-        i->cpu_us = ended->stats->cpu_us;
-        i->memory_peak_bytes = ended->stats->memory_peak_bytes;
-    }
+    usage_take(&i->usage, ended);
     const char *message = ended->stderr_tail[0] != '\0' ? ended->stderr_tail : ended->message;
     text_copy(i->end_message, sizeof i->end_message, message);
     enum end_reason reason = ended->oom ? END_OOM : END_EXITED;

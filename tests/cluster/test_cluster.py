@@ -11,7 +11,7 @@ import threading
 import time
 import unittest
 
-from cluster import SKERRY, wait_until
+from cluster import SKERRY, UnixConnection, wait_until
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 
@@ -25,17 +25,6 @@ class Answer:
 
     def json(self):
         return json.loads(self.body)
-
-
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("localhost", timeout=timeout)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
 
 
 class Nodes:

@@ -32,6 +32,14 @@ def handle(h):
 """
 
 
+BUSY = """
+held = b"x" * (64 << 20)
+until = time.process_time() + 0.2
+while time.process_time() < until: pass
+def handle(h): h.say("x")
+"""
+
+
 class Joins(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -191,6 +199,35 @@ class Joins(unittest.TestCase):
         text = node.cli("explain", i[:8]).stdout.decode()
         for word in ("asked", "reserved", "sandbox", "ready"):
             self.assertIn(word, text)
+
+    def test_what_was_used_is_known_of_instances_and_workloads(self):
+        node = self.node
+        node.deploy(server_spec("used"), server(BUSY))
+
+        def of_workload():
+            return node.api("GET", "/v1/workloads/used").json()["usage"]
+        self.assertEqual(of_workload()["instances"], 0)
+        ids = []
+        for number in (1, 2):
+            i = node.get("/w/used/").instance
+            ids.append(i)
+            node.cli("stop", i)
+            used = node.api("GET", "/v1/instances/" + i).json()["usage"]
+            self.assertGreater(used["cpu_seconds"], 0.2)
+            self.assertGreater(used["wall_seconds"], 0.2)
+            self.assertGreater(used["memory_peak_bytes"], 60 << 20)
+            # The peak times the time, in GiB and seconds.
+            self.assertAlmostEqual(used["memory_gib_seconds"], used["wall_seconds"]
+                                   * used["memory_peak_bytes"] / (1 << 30), delta=0.01)
+            wait_until(lambda n=number: of_workload()["instances"] == n, 5, "it is counted")
+        self.assertIn("s of CPU", node.cli("explain", ids[0]).stdout.decode())
+        total = of_workload()
+        each = [node.api("GET", "/v1/instances/" + i).json()["usage"] for i in ids]
+        for name in ("cpu_seconds", "wall_seconds", "memory_gib_seconds"):
+            self.assertAlmostEqual(total[name], sum(u[name] for u in each), places=5)
+        self.assertEqual(total["memory_peak_bytes"], max(u["memory_peak_bytes"] for u in each))
+        self.assertIn("# ended so far: 2, which ran ", node.cli("workload", "show", "used")
+                      .stdout.decode())
 
 
 if __name__ == "__main__":

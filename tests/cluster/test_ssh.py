@@ -360,15 +360,7 @@ class Ssh(SshNodes):
         self.assertEqual(self.ssh("chat", "true", node=2).returncode, 0)
 
     def metric(self, node, name):
-        import http.client
-        class Unix(http.client.HTTPConnection):
-            def connect(c):
-                c.sock = socket.socket(socket.AF_UNIX)
-                c.sock.connect(node.api_socket)
-        c = Unix("localhost")
-        c.request("GET", "/metrics")
-        text = c.getresponse().read().decode()
-        c.close()
+        text = node.api("GET", "/metrics").body.decode()
         return float(re.search(r"^%s (\S+)$" % name, text, re.M).group(1))
 
     def test_curl_a_websocket_and_ssh_are_in_one_instance(self):

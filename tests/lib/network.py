@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 
-from cluster import PYTHON, SKERRY, Answer, Node, Nodes, processes_of, wait_until
+from cluster import PYTHON, SKERRY, Node, Nodes, processes_of, wait_until
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -185,26 +185,10 @@ class Member(Node):
         if ready:
             self.wait_ready()
 
-    def request(self, method, path, body=None, headers=None, timeout=60, port=None):
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.http_port, timeout=timeout)
-        return self._ask(connection, method, path, body, headers)
-
-    def api(self, method, path, body=None, timeout=30):
-        """A request to the API by its unix socket; a dict goes as JSON."""
-        if isinstance(body, dict):
-            body = json.dumps(body)
-        return self._ask(_Unix(self.api_socket, timeout), method, path, body,
-                         {"Content-Type": "application/json"} if body else {})
-
-    def _ask(self, connection, method, path, body, headers):
-        try:
-            with self.host.inside():
-                connection.connect()
-            connection.request(method, path, body=body, headers=headers or {})
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.getheaders(), answer.read())
-        finally:
-            connection.close()
+    def _ask(self, connection, *request):
+        with self.host.inside():
+            connection.connect()
+        return super()._ask(connection, *request)
 
     def status(self, timeout=10):
         answer = self.api("GET", "/v1/status", timeout=timeout)
@@ -233,17 +217,6 @@ class Member(Node):
         for group in groups:
             wait_until(lambda g=group: _empty(g), 10, "%s is empty" % group)
         self.forget()
-
-
-class _Unix(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("localhost", timeout=timeout)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
 
 
 def _empty(group):

@@ -116,7 +116,13 @@ struct registry_result help_end(struct help_state *h, uint64_t n, uint64_t epoch
                                   .epoch = epoch,
                                   .reason = END_EXITED,
                                   .exit_code = 3,
-                                  .ended_wall_ms = ended_wall_ms};
+                                  .ended_wall_ms = ended_wall_ms,
+                                  .usage = {.wall_us = 1000 + n,
+                                            .cpu_us = 100,
+                                            .memory_peak_bytes = 4096 * n,
+                                            .memory_kib_ms = 40,
+                                            .network_in_bytes = 5,
+                                            .network_out_bytes = 6}};
     struct registry_command c = {.kind = REGISTRY_INSTANCE_END, .instance = &i};
     return help_apply(h, &c);
 }

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "base/memory.h"
 #include "raft/snapshot.h"
+#include "raft/state_parts.h"
 #include "tests/lib/registry_help.h"
 
 static void encode(const struct state_content *content, struct buffer *out)
@@ -151,6 +152,11 @@ static void what_comes_back_is_the_same(void **state)
     assert_true(content.ssh_seed_made);
     assert_memory_equal(content.ssh_seed, ssh_seed, sizeof ssh_seed);
     assert_memory_equal(content.keyring, was->keyring, sizeof was->keyring);
+    const struct registry_usage *used = &state_workload(&content, "hello")->usage;
+    assert_memory_equal(used, &state_workload(was, "hello")->usage, sizeof *used);
+    assert_int_equal(used->cpu_us, 100);
+    struct instance_id id = help_instance_id(1, 3);
+    assert_memory_equal(&state_instance(&content, &id)->usage, used, sizeof *used);
     map_walk(&was->maps[STATE_NODES], NULL, 0, same_node_visit, &content);
     map_walk(&was->maps[STATE_RESULTS], NULL, 0, same_result_visit, &content);
     encode(&content, &second);

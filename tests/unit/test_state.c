@@ -376,6 +376,57 @@ static void an_end_is_final_and_may_be_told_twice(void **state)
     assert_int_equal(workload_of(h, "hello")->live, 0);
 }
 
+static struct registry_usage usage_of(struct help_state *h, const char *name)
+{
+    struct registry_usage usage;
+    struct registry_root *root = state_root(h->state);
+    registry_root_workload_usage(root, name, &usage);
+    registry_root_release(root);
+    return usage;
+}
+
+static void what_was_used_adds_up_and_outlives_its_instances(void **state)
+{
+    struct help_state *h = *state;
+    help_deploy(h, "hello", "");
+    for (uint64_t n = 1; n <= 3; n++) {
+        struct registry_result r = help_reserve(h, "hello", 1, n, "");
+        assert_int_equal(usage_of(h, "hello").instances, n - 1);
+        help_end(h, n, r.epoch, 1000);
+        help_end(h, n, r.epoch, 1000); /* told again it is not counted again */
+    }
+    assert_int_equal(instance_of(h, 2)->usage.wall_us, 1002);
+    help_deploy(h, "hello", "read_only: true\n");
+    while (sweep(h, DAY_MS + 1000000).changed)
+        ;
+    assert_null(instance_of(h, 2));
+    struct registry_usage u = usage_of(h, "hello");
+    assert_int_equal(u.instances, 3);
+    assert_int_equal(u.wall_us, 3006);
+    assert_int_equal(u.cpu_us, 300);
+    assert_int_equal(u.memory_peak_bytes, 3 * 4096);
+    assert_int_equal(u.memory_kib_ms, 120);
+    assert_int_equal(u.network_in_bytes, 15);
+    assert_int_equal(u.network_out_bytes, 18);
+    assert_int_equal(usage_of(h, "other").instances, 0);
+}
+
+static void sums_of_what_was_used_stay_at_the_end_of_their_range(void **state)
+{
+    struct help_state *h = *state;
+    help_deploy(h, "hello", "");
+    for (uint64_t n = 1; n <= 2; n++) {
+        struct registry_instance i = {.id = help_instance_id(1, n),
+                                      .epoch = help_reserve(h, "hello", 1, n, "").epoch,
+                                      .reason = END_EXITED,
+                                      .usage = {.cpu_us = UINT64_MAX - 5, .instances = 77}};
+        struct registry_command c = {.kind = REGISTRY_INSTANCE_END, .instance = &i};
+        assert_int_equal(help_apply(h, &c).problem, PROBLEM_NONE);
+    }
+    assert_true(usage_of(h, "hello").cpu_us == UINT64_MAX);
+    assert_int_equal(usage_of(h, "hello").instances, 2); /* whatever a node says */
+}
+
 static void ended_instances_are_bounded_oldest_first(void **state)
 {
     struct help_state *h = *state;
@@ -641,6 +692,8 @@ int main(void)
         TEST(scale_max_counts_what_has_not_ended),
         TEST(a_stale_epoch_changes_nothing),
         TEST(an_end_is_final_and_may_be_told_twice),
+        TEST(what_was_used_adds_up_and_outlives_its_instances),
+        TEST(sums_of_what_was_used_stay_at_the_end_of_their_range),
         TEST(ended_instances_are_bounded_oldest_first),
         TEST(tokens_are_made_once_revoked_and_expire),
         TEST(an_image_that_a_version_names_stays),
