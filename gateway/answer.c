@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
+#include "gateway/pass.h"
 #include "gateway/thread.h"
 
 /* Answers of Skerry's own, and the fields that it adds to those of the code. */
@@ -272,6 +273,28 @@ void answer_redirect(struct connection *c, struct http_text host, unsigned port,
         answer_whole(c, 308, fields.data, "", 0);
     else
         connection_close(c, true);
+    buffer_free(&fields);
+}
+
+void answer_admitted(struct connection *c, const char *cookie, uint64_t seconds, bool secure)
+{
+    struct queue *location = &c->x.head;
+    struct buffer fields;
+    buffer_init(&fields, TARGET_BYTES_MAX + GATEWAY_PASS_TEXT_MAX + 512);
+    bool ok = buffer_append_text(&fields, "Location: ") &&
+              buffer_append(&fields, queue_data(location), queue_pending(location)) &&
+              buffer_append_text(&fields, "\r\nCache-Control: no-store\r\n"
+                                          "Referrer-Policy: no-referrer\r\n");
+    if (ok && cookie != NULL)
+        ok = buffer_printf(
+            &fields, "Set-Cookie: %s=%s; Path=/; Max-Age=%" PRIu64 "; HttpOnly; SameSite=Lax%s\r\n",
+            secure ? PASS_COOKIE_SECURE : PASS_COOKIE, cookie, seconds, secure ? "; Secure" : "");
+    if (ok && buffer_append(&fields, "", 1)) /* its NUL */
+        answer_whole(c, 303, fields.data, "", 0);
+    else
+        connection_close(c, true);
+    if (fields.length > 0)
+        explicit_bzero(fields.data, fields.length);
     buffer_free(&fields);
 }
 

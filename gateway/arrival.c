@@ -214,7 +214,7 @@ void arrival_send(struct connection *c)
 
 static void begin(struct connection *c)
 {
-    if (c->x.slot.slot->target.port == 0) {
+    if (c->x.slot.slot->target.port == 0 && c->x.port == 0) {
         problem_simple(c, PROBLEM_INSTANCE_UNREACHABLE,
                        "the workload has no port: there is nothing to connect to");
         return;
@@ -409,6 +409,8 @@ static void exchange_begin(struct arrival *a)
     x->request_until_ms = UINT64_MAX;
     x->id = a->ask.instance;
     x->forced = a->ask.mode == TRAVEL_FORCED;
+    x->port = a->ask.port;
+    x->port_any = a->ask.port_any;
     text_copy(x->key, sizeof x->key, a->ask.key);
     text_copy(x->request_id, sizeof x->request_id, a->ask.request_id);
     text_copy(x->asked_by, sizeof x->asked_by, a->ask.asked_by);

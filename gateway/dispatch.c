@@ -1,4 +1,3 @@
-#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,42 +104,6 @@ static void answer_gone(struct connection *c, const struct gateway_instance *ins
                                                .reason = end_reason_name(instance->reason)});
 }
 
-/* Who guesses tokens leaves a line. Of the token only the part before the secret is written: 16
- * characters behind "skt_". */
-static void log_refused(struct connection *c, enum problem problem, struct http_text token)
-{
-    char id[17] = "";
-    if (token.length > 21 && memcmp(token.data, "skt_", 4) == 0)
-        for (size_t i = 0; i < 16 && isalnum((unsigned char)token.data[4 + i]); i++)
-            id[i] = token.data[4 + i];
-    log_warn("gateway", "%s: %s from %s, request %s, token %s", problem_word(problem)->code,
-             c->x.asked_by, forward_peer_text(c), c->x.request_id,
-             token.length == 0 ? "none"
-             : id[0] != '\0'   ? id
-                               : "malformed");
-}
-
-static enum dispatch authorize(struct connection *c, const struct http_head *head,
-                               const struct instance_id *instance)
-{
-    struct gateway_thread *t = c->thread;
-    const struct gateway_calls *calls = &t->gateway->options.calls;
-    if (c->x.workload.public_access)
-        return DISPATCH_READY;
-    struct http_text token = route_token(head);
-    enum problem problem = calls->authorize(calls->user, t->routes, &c->x.workload, instance,
-                                            token.length > 0 ? token.data : NULL, token.length);
-    if (problem == PROBLEM_NONE)
-        return DISPATCH_READY;
-    log_refused(c, problem, token);
-    return refuse(c, problem,
-                  problem == PROBLEM_FORBIDDEN ? "the token is valid, but not for this workload"
-                  : token.length > 0
-                      ? "the token is unknown, expired or revoked"
-                      : "this workload is private: send Skerry-Token: skt_..., or Authorization: "
-                        "Bearer skt_...");
-}
-
 static enum dispatch refuse_keyless(struct connection *c)
 {
     static const char *const sources[] = {
@@ -154,14 +117,38 @@ static enum dispatch refuse_keyless(struct connection *c)
     return refuse(c, PROBLEM_KEY_MISSING, detail);
 }
 
-static enum dispatch find_workload(struct connection *c, const struct route *route,
-                                   const struct http_head *head)
+static bool domain_of(struct connection *c, const char *name, size_t length,
+                      char workload[WORKLOAD_NAME_LENGTH_MAX + 1])
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    return calls->domain != NULL && t->routes != NULL &&
+           calls->domain(calls->user, t->routes, name, length, workload);
+}
+
+/* The workload of that name; or, for a host name, the one of that alias. */
+static bool workload_known(struct connection *c, struct route *route)
 {
     struct gateway_thread *t = c->thread;
     const struct gateway_calls *calls = &t->gateway->options.calls;
     size_t length = strlen(route->workload);
-    if (t->routes == NULL ||
-        !calls->workload(calls->user, t->routes, route->workload, length, &c->x.workload)) {
+    if (t->routes == NULL)
+        return false;
+    if (calls->workload(calls->user, t->routes, route->workload, length, &c->x.workload))
+        return true;
+    char name[WORKLOAD_NAME_LENGTH_MAX + 1];
+    if (!route->by_host || length == 0 || !domain_of(c, route->workload, length, name))
+        return false;
+    text_copy(route->workload, sizeof route->workload, name);
+    return calls->workload(calls->user, t->routes, name, strlen(name), &c->x.workload);
+}
+
+static enum dispatch find_workload(struct connection *c, struct route *route,
+                                   const struct http_head *head)
+{
+    struct gateway_thread *t = c->thread;
+    size_t length = strlen(route->workload);
+    if (!workload_known(c, route)) {
         if (!c->routes_final && workload_name_valid(route->workload, length))
             return DISPATCH_AGAIN;
         if (t->gateway->options.secure != NULL && workload_name_valid(route->workload, length)) {
@@ -175,7 +162,7 @@ static enum dispatch find_workload(struct connection *c, const struct route *rou
         text_format(detail, sizeof detail, "no workload is called \"%s\"", route->workload);
         return refuse(c, PROBLEM_WORKLOAD_UNKNOWN, detail);
     }
-    enum dispatch allowed = authorize(c, head, NULL);
+    enum dispatch allowed = admit(c, head, route, NULL);
     if (allowed != DISPATCH_READY)
         return allowed;
     const char *why = NULL;
@@ -208,6 +195,7 @@ static enum dispatch find_forced(struct connection *c, const struct route *route
     memset(&instance, 0, sizeof instance);
     x->forced = true;
     x->id = route->instance;
+    x->port = route->port;
     if (t->routes == NULL ||
         !calls->instance(calls->user, t->routes, &x->id, &instance, &x->workload)) {
         /* Control knows whether there ever was one; it is asked with no workload, and what it may
@@ -217,7 +205,7 @@ static enum dispatch find_forced(struct connection *c, const struct route *route
             c->routes_patience_ms = ROUTES_ELSEWHERE_MS;
         return c->routes_final ? DISPATCH_READY : DISPATCH_AGAIN;
     }
-    enum dispatch allowed = authorize(c, head, &x->id);
+    enum dispatch allowed = admit(c, head, route, &x->id);
     if (allowed != DISPATCH_READY)
         return allowed;
     if (route->workload[0] != '\0' && strcmp(route->workload, x->workload.name) != 0)
@@ -242,7 +230,20 @@ static enum dispatch answer_health(struct connection *c, enum route_kind kind)
     return DISPATCH_ANSWERED;
 }
 
-static enum dispatch find_target(struct connection *c, const struct route *route,
+/* Which host name there is may just have changed: then it is looked at again before it is denied. */
+static enum dispatch answer_nowhere(struct connection *c, const struct route *route)
+{
+    if (route->host[0] != '\0' && !c->routes_final) {
+        c->routes_patience_ms = ROUTES_ELSEWHERE_MS;
+        return DISPATCH_AGAIN;
+    }
+    return refuse(
+        c, PROBLEM_NOT_FOUND,
+        "joins go to the host WORKLOAD.DOMAIN or INSTANCE.DOMAIN, to a domain of a workload "
+        "(skerry domain add), or to the paths /w/WORKLOAD/ and /i/INSTANCE/");
+}
+
+static enum dispatch find_target(struct connection *c, struct route *route,
                                  const struct http_head *head)
 {
     switch (route->kind) {
@@ -251,10 +252,11 @@ static enum dispatch find_target(struct connection *c, const struct route *route
     case ROUTE_OPTIONS:
         return answer_health(c, route->kind);
     case ROUTE_NOWHERE:
-        return refuse(c, PROBLEM_NOT_FOUND,
-                      "joins go to the host WORKLOAD.DOMAIN or INSTANCE.DOMAIN, or to the paths "
-                      "/w/WORKLOAD/ and /i/INSTANCE/");
+        return answer_nowhere(c, route);
     case ROUTE_INSTANCE_WRONG:
+        if (route->port_wrong)
+            return refuse(c, PROBLEM_BAD_REQUEST,
+                          "before \"--\" in PORT--INSTANCE.DOMAIN stands a port, from 1 to 65535");
         return refuse(c, PROBLEM_INSTANCE_UNKNOWN,
                       "this is not the id of an instance; whole ids are in the Skerry-Instance of "
                       "answers, and in skerry ps --no-trunc");
@@ -283,6 +285,12 @@ static void note_preferred(struct connection *c, const struct route *route)
         c->x.prefer = route->prefer;
 }
 
+static bool named(void *user, const char *host, size_t length,
+                  char workload[WORKLOAD_NAME_LENGTH_MAX + 1])
+{
+    return domain_of(user, host, length, workload);
+}
+
 enum dispatch dispatch_request(struct connection *c, const char *data, size_t length)
 {
     struct gateway_thread *t = c->thread;
@@ -297,15 +305,16 @@ enum dispatch dispatch_request(struct connection *c, const char *data, size_t le
     if (next != DISPATCH_READY)
         return next;
     struct route route;
-    route_find(&route, head, t->gateway->domain);
+    const struct route_names names = {.domain = t->gateway->domain, .named = named, .user = c};
+    route_find(&route, head, &names);
     next = find_target(c, &route, head);
     if (next != DISPATCH_READY)
         return next;
-    if (c->x.workload.no_port && !c->x.unknown) {
+    if (c->x.workload.no_port && !c->x.unknown && c->x.port == 0) {
         char detail[240];
         text_format(detail, sizeof detail,
                     "%s has no port, so it cannot be joined over HTTP; reach it by skerry exec and "
-                    "skerry cp, or give it a port",
+                    "skerry cp, by PORT--INSTANCE.DOMAIN, or give it a port",
                     c->x.workload.name);
         return refuse(c, PROBLEM_CONFLICT, detail);
     }
@@ -401,23 +410,22 @@ bool dispatch_enter_candidate(struct connection *c)
     return false;
 }
 
-/* A question about the exchange; false if it could not be asked. */
-static bool ask_post(struct connection *c, bool autopsy)
+/* A question about the exchange; NULL without memory. */
+static struct gateway_ask *ask_new(struct connection *c)
 {
     struct gateway_thread *t = c->thread;
-    const struct gateway_calls *calls = &t->gateway->options.calls;
     struct exchange *x = &c->x;
     struct gateway_ask *ask = calloc(1, sizeof *ask);
     if (ask == NULL)
-        return false;
-    ask->autopsy = autopsy;
+        return NULL;
     ask->thread = t;
     ask->request = c;
     ask->number = (++t->ask_number << 8) | (t->index & 0xffu);
     text_copy(ask->workload, sizeof ask->workload, x->workload.name);
     ask->version = x->workload.version;
-    if (x->forced || autopsy)
+    if (x->forced)
         text_copy(ask->instance, sizeof ask->instance, x->id.text);
+    ask->portless = x->port != 0;
     text_copy(ask->key, sizeof ask->key, x->key);
     ask->kind = x->workload.kind;
     ask->no_stdin = x->up.done;
@@ -427,23 +435,48 @@ static bool ask_post(struct connection *c, bool autopsy)
     ask->forwarded = c->arrival != NULL;
     memcpy(ask->refused, x->travel.refused, sizeof ask->refused);
     ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
-    x->ask = ask;
+    return ask;
+}
+
+/* False: it could not be asked. */
+static bool ask_post(struct connection *c, struct gateway_ask *ask)
+{
+    struct gateway_thread *t = c->thread;
+    const struct gateway_calls *calls = &t->gateway->options.calls;
+    if (ask == NULL)
+        return false;
+    c->x.ask = ask;
     t->asks_out++;
     if (calls->ask(calls->user, ask))
         return true;
     t->asks_out--;
-    x->ask = NULL;
+    c->x.ask = NULL;
     free(ask);
     return false;
 }
 
-void dispatch_ask(struct connection *c)
+static void ask_or_refuse(struct connection *c, struct gateway_ask *ask)
 {
     c->phase = PHASE_ASK;
-    if (!ask_post(c, false))
+    if (!ask_post(c, ask))
         refuse(c, PROBLEM_LIMIT_REACHED, "the node has too many requests waiting");
     else if (c->half_closed)
         connection_set_deadline(c, thread_now_ms(c->thread) + HALF_CLOSE_MS);
+}
+
+void dispatch_ask(struct connection *c)
+{
+    ask_or_refuse(c, ask_new(c));
+}
+
+void dispatch_ask_redeem(struct connection *c, const struct gateway_pass *pass)
+{
+    struct gateway_ask *ask = ask_new(c);
+    if (ask != NULL) {
+        ask->redeem = true;
+        ask->pass = *pass;
+    }
+    ask_or_refuse(c, ask);
 }
 
 void dispatch_enter_forced(struct connection *c)
@@ -506,7 +539,12 @@ void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const 
     text_copy(x->autopsy_detail, sizeof x->autopsy_detail, detail);
     c->phase = PHASE_AUTOPSY;
     connection_stop_reading(c, false);
-    if (ask_post(c, true))
+    struct gateway_ask *ask = ask_new(c);
+    if (ask != NULL) {
+        ask->autopsy = true;
+        text_copy(ask->instance, sizeof ask->instance, x->id.text);
+    }
+    if (ask_post(c, ask))
         connection_set_deadline(c, thread_now_ms(c->thread) + AUTOPSY_MS);
     else
         answer_problem_simple(c, otherwise, x->sent_any ? RAN_MAYBE : RAN_NO, x->autopsy_detail);
@@ -573,6 +611,7 @@ static void autopsied(struct connection *c, const struct gateway_ask *ask)
 
 static void ask_free(struct gateway_thread *t, struct gateway_ask *ask)
 {
+    explicit_bzero(ask->pass.cookie, sizeof ask->pass.cookie);
     for (size_t i = 0; i < ARRAY_SIZE(ask->descriptors); i++)
         memory_close(&ask->descriptors[i]);
     free(ask);
@@ -618,6 +657,14 @@ static void answered(struct inbox_message *message, void *owner)
         if (c != NULL) {
             c->x.ask = NULL;
             autopsied(c, ask);
+        }
+        ask_free(t, ask);
+        return;
+    }
+    if (ask->redeem) {
+        if (c != NULL) {
+            c->x.ask = NULL;
+            admit_redeemed(c, ask);
         }
         ask_free(t, ask);
         return;
@@ -709,6 +756,6 @@ void dispatch_cancel(struct connection *c, enum end_reason reason)
         return;
     c->x.ask = NULL;
     ask->request = NULL;
-    if (!ask->autopsy)
+    if (!ask->autopsy && !ask->redeem)
         calls->cancel(calls->user, ask, reason);
 }

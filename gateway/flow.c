@@ -70,8 +70,7 @@ bool flow_trailer_passes(const struct http_field *field)
     case HTTP_NAME_OTHER:
     case HTTP_NAME_ACCEPT:
     case HTTP_NAME_TRACESTATE:
-        return !http_text_is(field->name, "set-cookie") &&
-               !http_text_is(field->name, "content-encoding") &&
+        return !http_text_is(field->name, "content-encoding") &&
                !http_text_is(field->name, "content-type") &&
                !http_text_is(field->name, "content-range");
     default: /* framing, routing and Skerry's own: RFC 9110 section 6.5.1 */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "gateway/pass.h"
 #include "gateway/thread.h"
 
 /* Heads as they go on. All that is hop-by-hop stays here, and so does what only Skerry may say. */
@@ -34,6 +35,20 @@ static void put_field(struct writer *w, const struct http_field *field)
     put_literal(w, ": ");
     put_text(w, field->value);
     put_literal(w, "\r\n");
+}
+
+/* A Cookie field, without the cookie by which a browser joins. */
+static void put_cookies(struct writer *w, const struct http_field *field)
+{
+    char *begin = w->at;
+    put_text(w, field->name);
+    put_literal(w, ": ");
+    size_t length = pass_cookies_strip(field->value, w->at);
+    w->at += length;
+    if (length > 0)
+        put_literal(w, "\r\n");
+    else
+        w->at = begin;
 }
 
 static void put_number(struct writer *w, uint64_t n)
@@ -124,6 +139,7 @@ static bool request_field_passes(const struct http_field *field, const struct ex
     case HTTP_NAME_OTHER:
     case HTTP_NAME_ACCEPT:
     case HTTP_NAME_COOKIE:
+    case HTTP_NAME_SET_COOKIE:
     case HTTP_NAME_TRAILER:
         return true;
     case HTTP_NAME_AUTHORIZATION:
@@ -222,7 +238,12 @@ bool forward_request_write(struct connection *c, const struct http_head *head,
     put_text(&w, head->authority);
     put_literal(&w, "\r\n");
     for (size_t i = 0; i < head->field_count; i++)
-        if (request_field_passes(&head->fields[i], x, trusted, trace))
+        if (!request_field_passes(&head->fields[i], x, trusted, trace))
+            continue;
+        else if (head->fields[i].known == HTTP_NAME_COOKIE &&
+                 pass_cookies_has(head->fields[i].value))
+            put_cookies(&w, &head->fields[i]);
+        else
             put_field(&w, &head->fields[i]);
     put_forwarded(&w, c, head, route, trusted);
     if (!trace)
@@ -257,6 +278,8 @@ static bool answer_field_passes(const struct http_field *field)
     case HTTP_NAME_SKERRY_INSTANCE:
     case HTTP_NAME_SKERRY_REQUEST_ID:
         return false;
+    case HTTP_NAME_SET_COOKIE: /* by which browsers join: no code gives that away */
+        return !pass_cookie_sets(field->value);
     default:
         return true;
     }

@@ -79,6 +79,24 @@ struct gateway_instance {
     struct slot_ref slot;
 };
 
+/* What a browser shows instead of a token (gateway/pass.h), and for what. */
+#define GATEWAY_PASS_TEXT_MAX 255
+struct gateway_pass_want {
+    bool cookie;      /* else a ticket */
+    const char *text; /* as it came */
+    size_t length;
+    const char *host; /* the request's, in lower case, without port */
+    const struct gateway_workload *workload;
+    const struct instance_id *instance; /* NULL: a join by workload */
+};
+/* A good ticket: its one use is asked of the control thread, then the cookie is told. */
+struct gateway_pass {
+    uint8_t nonce[16];
+    uint64_t expires_wall_ms;
+    uint64_t session_s; /* of the cookie */
+    char cookie[GATEWAY_PASS_TEXT_MAX + 1];
+};
+
 enum gateway_start { GATEWAY_START_COLD, GATEWAY_START_POOL, GATEWAY_START_JOIN };
 
 /* How the time went, for Server-Timing; microseconds, 0: did not happen. */
@@ -110,6 +128,9 @@ struct gateway_ask {
                             before a 404 or 410 is answered (then with autopsy false), and for a
                             `workload` that they do not know (then with version 0): the control
                             thread knows what the routes will show a moment later */
+    bool
+        redeem; /* `pass` shall be used up, and nothing else: PROBLEM_NONE, or CONFLICT if it was */
+    struct gateway_pass pass;
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64]; /* "GET /w/hello/", cut, printable */
     uint64_t asked_us; /* monotonic */
@@ -143,6 +164,7 @@ struct gateway_sockets {
     struct inbox_message message;
     struct gateway_thread *thread;
     struct slot_ref slot;
+    bool ipv6;
     unsigned count;
     /* answer */
     int error; /* 0 or an enum err_code */
@@ -178,6 +200,13 @@ struct gateway_calls {
     enum problem (*ready)(void *user, char *why, size_t size);
     /* How to reach node `id`; false: nobody knows. Any thread. NULL where there are no others. */
     bool (*peer)(void *user, node_id id, struct gateway_peer *out);
+    /* Whose host name this is, or (without a point) alias; in lower case. NULL: there are none. */
+    bool (*domain)(void *user, const void *routes, const char *name, size_t length,
+                   char workload[WORKLOAD_NAME_LENGTH_MAX + 1]);
+    /* PROBLEM_NONE, _UNAUTHORIZED or _FORBIDDEN (it is for something else); of a ticket `out` is filled.
+     * NULL: none is good. */
+    enum problem (*pass)(void *user, const void *routes, const struct gateway_pass_want *want,
+                         struct gateway_pass *out);
 };
 
 /* HTTPS beside plain HTTP. Everything that it points to outlives the gateway. */
@@ -198,10 +227,11 @@ struct gateway_tls_options {
 struct gateway_options {
     const char *const *listen; /* "127.0.0.1:8080", "[::1]:8080"; port 0 picks one */
     size_t listen_count;
-    unsigned threads;        /* 0: cores */
-    const char *domain;      /* host names WORKLOAD.DOMAIN and INSTANCE.DOMAIN; "localhost" */
-    const char *node_name;   /* Skerry-Node */
-    bool trust_forwarded;    /* keep the X-Forwarded-* of a proxy before us */
+    unsigned threads;      /* 0: cores */
+    const char *domain;    /* host names WORKLOAD.DOMAIN, INSTANCE.DOMAIN and PORT--INSTANCE.DOMAIN;
+                                "localhost" */
+    const char *node_name; /* Skerry-Node */
+    bool trust_forwarded;  /* keep the X-Forwarded-* of a proxy before us */
     size_t header_bytes_max; /* 65536 */
     uint64_t body_bytes_max; /* UINT64_MAX: none */
     unsigned header_timeout_ms, body_timeout_ms, keepalive_timeout_ms;

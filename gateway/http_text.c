@@ -18,6 +18,7 @@ static const struct {
     {"forwarded", HTTP_NAME_FORWARDED},
     {"connection", HTTP_NAME_CONNECTION},
     {"keep-alive", HTTP_NAME_KEEP_ALIVE},
+    {"set-cookie", HTTP_NAME_SET_COOKIE},
     {"skerry-key", HTTP_NAME_SKERRY_KEY},
     {"tracestate", HTTP_NAME_TRACESTATE},
     {"skerry-node", HTTP_NAME_SKERRY_NODE},
@@ -45,7 +46,7 @@ _Static_assert(ARRAY_SIZE(names) == HTTP_NAME_COUNT - 1, "each known name has it
 /* Index of the first name with at least so many bytes. */
 enum { NAME_LENGTH_MAX = 19 };
 static const unsigned char first_of_length[NAME_LENGTH_MAX + 2] = {
-    0, 0, 0, 1, 1, 2, 2, 5, 7, 7, 8, 12, 14, 17, 19, 21, 23, 25, 28, 30, 31,
+    0, 0, 0, 1, 1, 2, 2, 5, 7, 7, 8, 13, 15, 18, 20, 22, 24, 26, 29, 31, 32,
 };
 
 static char lower(char c)

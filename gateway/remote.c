@@ -311,6 +311,8 @@ static size_t write_ask(struct connection *c, uint8_t block[TRAVEL_BLOCK_BYTES_M
         .idempotent = http_method_idempotent(x->method) && x->up.done,
         .hops = 1,
         .version = x->workload.version,
+        .port = x->port,
+        .port_any = x->port_any && x->port != 0,
     };
     text_copy(ask.workload, sizeof ask.workload, x->workload.name);
     text_copy(ask.request_id, sizeof ask.request_id, x->request_id);

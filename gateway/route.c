@@ -1,5 +1,6 @@
 #include "gateway/route.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #include "base/memory.h"
@@ -57,6 +58,23 @@ static void take_instance(struct route *route, struct http_text id)
     route->kind = valid ? ROUTE_INSTANCE : ROUTE_INSTANCE_WRONG;
 }
 
+/* "9000--ID": what the label begins with goes to route->port. False: it is no such thing. */
+static bool take_port(struct route *route, struct http_text *label)
+{
+    unsigned port = 0;
+    size_t at = 0;
+    for (; at < label->length && label->data[at] >= '0' && label->data[at] <= '9'; at++)
+        if (port <= UINT16_MAX)
+            port = port * 10 + (unsigned)(label->data[at] - '0');
+    if (label->length < at + 2 || memcmp(label->data + at, "--", 2) != 0)
+        return false;
+    route->port_wrong = port == 0 || port > UINT16_MAX || label->data[0] == '0';
+    route->port = route->port_wrong ? 0 : (uint16_t)port;
+    label->data += at + 2;
+    label->length -= at + 2;
+    return true;
+}
+
 static void take_label(struct route *route, struct http_text label)
 {
     char name[WORKLOAD_NAME_LENGTH_MAX + 1];
@@ -66,7 +84,10 @@ static void take_label(struct route *route, struct http_text label)
     else
         label.length = 0;
     struct http_text text = {name, label.length};
-    if (text.length > 0 && name[0] >= '0' && name[0] <= '9')
+    bool number = text.length > 0 && name[0] >= '0' && name[0] <= '9';
+    if (number && take_port(route, &text) && route->port_wrong)
+        route->kind = ROUTE_INSTANCE_WRONG;
+    else if (number)
         take_instance(route, text);
     else
         take_workload(route, text);
@@ -104,18 +125,50 @@ static void route_by_path(struct route *route, struct http_text path)
         route->kind = ROUTE_READYZ;
 }
 
-void route_find(struct route *route, const struct http_head *head, const char *domain)
+static void note_host(struct route *route, struct http_text host)
 {
-    *route = (struct route){.kind = ROUTE_NOWHERE, .path = head->path};
-    struct http_text label;
-    if (label_of(host_of(head->authority), domain, &label))
-        take_label(route, label);
-    else if (head->target == HTTP_TARGET_ASTERISK)
-        route->kind = ROUTE_OPTIONS;
-    else
-        route_by_path(route, head->path);
+    if (host.length > DOMAIN_LENGTH_MAX)
+        return; /* no name is so long */
+    for (size_t i = 0; i < host.length; i++)
+        route->host[i] = lower(host.data[i]);
+    route->host[host.length] = '\0';
+}
 
-    if (route->kind == ROUTE_LIVEZ || route->kind == ROUTE_READYZ || route->kind == ROUTE_OPTIONS)
+/* A host name of a workload's own. */
+static bool take_named(struct route *route, struct http_text host, const struct route_names *names)
+{
+    note_host(route, host);
+    if (names->named == NULL || !domain_valid(route->host) || domain_is_alias(route->host) ||
+        strcmp(route->host, names->domain) == 0) {
+        route->host[0] = '\0';
+        return false;
+    }
+    route->by_host = names->named(names->user, route->host, host.length, route->workload);
+    if (route->by_host)
+        route->kind = ROUTE_WORKLOAD;
+    return route->by_host;
+}
+
+void route_find(struct route *route, const struct http_head *head, const struct route_names *names)
+{
+    struct http_text host = host_of(head->authority), label;
+    memset(route, 0, offsetof(struct route, host));
+    route->host[0] = '\0';
+    route->path = head->path;
+    route->prefix = (struct http_text){0};
+    if (label_of(host, names->domain, &label)) {
+        route->by_host = true;
+        note_host(route, host);
+        take_label(route, label);
+    } else if (host.length == 0 || !take_named(route, host, names)) {
+        if (head->target == HTTP_TARGET_ASTERISK)
+            route->kind = ROUTE_OPTIONS;
+        else
+            route_by_path(route, head->path);
+    }
+
+    if (route->kind == ROUTE_LIVEZ || route->kind == ROUTE_READYZ || route->kind == ROUTE_OPTIONS ||
+        route->port_wrong)
         return;
     for (size_t i = 0; i < head->field_count; i++) {
         const struct http_field *field = &head->fields[i];

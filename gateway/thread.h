@@ -9,6 +9,7 @@
  *   front.c       what a listener answers before any workload is looked for
  *   dispatch.c    from a head to an instance: routes, authorization, admission, asks
  *   answer.c      answers of Skerry's own
+ *   admit.c       whether the request may: tokens, tickets and cookies (gateway/pass.h)
  *   forward.c     heads as they go on, in both directions
  *   join.c        the bridge between a client and code that listens
  *   upstream.c    connections to code, here or on another node
@@ -133,6 +134,11 @@ struct listener {
 struct pool {
     struct gateway_thread *thread;
     struct slot_ref ref;
+    uint16_t port;          /* another than the workload's: a pool of its own; 0: that one */
+    bool open_only;         /* only if the code listens there for others than itself */
+    bool ipv6;              /* how such a port is reached, as far as was learned */
+    struct pool *next_port; /* of the same slot */
+    unsigned upstream_count;
     struct pool *next_used; /* list of pools that hold something */
     bool used;
     struct upstream *idle_first, *idle_last; /* newest first */
@@ -160,6 +166,7 @@ struct upstream {
     struct upstream *newer, *older; /* in the pool's idle list */
     int fd;
     int mask; /* what is polled for */
+    bool ipv6;
     bool connected;
     bool reused; /* carried a request before */
     bool keep;   /* the code lets it live */
@@ -220,7 +227,13 @@ struct exchange {
     bool expect_continue;
     bool upgrade;
     bool forced;
-    bool unknown; /* forced, and not in the routes */
+    bool unknown;  /* forced, and not in the routes */
+    uint16_t port; /* of the instance, another than the workload's; 0: that one */
+    bool
+        port_any; /* also one on which the code listens for itself alone: a token, or a cookie, came */
+    unsigned port_tries;
+    bool secure;     /* likewise: over HTTPS */
+    bool has_cookie; /* while a ticket is redeemed: the browser has a good cookie all the same */
     bool counted;
     bool head_only; /* HEAD: no body may follow */
     bool accept_json, accept_events;
@@ -478,6 +491,16 @@ void dispatch_late_text(const struct connection *c, char *out, size_t size);
 void dispatch_autopsy_begin(struct connection *c, enum problem otherwise, const char *detail);
 void dispatch_autopsy_late(struct connection *c);
 
+/* Likewise, about a ticket that shall be used; admit_redeemed follows, unless it is refused at once. */
+void dispatch_ask_redeem(struct connection *c, const struct gateway_pass *pass);
+
+/* --- admit.c --- */
+/* DISPATCH_READY: it may join. `instance` NULL: by workload. */
+enum dispatch admit(struct connection *c, const struct http_head *head, const struct route *route,
+                    const struct instance_id *instance);
+/* The ticket was used up, or not. */
+void admit_redeemed(struct connection *c, const struct gateway_ask *ask);
+
 /* --- answer.c --- */
 /* To whoever asks: a client, or the node that sent it here. */
 void answer_problem(struct connection *c, const struct problem_report *report);
@@ -490,6 +513,8 @@ void answer_bytes(struct connection *c, const char *data, size_t length);
 /* 308, to the same path there. */
 void answer_redirect(struct connection *c, struct http_text host, unsigned port,
                      struct http_text path);
+/* 303, to `location`, which is x->head; `cookie` NULL: none is set. */
+void answer_admitted(struct connection *c, const char *cookie, uint64_t seconds, bool secure);
 void answer_options(struct connection *c);
 /* Skerry-Instance, -Node, -Start, -Request-Id and Server-Timing into out[]; returns bytes. */
 #define ANSWER_FIELDS_BYTES_MAX 1024u

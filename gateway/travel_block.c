@@ -5,10 +5,18 @@
 #include "base/bytes.h"
 #include "base/memory.h"
 
-enum { ANSWER_GRANTED = 1, ANSWER_REFUSED = 2, FLAG_IDEMPOTENT = 1, RETRY_AFTER_MAX_S = 3600 };
+enum {
+    ANSWER_GRANTED = 1,
+    ANSWER_REFUSED = 2,
+    FLAG_IDEMPOTENT = 1,
+    FLAG_PORT = 2,
+    FLAG_PORT_ANY = 4,
+    FLAGS_ALL = 7,
+    RETRY_AFTER_MAX_S = 3600
+};
 
 _Static_assert(12 + 6 + WORKLOAD_NAME_LENGTH_MAX + GATEWAY_KEY_LENGTH_MAX + INSTANCE_ID_LENGTH_MAX +
-                       GATEWAY_REQUEST_ID_SIZE + 64 + 48 <=
+                       GATEWAY_REQUEST_ID_SIZE + 64 + 48 + 2 <=
                    TRAVEL_BLOCK_BYTES_MAX,
                "a question fits");
 _Static_assert(8 + 1 + INSTANCE_ID_LENGTH_MAX + 1 + 32 + 2 + 512 <= TRAVEL_BLOCK_BYTES_MAX,
@@ -36,7 +44,8 @@ size_t travel_ask_write(const struct travel_ask *ask, uint8_t out[TRAVEL_BLOCK_B
     uint8_t *p = out;
     *p++ = TRAVEL_VERSION;
     *p++ = (uint8_t)ask->mode;
-    *p++ = ask->idempotent ? FLAG_IDEMPOTENT : 0;
+    *p++ = (uint8_t)((ask->idempotent ? FLAG_IDEMPOTENT : 0) | (ask->port != 0 ? FLAG_PORT : 0) |
+                     (ask->port != 0 && ask->port_any ? FLAG_PORT_ANY : 0));
     *p++ = (uint8_t)ask->hops;
     p = put_number(p, ask->version, 8);
     p = put_bytes(p, ask->workload, 1);
@@ -45,6 +54,8 @@ size_t travel_ask_write(const struct travel_ask *ask, uint8_t out[TRAVEL_BLOCK_B
     p = put_bytes(p, ask->request_id, 1);
     p = put_bytes(p, ask->asked_by, 1);
     p = put_bytes(p, ask->client, 1);
+    if (ask->port != 0)
+        p = put_number(p, ask->port, 2);
     return (size_t)(p - out);
 }
 
@@ -125,11 +136,12 @@ static void printable(struct reader *r, char *out, size_t size)
             r->good = false;
 }
 
-static bool ask_makes_sense(const struct travel_ask *ask)
+static bool ask_makes_sense(const struct travel_ask *ask, bool with_port)
 {
     size_t length = strlen(ask->workload);
     bool named = workload_name_valid(ask->workload, length);
-    if (length > 0 && !named)
+    if ((length > 0 && !named) || with_port != (ask->port != 0) || (ask->port_any && !with_port) ||
+        (with_port && ask->mode != TRAVEL_FORCED))
         return false;
     switch (ask->mode) {
     case TRAVEL_FORCED:
@@ -153,6 +165,7 @@ bool travel_ask_read(struct travel_ask *out, const char *bytes, size_t size)
     out->mode = (enum travel_mode)number(&r, 1);
     uint64_t flags = number(&r, 1);
     out->idempotent = (flags & FLAG_IDEMPOTENT) != 0;
+    out->port_any = (flags & FLAG_PORT_ANY) != 0;
     out->hops = (unsigned)number(&r, 1);
     out->version = number(&r, 8);
     (void)text(&r, 1, out->workload, sizeof out->workload);
@@ -161,8 +174,10 @@ bool travel_ask_read(struct travel_ask *out, const char *bytes, size_t size)
     printable(&r, out->request_id, sizeof out->request_id);
     printable(&r, out->asked_by, sizeof out->asked_by);
     printable(&r, out->client, sizeof out->client);
-    return r.good && r.at == r.end && version == TRAVEL_VERSION && flags <= FLAG_IDEMPOTENT &&
-           out->request_id[0] != '\0' && ask_makes_sense(out);
+    if ((flags & FLAG_PORT) != 0)
+        out->port = (uint16_t)number(&r, 2);
+    return r.good && r.at == r.end && version == TRAVEL_VERSION && flags <= FLAGS_ALL &&
+           out->request_id[0] != '\0' && ask_makes_sense(out, (flags & FLAG_PORT) != 0);
 }
 
 bool travel_answer_read(struct travel_answer *out, const char *bytes, size_t size)

@@ -2,7 +2,7 @@
  *
  *     ask:      u8 version | u8 mode | u8 flags | u8 hops | u64 workload version
  *               | text workload | text key | text instance | text request id | text asked by
- *               | text client
+ *               | text client [| u16 port, with its flag]
  *     granted:  u8 version | u8 1 | u8 start | u8 0 | text instance
  *               | u64 queue us | u64 reserve us | u64 sandbox us | u64 start us | u64 code us
  *     refused:  u8 version | u8 2 | u8 ran | u8 0 | u16 problem | u16 retry after
@@ -34,6 +34,8 @@ enum travel_mode {
 
 struct travel_ask {
     enum travel_mode mode;
+    bool port_any;   /* `port` may be one on which the code listens for itself alone */
+    uint16_t port;   /* FORCED: another than the workload's; 0: that one */
     bool idempotent; /* may be sent to the code twice, if the first connection fails in silence */
     unsigned hops;   /* 1: from the client's node to this one */
     uint64_t version;

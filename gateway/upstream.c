@@ -15,7 +15,11 @@
  * namespace; here they are connected, used for one request after the other, and closed when they
  * idle. A spare socket keeps its namespace alive, so spares of ended instances go with the sweep. */
 
-enum { BATCH_FIRST = 4, BATCH_MAX = 32, UPSTREAMS_KEPT_MAX = 256 };
+enum { BATCH_FIRST = 4, BATCH_MAX = 32, UPSTREAMS_KEPT_MAX = 256, PORT_POOLS_MAX = 16 };
+
+/* Other ports than the workload's are on the loopback of the instance. What listens on 127.0.0.1 alone is
+ * meant for the code itself; what listens on all addresses answers here too. */
+static const uint8_t loopback_own[4] = {127, 0, 0, 1}, loopback_open[4] = {127, 83, 75, 82};
 
 static void poll_cb(uv_poll_t *poll, int status, int events);
 
@@ -64,6 +68,7 @@ static void idle_remove(struct upstream *u)
 static void upstream_close(struct upstream *u)
 {
     struct gateway_thread *t = u->thread;
+    u->pool->upstream_count--;
     queue_clear(&t->blocks, &u->in);
     uv_close((uv_handle_t *)&u->poll, closed_cb);
     memory_close(&u->fd);
@@ -136,30 +141,92 @@ static bool pools_grow(struct gateway_thread *t, size_t index)
     return true;
 }
 
-static struct pool *pool_find(struct gateway_thread *t, struct slot_ref ref)
+static struct pool *pool_new(struct gateway_thread *t, struct slot_ref ref)
+{
+    struct pool *pool = calloc(1, sizeof *pool);
+    if (pool == NULL)
+        return NULL;
+    pool->thread = t;
+    pool->batch = BATCH_FIRST;
+    pool->ref = ref;
+    return pool;
+}
+
+static void pool_reset(struct pool *pool, struct slot_ref ref)
+{
+    pool_empty(pool);
+    pool->ref = ref;
+    pool->batch = BATCH_FIRST;
+    pool->one_at_a_time = false;
+    pool->suspect_after_ms = 0;
+    pool->parallel_seen = 0;
+    pool->answers_in_parts = false;
+}
+
+static struct pool *pool_lookup(const struct gateway_thread *t, struct slot_ref ref, uint16_t port,
+                                bool open_only)
+{
+    struct pool *pool = ref.slot->index < t->pools_size ? t->pools[ref.slot->index] : NULL;
+    while (pool != NULL && (pool->port != port || (port != 0 && pool->open_only != open_only)))
+        pool = pool->next_port;
+    return pool;
+}
+
+/* One that no exchange uses, of whatever port; NULL if there may be one more, or (`*full`) not. */
+static struct pool *port_pool_unused(struct pool *of_slot, bool *full)
+{
+    struct pool *found = NULL;
+    unsigned count = 0;
+    for (struct pool *pool = of_slot->next_port; pool != NULL; pool = pool->next_port) {
+        unsigned idle = 0;
+        for (const struct upstream *u = pool->idle_first; u != NULL; u = u->older)
+            idle++;
+        count++;
+        if (pool->upstream_count == idle && pool->waiting_first == NULL && !pool->want_out)
+            found = pool;
+    }
+    *full = count >= PORT_POOLS_MAX;
+    return *full ? found : NULL;
+}
+
+/* The pool of a port, behind that of the slot. */
+static struct pool *port_pool_add(struct gateway_thread *t, struct slot_ref ref, uint16_t port,
+                                  bool open_only)
+{
+    struct pool *of_slot = t->pools[ref.slot->index];
+    bool full = false;
+    struct pool *pool = port_pool_unused(of_slot, &full);
+    if (pool == NULL && !full) {
+        pool = pool_new(t, ref);
+        if (pool != NULL) {
+            pool->next_port = of_slot->next_port;
+            of_slot->next_port = pool;
+        }
+    }
+    if (pool == NULL)
+        return NULL;
+    pool_reset(pool, ref);
+    pool->port = port;
+    pool->open_only = open_only;
+    pool->ipv6 = false;
+    return pool;
+}
+
+static struct pool *pool_find(struct gateway_thread *t, struct slot_ref ref, uint16_t port,
+                              bool open_only)
 {
     size_t index = ref.slot->index;
     if (index >= t->pools_size && !pools_grow(t, index))
         return NULL;
-    struct pool *pool = t->pools[index];
-    if (pool == NULL) {
-        pool = calloc(1, sizeof *pool);
-        if (pool == NULL)
-            return NULL;
-        pool->thread = t;
-        pool->batch = BATCH_FIRST;
-        pool->ref = ref;
-        t->pools[index] = pool;
-    }
-    if (pool->ref.generation != ref.generation) {
-        pool_empty(pool);
-        pool->ref = ref;
-        pool->batch = BATCH_FIRST;
-        pool->one_at_a_time = false;
-        pool->suspect_after_ms = 0;
-        pool->parallel_seen = 0;
-        pool->answers_in_parts = false;
-    }
+    if (t->pools[index] == NULL)
+        t->pools[index] = pool_new(t, ref);
+    if (t->pools[index] == NULL)
+        return NULL;
+    struct pool *pool = pool_lookup(t, ref, port, open_only);
+    if (pool == NULL)
+        return port_pool_add(t, ref, port, open_only);
+    if (pool->ref.generation != ref.generation)
+        pool_reset(pool, ref);
     return pool;
 }
 
@@ -183,6 +250,7 @@ static struct upstream *upstream_new(struct gateway_thread *t, struct pool *pool
     }
     u->poll.data = u;
     t->upstream_count++;
+    pool->upstream_count++;
     return u;
 }
 
@@ -203,6 +271,25 @@ static socklen_t target_address(const struct slot_target *target, struct sockadd
     return sizeof *four;
 }
 
+static struct slot_target target_of(const struct pool *pool)
+{
+    struct slot_target target = pool->ref.slot->target;
+    if (pool->port == 0)
+        return target;
+    target = (struct slot_target){.ipv6 = pool->ipv6, .port = pool->port};
+    if (pool->ipv6)
+        target.address[15] = 1; /* ::1 */
+    else
+        memcpy(target.address, pool->open_only ? loopback_open : loopback_own, 4);
+    return target;
+}
+
+/* Sockets are of one family. */
+static bool wants_ipv6(const struct pool *pool)
+{
+    return pool->port == 0 ? pool->ref.slot->target.ipv6 : pool->ipv6;
+}
+
 static void connected(struct upstream *u)
 {
     u->connected = true;
@@ -211,12 +298,31 @@ static void connected(struct upstream *u)
 
 static const char no_socket[] = "there was no socket for the instance";
 
-static void connect_failed(struct connection *c, int error)
+static void connect_failed(struct connection *c, const struct pool *pool, int error)
 {
-    char detail[160];
-    text_format(detail, sizeof detail, "the code does not take connections on port %u: %s",
-                (unsigned)c->x.slot.slot->target.port, strerror(error));
+    char detail[240];
+    text_format(detail, sizeof detail, "the code does not take connections on port %u%s: %s",
+                (unsigned)target_of(pool).port,
+                pool->port != 0 && pool->open_only
+                    ? " of all addresses (without a token, one on 127.0.0.1 alone is not reached)"
+                    : "",
+                strerror(error));
     c->bridge->unreachable(c, detail);
+}
+
+/* Another port may be on the loopback of the other family: Node's "localhost" is ::1. */
+static bool try_other_family(struct connection *c, struct pool *pool, int error)
+{
+    if (pool->port == 0 || pool->open_only || error != ECONNREFUSED || c->x.port_tries++ > 0)
+        return false;
+    if (pool->ipv6 == c->x.upstream->ipv6) { /* nobody has learned it meanwhile */
+        while (pool->spare_count > 0)
+            memory_close(&pool->spare[--pool->spare_count]);
+        pool->ipv6 = !pool->ipv6;
+    }
+    upstream_release(c->x.upstream, UPSTREAM_BROKEN_OFF);
+    upstream_acquire(c, true);
+    return true;
 }
 
 static void connect_with(struct connection *c, struct pool *pool, int fd)
@@ -226,22 +332,26 @@ static void connect_with(struct connection *c, struct pool *pool, int fd)
     struct upstream *u = upstream_new(t, pool, fd);
     if (u == NULL) {
         memory_close(&fd);
-        connect_failed(c, ENOMEM);
+        connect_failed(c, pool, ENOMEM);
         return;
     }
+    u->ipv6 = wants_ipv6(pool);
     u->connection = c;
     c->x.upstream = u;
     count(&t->counters.upstream_connects, 1);
     int on = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     struct sockaddr_storage address;
-    socklen_t length = target_address(&c->x.slot.slot->target, &address);
+    struct slot_target target = target_of(pool);
+    socklen_t length = target_address(&target, &address);
     int rc;
     do
         rc = connect(fd, (struct sockaddr *)&address, length);
     while (rc != 0 && errno == EINTR);
     if (rc != 0 && errno != EINPROGRESS) {
-        connect_failed(c, errno);
+        int error = errno;
+        if (!try_other_family(c, pool, error))
+            connect_failed(c, pool, error);
         return;
     }
     /* Within one machine the connection is there already, though the call says otherwise. */
@@ -301,7 +411,8 @@ static void sockets_ask(struct pool *pool)
     const struct gateway_calls *calls = &t->gateway->options.calls;
     if (pool->want_out)
         return;
-    pool->want = (struct gateway_sockets){.thread = t, .slot = pool->ref, .count = pool->batch};
+    pool->want = (struct gateway_sockets){
+        .thread = t, .slot = pool->ref, .ipv6 = wants_ipv6(pool), .count = pool->batch};
     if (pool->batch < BATCH_MAX)
         pool->batch *= 2;
     pool->want_out = true;
@@ -320,7 +431,8 @@ static void sockets_answered(struct inbox_message *message, void *owner)
     struct pool *pool = container_of(want, struct pool, want);
     pool->want_out = false;
     t->sockets_out--;
-    bool current = want->slot.generation == pool->ref.generation && !t->closing;
+    bool current = want->slot.generation == pool->ref.generation && !t->closing &&
+                   want->ipv6 == wants_ipv6(pool);
     bool failed = want->error != 0 || want->descriptor_count == 0;
     for (unsigned i = 0; i < want->descriptor_count && i < GATEWAY_SOCKETS_MAX; i++) {
         if (current && pool->spare_count < GATEWAY_SOCKETS_MAX)
@@ -361,9 +473,11 @@ static bool idle_usable(const struct connection *c, const struct upstream *u)
 void upstream_acquire(struct connection *c, bool fresh)
 {
     struct gateway_thread *t = c->thread;
-    struct pool *pool = pool_find(t, c->x.slot);
+    struct pool *pool = pool_find(t, c->x.slot, c->x.port, c->x.port != 0 && !c->x.port_any);
     if (pool == NULL) {
-        c->bridge->unreachable(c, no_socket);
+        c->bridge->unreachable(
+            c, c->x.port == 0 ? no_socket
+                              : "too many ports of the instance are joined at once; try again");
         return;
     }
     while (!fresh && pool->idle_first != NULL) {
@@ -454,10 +568,10 @@ static void poll_cb(uv_poll_t *poll, int status, int events)
         int error = 0;
         socklen_t size = sizeof error;
         getsockopt(u->fd, SOL_SOCKET, SO_ERROR, &error, &size);
-        if (error != 0)
-            connect_failed(c, error);
-        else
+        if (error == 0)
             connected(u);
+        else if (!try_other_family(c, u->pool, error))
+            connect_failed(c, u->pool, error);
         return;
     }
     if ((events & UV_WRITABLE) != 0)
@@ -480,13 +594,16 @@ void upstream_acknowledge(struct upstream *u)
 struct suspicion {
     struct inbox_message message;
     struct slot_ref slot;
+    uint16_t port;
+    bool open_only;
     bool confirmed;
 };
 
-static void suspect(struct gateway_thread *t, struct slot_ref slot, bool confirmed)
+static void suspect(struct gateway_thread *t, const struct suspicion *s)
 {
-    struct pool *pool = slot.slot->index < t->pools_size ? t->pools[slot.slot->index] : NULL;
-    if (pool == NULL || pool->ref.generation != slot.generation)
+    struct pool *pool = pool_lookup(t, s->slot, s->port, s->open_only);
+    bool confirmed = s->confirmed;
+    if (pool == NULL || pool->ref.generation != s->slot.generation)
         return;
     pool->one_at_a_time = pool->one_at_a_time || confirmed;
     while (pool->idle_first != NULL) {
@@ -499,21 +616,27 @@ static void suspect(struct gateway_thread *t, struct slot_ref slot, bool confirm
 static void suspicion_deliver(struct inbox_message *message, void *owner)
 {
     struct suspicion *suspicion = container_of(message, struct suspicion, message);
-    suspect(owner, suspicion->slot, suspicion->confirmed);
+    suspect(owner, suspicion);
     free(suspicion);
 }
 
-static void suspect_everywhere(struct gateway_thread *t, struct slot_ref slot, bool confirmed)
+static void suspect_everywhere(struct connection *c, bool confirmed)
 {
+    struct gateway_thread *t = c->thread;
     struct gateway *g = t->gateway;
-    suspect(t, slot, confirmed);
+    const struct suspicion all = {{.deliver = suspicion_deliver},
+                                  c->x.slot,
+                                  c->x.port,
+                                  c->x.port != 0 && !c->x.port_any,
+                                  confirmed};
+    suspect(t, &all);
     if (t->closing) /* the inboxes of others may be closed already */
         return;
     for (unsigned i = 0; i < g->thread_count; i++) {
         struct suspicion *suspicion = i == t->index ? NULL : malloc(sizeof *suspicion);
         if (suspicion == NULL)
             continue; /* it is only a matter of speed */
-        *suspicion = (struct suspicion){{.deliver = suspicion_deliver}, slot, confirmed};
+        *suspicion = all;
         if (!inbox_post(g->threads[i]->inbox, &suspicion->message))
             free(suspicion);
     }
@@ -530,7 +653,7 @@ bool upstream_may_suspect(const struct connection *c)
 void upstream_suspect_idle(struct connection *c)
 {
     c->x.suspected_ms = thread_now_ms(c->thread);
-    suspect_everywhere(c->thread, c->x.slot, false);
+    suspect_everywhere(c, false);
 }
 
 void upstream_suspicion_ends(struct connection *c)
@@ -540,7 +663,7 @@ void upstream_suspicion_ends(struct connection *c)
     if (now_ms - c->x.suspected_ms > SUSPECT_HELPED_MS)
         pool->suspect_after_ms = now_ms + SUSPECT_AGAIN_MS; /* it is just slow */
     else if (!pool->one_at_a_time)
-        suspect_everywhere(c->thread, c->x.slot, true);
+        suspect_everywhere(c, true);
 }
 
 /* --- upkeep --- */
@@ -575,14 +698,18 @@ void upstream_sweep(struct gateway_thread *t)
 void upstream_close_all(struct gateway_thread *t)
 {
     for (size_t i = 0; i < t->pools_size; i++)
-        if (t->pools[i] != NULL)
-            pool_empty(t->pools[i]);
+        for (struct pool *pool = t->pools[i]; pool != NULL; pool = pool->next_port)
+            pool_empty(pool);
 }
 
 void upstream_free_all(struct gateway_thread *t)
 {
     for (size_t i = 0; i < t->pools_size; i++)
-        free(t->pools[i]);
+        while (t->pools[i] != NULL) {
+            struct pool *next = t->pools[i]->next_port;
+            free(t->pools[i]);
+            t->pools[i] = next;
+        }
     free(t->pools);
     t->pools = NULL;
     t->pools_size = 0;

@@ -9,6 +9,7 @@
 
 #include "base/address.h"
 #include "base/document.h"
+#include "base/domain.h"
 #include "base/memory.h"
 
 /* A NUL behind each, as gossip/gossip.h has room for them. */
@@ -37,26 +38,6 @@ static int check_address(char **address, unsigned default_port, bool peer, struc
     free(*address);
     *address = copy;
     return 0;
-}
-
-/* Labels of a-z, 0-9 and -, joined by points where `points` are allowed. */
-static bool host_name_valid(const char *text, bool points)
-{
-    size_t label = 0;
-    for (const char *at = text;; at++) {
-        if (*at == '\0' || (points && *at == '.')) {
-            if (label == 0 || label > 63 || at[-1] == '-')
-                return false;
-            if (*at == '\0')
-                return true;
-            label = 0;
-            continue;
-        }
-        bool plain = (*at >= 'a' && *at <= 'z') || (*at >= '0' && *at <= '9');
-        if (!plain && !(*at == '-' && label > 0))
-            return false;
-        label++;
-    }
 }
 
 static int check_name(const char *name, struct err *e)

@@ -118,7 +118,8 @@ static const struct field fields[] = {
      .fallback = "localhost",
      .min = 1,
      .max = 180,
-     .meaning = "workloads answer at WORKLOAD.DOMAIN, instances at INSTANCE.DOMAIN"},
+     .meaning = "workloads answer at WORKLOAD.DOMAIN, instances at INSTANCE.DOMAIN, other ports "
+                "of these at PORT--INSTANCE.DOMAIN"},
     {.path = "log.level",
      .type = FIELD_WORD,
      .offset = AT(log.level),

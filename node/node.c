@@ -226,7 +226,9 @@ static int open_gateway(struct node *n, struct err *e)
                   .slot_left = joins_slot_left,
                   .release = routes_release,
                   .ready = ready_call,
-                  .peer = routes_peer},
+                  .peer = routes_peer,
+                  .domain = routes_domain,
+                  .pass = routes_pass},
     };
     return gateway_open(&n->gateway, &o, e);
 }
@@ -242,6 +244,7 @@ static int open_api(struct node *n, struct err *e)
         .socket_path = c->api_socket,
         .socket_group = getegid(),
         .node_name = c->name,
+        .domain = c->domain,
         .hosts = (const char *const[]){c->domain},
         .host_count = 1,
         .calls = api_calls_of(n),

@@ -136,6 +136,11 @@ enum problem node_authorize(const struct registry_root *root, const char *token,
                             enum token_role need, const char *workload, const char *instance,
                             uint64_t wall_ms);
 
+/* What the token of that id may, as above, for who was let in by it before. */
+enum problem node_authorize_id(const struct registry_root *root, const char *id,
+                               enum token_role need, const char *workload, const char *instance,
+                               uint64_t wall_ms);
+
 /* Whether `secret`, its 52 digits, is that of the token; in constant time, also of one that is not
  * known (NULL). */
 bool node_token_matches(const struct registry_token *known, const char *secret);

@@ -215,6 +215,38 @@ bool codec_ssh_key_read(struct registry_ssh_key *out, const Skerry__Registry__Ss
            codec_text_read(out->name, sizeof out->name, in->name);
 }
 
+void codec_domain_write(Skerry__Registry__Domain *out, const struct registry_domain *domain)
+{
+    skerry__registry__domain__init(out);
+    out->name = codec_borrow(domain->name);
+    out->workload = codec_borrow(domain->workload);
+    out->created_wall_ms = domain->created_wall_ms;
+}
+
+bool codec_domain_read(struct registry_domain *out, const Skerry__Registry__Domain *in)
+{
+    *out = (struct registry_domain){.created_wall_ms = in->created_wall_ms};
+    return codec_text_read(out->name, sizeof out->name, in->name) &&
+           codec_text_read(out->workload, sizeof out->workload, in->workload);
+}
+
+void codec_ticket_write(Skerry__Registry__Ticket *out, const struct registry_ticket *ticket)
+{
+    skerry__registry__ticket__init(out);
+    out->nonce.data = (uint8_t *)(uintptr_t)ticket->nonce;
+    out->nonce.len = sizeof ticket->nonce;
+    out->expires_wall_ms = ticket->expires_wall_ms;
+}
+
+bool codec_ticket_read(struct registry_ticket *out, const Skerry__Registry__Ticket *in)
+{
+    *out = (struct registry_ticket){.expires_wall_ms = in->expires_wall_ms};
+    if (in->nonce.len != sizeof out->nonce)
+        return false;
+    memcpy(out->nonce, in->nonce.data, sizeof out->nonce);
+    return true;
+}
+
 void codec_image_write(Skerry__Registry__Image *out, const struct registry_image *image)
 {
     skerry__registry__image__init(out);

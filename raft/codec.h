@@ -32,6 +32,12 @@ bool codec_token_read(struct registry_token *out, const Skerry__Registry__Token 
 void codec_ssh_key_write(Skerry__Registry__SshKey *out, const struct registry_ssh_key *key);
 bool codec_ssh_key_read(struct registry_ssh_key *out, const Skerry__Registry__SshKey *in);
 
+void codec_domain_write(Skerry__Registry__Domain *out, const struct registry_domain *domain);
+bool codec_domain_read(struct registry_domain *out, const Skerry__Registry__Domain *in);
+
+void codec_ticket_write(Skerry__Registry__Ticket *out, const struct registry_ticket *ticket);
+bool codec_ticket_read(struct registry_ticket *out, const Skerry__Registry__Ticket *in);
+
 void codec_image_write(Skerry__Registry__Image *out, const struct registry_image *image);
 bool codec_image_read(struct registry_image *out, const Skerry__Registry__Image *in);
 

@@ -36,6 +36,8 @@ struct bodies {
     Skerry__Registry__Keyring keyring;
     Skerry__Registry__SshKey ssh_key;
     Skerry__Registry__SshHostKey ssh_host_key;
+    Skerry__Registry__Domain domain;
+    Skerry__Registry__Ticket ticket;
 };
 
 static ProtobufCBinaryData key_borrow(const uint8_t *key)
@@ -180,6 +182,25 @@ static void body_ssh(Skerry__Registry__Command *m, struct bodies *b,
     }
 }
 
+static void body_route(Skerry__Registry__Command *m, struct bodies *b,
+                       const struct registry_command *c)
+{
+    if (c->kind == REGISTRY_DOMAIN_PUT) {
+        codec_domain_write(&b->domain, c->domain);
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_DOMAIN_PUT;
+        m->domain_put = &b->domain;
+    } else if (c->kind == REGISTRY_DOMAIN_REMOVE) {
+        skerry__registry__name__init(&b->name);
+        b->name.name = codec_borrow(c->domain->name);
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_DOMAIN_REMOVE;
+        m->domain_remove = &b->name;
+    } else {
+        codec_ticket_write(&b->ticket, c->ticket);
+        m->body_case = SKERRY__REGISTRY__COMMAND__BODY_TICKET_USE;
+        m->ticket_use = &b->ticket;
+    }
+}
+
 static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
                       const struct registry_command *c)
 {
@@ -206,6 +227,11 @@ static void body_fill(Skerry__Registry__Command *m, struct bodies *b,
     case REGISTRY_SSH_KEY_REMOVE:
     case REGISTRY_SSH_HOST_KEY:
         body_ssh(m, b, c);
+        return;
+    case REGISTRY_DOMAIN_PUT:
+    case REGISTRY_DOMAIN_REMOVE:
+    case REGISTRY_TICKET_USE:
+        body_route(m, b, c);
         return;
     case REGISTRY_WORKLOAD_PUT:
         skerry__registry__workload_put__init(&b->workload_put);
@@ -373,6 +399,27 @@ static bool ssh_read(struct command *out, const Skerry__Registry__Command *m)
     }
 }
 
+/* The commands about domains and tickets; false for any other. */
+static bool route_read(struct command *out, const Skerry__Registry__Command *m)
+{
+    struct registry_command *c = &out->body;
+    c->domain = &out->domain;
+    c->ticket = &out->ticket;
+    switch ((unsigned)m->body_case) {
+    case SKERRY__REGISTRY__COMMAND__BODY_DOMAIN_PUT:
+        c->kind = REGISTRY_DOMAIN_PUT;
+        return codec_domain_read(&out->domain, m->domain_put);
+    case SKERRY__REGISTRY__COMMAND__BODY_DOMAIN_REMOVE:
+        c->kind = REGISTRY_DOMAIN_REMOVE;
+        return codec_text_read(out->domain.name, sizeof out->domain.name, m->domain_remove->name);
+    case SKERRY__REGISTRY__COMMAND__BODY_TICKET_USE:
+        c->kind = REGISTRY_TICKET_USE;
+        return codec_ticket_read(&out->ticket, m->ticket_use);
+    default:
+        return false;
+    }
+}
+
 static bool body_read(struct command *out, const Skerry__Registry__Command *m)
 {
     struct registry_command *c = &out->body;
@@ -393,6 +440,10 @@ static bool body_read(struct command *out, const Skerry__Registry__Command *m)
     case SKERRY__REGISTRY__COMMAND__BODY_SSH_KEY_REMOVE:
     case SKERRY__REGISTRY__COMMAND__BODY_SSH_HOST_KEY:
         return ssh_read(out, m);
+    case SKERRY__REGISTRY__COMMAND__BODY_DOMAIN_PUT:
+    case SKERRY__REGISTRY__COMMAND__BODY_DOMAIN_REMOVE:
+    case SKERRY__REGISTRY__COMMAND__BODY_TICKET_USE:
+        return route_read(out, m);
     case SKERRY__REGISTRY__COMMAND__BODY_WORKLOAD_PUT:
         c->kind = REGISTRY_WORKLOAD_PUT;
         c->workload_json = m->workload_put->json;

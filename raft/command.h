@@ -49,6 +49,8 @@ struct command {
     struct registry_image image;
     struct registry_node node;
     struct registry_ssh_key ssh_key;
+    struct registry_domain domain;
+    struct registry_ticket ticket;
     void *message;
 };
 

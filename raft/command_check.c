@@ -1,6 +1,7 @@
 /* The bounds of commands, for both directions: what is encoded and what was decoded. */
 #include <string.h>
 
+#include "base/domain.h"
 #include "raft/codec.h"
 #include "raft/command.h"
 
@@ -134,6 +135,22 @@ static const char *ssh_fault(const struct registry_command *c)
                : "the host key of SSH has a seed of 32 bytes, not all zero";
 }
 
+/* Of the commands about domains and tickets. */
+static const char *route_fault(const struct registry_command *c)
+{
+    const struct registry_domain *d = c->domain;
+    if (c->kind == REGISTRY_TICKET_USE)
+        return c->ticket != NULL && c->ticket->expires_wall_ms != 0 ? NULL : "which ticket?";
+    if (d == NULL || !codec_text_ended(d->name, sizeof d->name))
+        return "which domain?";
+    if (c->kind == REGISTRY_DOMAIN_REMOVE)
+        return NULL;
+    return domain_valid(d->name) && codec_text_ended(d->workload, sizeof d->workload) &&
+                   name_valid(d->workload)
+               ? NULL
+               : "a domain needs a valid name and a workload";
+}
+
 /* Of the commands about one node. */
 static const char *node_fault(const struct registry_command *c)
 {
@@ -210,6 +227,10 @@ const char *command_fault(const struct registry_command *c)
     case REGISTRY_SSH_KEY_REMOVE:
     case REGISTRY_SSH_HOST_KEY:
         return ssh_fault(c);
+    case REGISTRY_DOMAIN_PUT:
+    case REGISTRY_DOMAIN_REMOVE:
+    case REGISTRY_TICKET_USE:
+        return route_fault(c);
     }
     return "its kind is unknown";
 }

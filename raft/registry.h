@@ -137,6 +137,23 @@ struct registry_ssh_key {
     uint64_t created_wall_ms;
 };
 
+/* A host name at which a workload answers: one of its own, or, without a point in it, a label below each
+ * node's domain as the workload's name is one (an alias). */
+#define REGISTRY_DOMAIN_LENGTH_MAX 253
+struct registry_domain {
+    struct map_value value;
+    char name[REGISTRY_DOMAIN_LENGTH_MAX + 1]; /* base/domain.h */
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1];
+    uint64_t created_wall_ms;
+};
+
+/* A ticket of a browser, which is good once. */
+#define REGISTRY_TICKET_NONCE_BYTES 16
+struct registry_ticket {
+    uint8_t nonce[REGISTRY_TICKET_NONCE_BYTES];
+    uint64_t expires_wall_ms;
+};
+
 struct registry_image {
     struct map_value value;
     char name[128];
@@ -165,8 +182,12 @@ const struct registry_token *registry_root_token(const struct registry_root *roo
                                                  size_t length);
 const struct registry_ssh_key *registry_root_ssh_key(const struct registry_root *root,
                                                      const char *id, size_t length);
-/* The seed of the Ed25519 key by which clients of SSH know the cluster: a secret; false: none yet. */
+/* The seed of the Ed25519 key by which clients of SSH know the cluster: a secret, from which others are
+ * derived (node/control/ticket.h); false: none yet. */
 bool registry_root_ssh_seed(const struct registry_root *root, uint8_t out[REGISTRY_SSH_SEED_BYTES]);
+/* Whose host name or alias this is. */
+const struct registry_domain *registry_root_domain(const struct registry_root *root,
+                                                   const char *name, size_t length);
 const struct registry_image *registry_root_image(const struct registry_root *root, const char *name,
                                                  size_t length);
 const struct registry_node *registry_root_node(const struct registry_root *root, node_id id);
@@ -197,6 +218,9 @@ void registry_root_tokens(const struct registry_root *root,
 void registry_root_ssh_keys(const struct registry_root *root,
                             bool (*visit)(void *user, const struct registry_ssh_key *k),
                             void *user);
+/* Of one workload, or (NULL) of all. */
+void registry_root_domains(const struct registry_root *root, const char *workload,
+                           bool (*visit)(void *user, const struct registry_domain *d), void *user);
 void registry_root_images(const struct registry_root *root,
                           bool (*visit)(void *user, const struct registry_image *i), void *user);
 void registry_root_nodes(const struct registry_root *root,
@@ -216,7 +240,8 @@ enum registry_command_kind {
     REGISTRY_NODE_PUT,     /* node; id 0: a new one. Name, key and address: of what is known, empty
                                   ones stay as they are */
     REGISTRY_WORKLOAD_PUT, /* workload_json; its image must be registered, or "host" */
-    REGISTRY_WORKLOAD_REMOVE, /* name; live instances keep running until drained by the owner */
+    REGISTRY_WORKLOAD_REMOVE, /* name; live instances keep running until drained by the owner; its
+                                 domains are given back */
     REGISTRY_WORKLOAD_ROLLBACK, /* name, version (0: the one before): its spec becomes a new version */
     REGISTRY_INSTANCE_RESERVE, /* instance: id, workload, version, owner, key, started_wall_ms,
                                   asked_by; workload "" is a `run` command. Refused as NODE_FULL for an
@@ -254,6 +279,10 @@ enum registry_command_kind {
     REGISTRY_SSH_KEY_PUT,  /* ssh_key */
     REGISTRY_SSH_KEY_REMOVE, /* ssh_key.id */
     REGISTRY_SSH_HOST_KEY,   /* ssh_seed; the first that a leader proposes stays */
+    REGISTRY_DOMAIN_PUT, /* domain. Refused as CONFLICT if another workload has it, or an alias is
+                                the name of a workload; LIMIT_REACHED: the workload has 50 */
+    REGISTRY_DOMAIN_REMOVE, /* domain.name */
+    REGISTRY_TICKET_USE,    /* ticket, wall_ms. Refused as CONFLICT if it was used or is over */
 };
 
 enum registry_keyring_verb {
@@ -275,6 +304,8 @@ struct registry_command {
     const struct registry_node *node;
     const struct registry_ssh_key *ssh_key;
     const uint8_t *ssh_seed; /* REGISTRY_SSH_SEED_BYTES, not all zero */
+    const struct registry_domain *domain;
+    const struct registry_ticket *ticket;
     const char *cluster_id;
     enum registry_keyring_verb keyring_verb;
     const uint8_t *gossip_key; /* REGISTRY_GOSSIP_KEY_BYTES, not all zero */

@@ -82,6 +82,13 @@ bool registry_root_ssh_seed(const struct registry_root *root, uint8_t out[REGIST
     return root->content.ssh_seed_made;
 }
 
+const struct registry_domain *registry_root_domain(const struct registry_root *root,
+                                                   const char *name, size_t length)
+{
+    const struct map_value *value = get(root, STATE_DOMAINS, name, length);
+    return value == NULL ? NULL : container_of(value, const struct registry_domain, value);
+}
+
 const struct registry_image *registry_root_image(const struct registry_root *root, const char *name,
                                                  size_t length)
 {
@@ -139,6 +146,7 @@ struct listing {
     bool (*token)(void *user, const struct registry_token *t);
     bool (*image)(void *user, const struct registry_image *i);
     bool (*ssh_key)(void *user, const struct registry_ssh_key *k);
+    bool (*domain)(void *user, const struct registry_domain *d);
     bool (*node)(void *user, const struct registry_node *n);
     void *user;
 };
@@ -252,6 +260,26 @@ void registry_root_ssh_keys(const struct registry_root *root,
 {
     const struct listing l = {.root = root, .ssh_key = visit, .user = user};
     list(&l, STATE_SSH_KEYS, NULL, ssh_key_visit);
+}
+
+static bool domain_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct listing *l = user;
+    if (!state_key_starts_with(key, key_length, &l->prefix))
+        return false;
+    return l->domain(l->user, container_of(value, const struct registry_domain, value));
+}
+
+void registry_root_domains(const struct registry_root *root, const char *workload,
+                           bool (*visit)(void *user, const struct registry_domain *d), void *user)
+{
+    struct listing l = {.root = root, .domain = visit, .user = user};
+    if (workload != NULL && strlen(workload) > WORKLOAD_NAME_LENGTH_MAX)
+        return;
+    if (workload != NULL)
+        state_key_text(&l.prefix, workload);
+    map_walk(&root->content.maps[workload == NULL ? STATE_DOMAINS : STATE_WORKLOAD_DOMAINS],
+             l.prefix.bytes, l.prefix.length, domain_visit, &l);
 }
 
 static bool image_visit(void *user, const void *key, size_t key_length, struct map_value *value)

@@ -60,18 +60,21 @@ static const char *kind_fault(node_id from, const struct registry_command *c)
     case REGISTRY_KEYRING:
     case REGISTRY_SSH_KEY_PUT:
     case REGISTRY_SSH_KEY_REMOVE:
+    case REGISTRY_DOMAIN_PUT:
+    case REGISTRY_DOMAIN_REMOVE:
+    case REGISTRY_TICKET_USE:
         return NULL;
     }
     return "this build does not know its kind";
 }
 
-/* Tokens and nodes are judged by the time that their command brings, and the state machine has no other: a
+/* Tokens, tickets and nodes are judged by the time that their command brings, and the state machine has no other: a
  * clock that is wrong would make tokens that live for years, or let ones join that are over. */
 static bool has_judged_time(enum registry_command_kind kind)
 {
     return kind == REGISTRY_TOKEN_PUT || kind == REGISTRY_TOKEN_REVOKE ||
            kind == REGISTRY_NODE_PUT || kind == REGISTRY_NODE_JOIN || kind == REGISTRY_NODE_DRAIN ||
-           kind == REGISTRY_NODE_REMOVE;
+           kind == REGISTRY_NODE_REMOVE || kind == REGISTRY_TICKET_USE;
 }
 
 static int check_time(const struct registry_command *c, node_id from, uint64_t wall_ms,

@@ -4,6 +4,7 @@
 #include <lz4frame.h>
 #include <string.h>
 
+#include "base/domain.h"
 #include "base/memory.h"
 #include "raft/codec.h"
 #include "raft/state_parts.h"
@@ -97,6 +98,22 @@ static int ssh_seed_read(struct reader *r, const Skerry__Registry__SshHostKey *m
     memcpy(c->ssh_seed, m->seed.data, sizeof c->ssh_seed);
     c->ssh_seed_made = true;
     return 0;
+}
+
+static int domain_read(struct reader *r, const Skerry__Registry__Domain *m)
+{
+    struct registry_domain domain;
+    if (!codec_domain_read(&domain, m) || !domain_valid(domain.name) ||
+        state_workload(r->c, domain.workload) == NULL || state_domain(r->c, domain.name) != NULL)
+        return damaged(r, "a domain");
+    return state_domain_put(r->c, &domain, r->e);
+}
+
+static int ticket_read(struct reader *r, const Skerry__Registry__Ticket *m)
+{
+    struct registry_ticket ticket;
+    return codec_ticket_read(&ticket, m) ? state_ticket_put(r->c, &ticket, r->e)
+                                         : damaged(r, "a ticket");
 }
 
 static int image_read(struct reader *r, const Skerry__Registry__Image *m)
@@ -248,6 +265,10 @@ static int record_read(struct reader *r, const Skerry__Registry__Record *m)
         return ssh_key_read(r, m->ssh_key);
     case SKERRY__REGISTRY__RECORD__BODY_SSH_HOST_KEY:
         return ssh_seed_read(r, m->ssh_host_key);
+    case SKERRY__REGISTRY__RECORD__BODY_DOMAIN:
+        return domain_read(r, m->domain);
+    case SKERRY__REGISTRY__RECORD__BODY_TICKET:
+        return ticket_read(r, m->ticket);
     case SKERRY__REGISTRY__RECORD__BODY_END:
         return end_read(r, m->end);
     case SKERRY__REGISTRY__RECORD__BODY__NOT_SET:

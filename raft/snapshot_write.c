@@ -236,6 +236,30 @@ static bool ssh_key_visit(void *user, const void *key, size_t key_length, struct
     return record_write(user, &record);
 }
 
+static bool domain_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Domain m;
+    codec_domain_write(&m, container_of(value, const struct registry_domain, value));
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_DOMAIN;
+    record.domain = &m;
+    return record_write(user, &record);
+}
+
+static bool ticket_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    (void)key;
+    (void)key_length;
+    Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
+    Skerry__Registry__Ticket m;
+    codec_ticket_write(&m, &container_of(value, const struct state_ticket, value)->ticket);
+    record.body_case = SKERRY__REGISTRY__RECORD__BODY_TICKET;
+    record.ticket = &m;
+    return record_write(user, &record);
+}
+
 static bool ssh_seed_write(struct writer *w, const struct state_content *c)
 {
     Skerry__Registry__Record record = SKERRY__REGISTRY__RECORD__INIT;
@@ -259,7 +283,7 @@ static bool end_write(struct writer *w)
     return record_write(w, &record);
 }
 
-/* STATE_KEYS, STATE_OWNED and STATE_ENDED follow from the instances. What refers to another stands after it. */
+/* STATE_KEYS, STATE_OWNED and STATE_ENDED follow from the instances, STATE_WORKLOAD_DOMAINS from the domains. What refers to another stands after it. */
 static const struct {
     enum state_map map;
     bool (*visit)(void *user, const void *key, size_t key_length, struct map_value *value);
@@ -268,7 +292,8 @@ static const struct {
     {STATE_VERSIONS, version_visit}, {STATE_INSTANCES, instance_visit},
     {STATE_TOKENS, token_visit},     {STATE_IMAGES, image_visit},
     {STATE_SESSIONS, session_visit}, {STATE_RESULTS, result_visit},
-    {STATE_SSH_KEYS, ssh_key_visit},
+    {STATE_SSH_KEYS, ssh_key_visit}, {STATE_DOMAINS, domain_visit},
+    {STATE_TICKETS, ticket_visit},
 };
 
 static bool content_write(struct writer *w, const struct state_content *c)

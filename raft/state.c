@@ -39,6 +39,9 @@ static state_apply_fn *const apply_by_kind[] = {
     [REGISTRY_SSH_KEY_PUT] = state_apply_ssh_key_put,
     [REGISTRY_SSH_KEY_REMOVE] = state_apply_ssh_key_remove,
     [REGISTRY_SSH_HOST_KEY] = state_apply_ssh_host_key,
+    [REGISTRY_DOMAIN_PUT] = state_apply_domain_put,
+    [REGISTRY_DOMAIN_REMOVE] = state_apply_domain_remove,
+    [REGISTRY_TICKET_USE] = state_apply_ticket_use,
 };
 
 /* --- content -------------------------------------------------------------------------------------- */

@@ -43,6 +43,12 @@
 #define STATE_TOKENS_MAX 10000u
 #define STATE_IMAGES_MAX 10000u
 #define STATE_SSH_KEYS_MAX 10000u
+#define STATE_DOMAINS_MAX 10000u
+#define STATE_DOMAINS_PER_WORKLOAD_MAX 50u
+/* Used ones, until they are over and longer: 100 a second for a quarter of an hour. */
+#define STATE_TICKETS_MAX 100000u
+/* So long after its end a used ticket is remembered: clocks of nodes may differ. */
+#define STATE_TICKET_KEPT_MS 600000u
 #define STATE_EPOCH_SEQUENCE_BITS REGISTRY_EPOCH_SEQUENCE_BITS
 
 /* What one SWEEP removes, so that it holds the loop for less than 5 ms (measured: 3 us each). */
@@ -51,18 +57,21 @@
 #define STATE_LOST_MAX 200u
 
 enum state_map {
-    STATE_NODES,     /* be64 id -> registry_node */
-    STATE_WORKLOADS, /* name -> state_workload */
-    STATE_VERSIONS,  /* name 0 be64 version -> state_version */
-    STATE_INSTANCES, /* id -> registry_instance */
-    STATE_KEYS,      /* workload 0 key -> state_key: keys of instances that have not ended */
-    STATE_OWNED,     /* be64 owner, id -> registry_instance: of those that have not ended */
-    STATE_ENDED,     /* workload 0 be64 ended_wall_ms id -> registry_instance */
-    STATE_TOKENS,    /* id -> registry_token */
-    STATE_IMAGES,    /* name -> registry_image */
-    STATE_SESSIONS,  /* be64 node be64 boot -> state_session */
-    STATE_RESULTS,   /* be64 node be64 boot be64 sequence -> state_result */
-    STATE_SSH_KEYS,  /* id -> registry_ssh_key */
+    STATE_NODES,            /* be64 id -> registry_node */
+    STATE_WORKLOADS,        /* name -> state_workload */
+    STATE_VERSIONS,         /* name 0 be64 version -> state_version */
+    STATE_INSTANCES,        /* id -> registry_instance */
+    STATE_KEYS,             /* workload 0 key -> state_key: keys of instances that have not ended */
+    STATE_OWNED,            /* be64 owner, id -> registry_instance: of those that have not ended */
+    STATE_ENDED,            /* workload 0 be64 ended_wall_ms id -> registry_instance */
+    STATE_TOKENS,           /* id -> registry_token */
+    STATE_IMAGES,           /* name -> registry_image */
+    STATE_SESSIONS,         /* be64 node be64 boot -> state_session */
+    STATE_RESULTS,          /* be64 node be64 boot be64 sequence -> state_result */
+    STATE_SSH_KEYS,         /* id -> registry_ssh_key */
+    STATE_DOMAINS,          /* name -> registry_domain */
+    STATE_WORKLOAD_DOMAINS, /* workload 0 name -> registry_domain */
+    STATE_TICKETS,          /* be64 expires_wall_ms nonce -> state_ticket: used ones */
     STATE_MAP_COUNT
 };
 
@@ -110,6 +119,12 @@ struct state_version {
 struct state_key {
     struct map_value value;
     struct instance_id holder;
+};
+
+/* One that was used. */
+struct state_ticket {
+    struct map_value value;
+    struct registry_ticket ticket;
 };
 
 struct state_session {

@@ -248,6 +248,9 @@ int state_apply_sweep(struct state_content *c, const struct registry_command *co
     s.removed = lost;
     if (s.rc == 0)
         s.rc = state_sessions_forget(c, STATE_SWEEP_MAX - s.removed, &s.removed, e);
+    if (s.rc == 0)
+        s.rc =
+            state_tickets_forget(c, command->wall_ms, STATE_SWEEP_MAX - s.removed, &s.removed, e);
     sweep_walk(&s, STATE_TOKENS, sweep_token_visit);
     sweep_walk(&s, STATE_WORKLOADS, sweep_workload_visit);
     r->changed = s.removed >= STATE_SWEEP_MAX || lost >= STATE_LOST_MAX;

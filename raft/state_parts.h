@@ -33,6 +33,9 @@ state_apply_fn state_apply_keyring;
 state_apply_fn state_apply_ssh_key_put;
 state_apply_fn state_apply_ssh_key_remove;
 state_apply_fn state_apply_ssh_host_key;
+state_apply_fn state_apply_domain_put;
+state_apply_fn state_apply_domain_remove;
+state_apply_fn state_apply_ticket_use;
 
 /* The answer is no, and why. */
 void state_refuse(struct registry_result *r, enum problem problem, const char *format, ...)
@@ -46,7 +49,9 @@ struct state_map_key {
 };
 /* The longest: a workload's name, a zero, and a join key or a time and an id. */
 _Static_assert(WORKLOAD_NAME_LENGTH_MAX + 1 + REGISTRY_KEY_LENGTH_MAX <= MAP_KEY_LENGTH_MAX &&
-                   WORKLOAD_NAME_LENGTH_MAX + 1 + 8 + INSTANCE_ID_LENGTH_MAX <= MAP_KEY_LENGTH_MAX,
+                   WORKLOAD_NAME_LENGTH_MAX + 1 + 8 + INSTANCE_ID_LENGTH_MAX <=
+                       MAP_KEY_LENGTH_MAX &&
+                   WORKLOAD_NAME_LENGTH_MAX + 1 + REGISTRY_DOMAIN_LENGTH_MAX <= MAP_KEY_LENGTH_MAX,
                "keys of the registry's maps fit");
 
 void state_key_text(struct state_map_key *key, const char *text); /* with its end */
@@ -122,6 +127,16 @@ int state_node_put(struct state_content *c, const struct registry_node *like,
                    struct err *e) ERR_CHECKED;
 int state_ssh_key_put(struct state_content *c, const struct registry_ssh_key *like,
                       struct err *e) ERR_CHECKED;
+const struct registry_domain *state_domain(const struct state_content *c, const char *name);
+int state_domain_put(struct state_content *c, const struct registry_domain *like,
+                     struct err *e) ERR_CHECKED;
+/* All of one workload. */
+int state_domains_remove(struct state_content *c, const char *workload, struct err *e) ERR_CHECKED;
+int state_ticket_put(struct state_content *c, const struct registry_ticket *ticket,
+                     struct err *e) ERR_CHECKED;
+/* Forgets at most `max` of those that are over; *removed counts them. */
+int state_tickets_forget(struct state_content *c, uint64_t wall_ms, size_t max, size_t *removed,
+                         struct err *e) ERR_CHECKED;
 int state_token_put(struct state_content *c, const struct registry_token *like,
                     struct err *e) ERR_CHECKED;
 int state_token_remove(struct state_content *c, const char *id, struct err *e) ERR_CHECKED;

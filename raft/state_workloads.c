@@ -244,6 +244,18 @@ static int version_add(struct state_content *c, struct state_spec *spec, uint64_
     return rc;
 }
 
+/* A name that stands for another workload already. */
+static bool alias_taken(const struct state_content *c, const char *name, struct registry_result *r)
+{
+    const struct registry_domain *alias = state_domain(c, name);
+    if (alias != NULL)
+        state_refuse(
+            r, PROBLEM_CONFLICT,
+            "%s is an alias of workload %s: skerry domain rm %s first, or choose another id", name,
+            alias->workload, name);
+    return alias != NULL;
+}
+
 static int spec_put(struct state_content *c, struct state_spec *spec, uint64_t wall_ms,
                     struct registry_result *r, struct err *e)
 {
@@ -260,6 +272,8 @@ static int spec_put(struct state_content *c, struct state_spec *spec, uint64_t w
             r->version = w->version_current;
             return 0;
         }
+    } else if (alias_taken(c, spec->spec.id, r)) {
+        return 0;
     } else if (w == NULL && c->maps[STATE_WORKLOADS].count >= STATE_WORKLOADS_MAX) {
         state_refuse(r, PROBLEM_LIMIT_REACHED, "there are %u workloads, as many as there may be",
                      STATE_WORKLOADS_MAX);
@@ -339,6 +353,8 @@ int state_apply_workload_remove(struct state_content *c, const struct registry_c
     w.version_current = 0;
     w.removed_wall_ms = command->wall_ms;
     int rc = state_workload_put(c, &w, e);
+    if (rc == 0)
+        rc = state_domains_remove(c, w.name, e);
     r->changed = true;
     return rc < 0 ? rc : state_versions_prune(c, w.name, e);
 }

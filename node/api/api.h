@@ -44,6 +44,8 @@ struct api_calls {
     bool (*join)(void *user, struct gateway_ask *ask);
     void (*join_cancel)(void *user, struct gateway_ask *ask, enum end_reason reason);
     void (*slot_left)(void *user, struct slot_ref slot, unsigned what);
+    /* "https://LABEL.DOMAIN:PORT/", where browsers find it; false: too long. NULL: nowhere. */
+    bool (*join_url)(void *user, const char *label, char *out, size_t size);
     void (*ssh_counters)(void *user, struct ssh_front_counters *out); /* NULL: none */
     void (*gateway_counters)(void *user, struct gateway_counters *out, unsigned *connections);
 };
@@ -68,6 +70,7 @@ struct api_options {
     const char *socket_path; /* NULL: no unix socket */
     gid_t socket_group;      /* whose members are admins on the unix socket; (gid_t)-1: nobody's */
     const char *node_name;
+    const char *domain;       /* of the node: no workload's own host name lies in it; NULL: none */
     const char *const *hosts; /* names that Host may hold over TCP, beside IP addresses and
                                  localhost */
     size_t host_count;

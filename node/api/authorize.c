@@ -95,6 +95,8 @@ static enum problem role_of(struct api_request *r, const struct registry_root *r
         problem = calls->authorize(calls->user, root, token, token == NULL ? 0 : strlen(token),
                                    (enum token_role)role, workload, instance, clock_wall_ms());
         if (problem == PROBLEM_NONE) {
+            /* It is one: "skt_", its id, "_" and its secret. */
+            (void)text_format(r->token_id, sizeof(r->token_id), "%.16s", token + 4);
             r->role = (enum token_role)role;
             return PROBLEM_NONE;
         }

@@ -1,6 +1,7 @@
 /* node/api/calls.c - the API's view of its node, wired to the functions of node.h. */
 #include <string.h>
 
+#include "base/memory.h"
 #include "node/api/api.h"
 #include "node/control/control.h"
 
@@ -74,6 +75,19 @@ static bool workload(void *user, const char *name, struct gateway_workload *out)
     return routes_workload_now(user, name, out);
 }
 
+/* Of the first listener for HTTPS, else of the first. */
+static bool join_url(void *user, const char *label, char *out, size_t size)
+{
+    const struct config *c = node_config(user);
+    const struct gateway *g = node_gateway(user);
+    bool https = c->gateway.tls.listen.count > 0;
+    unsigned port = g == NULL ? 0 : gateway_port(g, https ? c->http.count : 0);
+    char at[16] = "";
+    if (port != 0 && port != (https ? 443 : 80))
+        (void)text_format(at, sizeof at, ":%u", port);
+    return text_format(out, size, "%s://%s.%s%s/", https ? "https" : "http", label, c->domain, at);
+}
+
 static void ssh_counters(void *user, struct ssh_front_counters *out)
 {
     node_ssh_counters(user, out);
@@ -96,6 +110,7 @@ struct api_calls api_calls_of(struct node *node)
                               .join = joins_ask,
                               .join_cancel = joins_cancel,
                               .slot_left = joins_slot_left,
+                              .join_url = join_url,
                               .ssh_counters = ssh_counters,
                               .gateway_counters = counters};
 }

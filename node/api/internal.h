@@ -171,6 +171,7 @@ struct api_request {
     size_t query_count;
     enum api_accept accept;
     enum token_role role; /* what its token allows here */
+    char token_id[17];    /* of its token; "": it needed none */
     bool json;            /* Content-Type */
     bool elsewhere;       /* its answer is another node's, with all its headers */
     bool upgrade;         /* to skerry-exec/1 */
@@ -314,6 +315,7 @@ struct api_ask {
     struct registry_image image;
     struct registry_token token;
     struct registry_ssh_key ssh_key;
+    struct registry_domain domain;
     struct registry_node node;
     uint8_t gossip_key[REGISTRY_GOSSIP_KEY_BYTES]; /* wiped with the ask */
     char *texts[API_TEXTS_MAX];
@@ -419,6 +421,13 @@ void api_version(struct api_request *r);
 void api_livez(struct api_request *r);
 void api_readyz(struct api_request *r);
 void api_metrics(struct api_request *r);
+
+void api_domains_list(struct api_request *r);
+void api_domain_add(struct api_request *r);
+void api_domain_remove(struct api_request *r);
+
+void api_workload_ticket(struct api_request *r);
+void api_instance_ticket(struct api_request *r);
 
 void api_ssh_keys_list(struct api_request *r);
 void api_ssh_key_add(struct api_request *r);

@@ -30,7 +30,9 @@ static bool match_prefix(void *user, const struct registry_instance *i)
 static bool about_instance(const struct registry_root *root, const struct api_route *route,
                            const char *parameter, struct instance_id *out)
 {
-    if (route->scope != API_SCOPE_INSTANCE && route->handle != api_explain)
+    /* Any node makes a ticket. */
+    if ((route->scope != API_SCOPE_INSTANCE && route->handle != api_explain) ||
+        route->handle == api_instance_ticket)
         return false;
     if (instance_id_parse(out, parameter, strlen(parameter)))
         return true;

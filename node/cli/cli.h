@@ -168,6 +168,8 @@ extern const struct cli_command cli_serve_command, cli_runner_command, cli_up_co
     cli_keyring_list_command, cli_keyring_add_command, cli_keyring_use_command,
     cli_keyring_remove_command, cli_raft_snapshot_command, cli_raft_restore_command,
     cli_raft_recover_command, cli_ssh_key_add_command, cli_ssh_key_list_command,
-    cli_ssh_key_remove_command, cli_ssh_command, cli_proxy_command, cli_network_check_command;
+    cli_ssh_key_remove_command, cli_domain_add_command, cli_domain_list_command,
+    cli_domain_remove_command, cli_ticket_command, cli_ssh_command, cli_proxy_command,
+    cli_network_check_command;
 
 #endif

@@ -406,6 +406,13 @@ enum problem routes_authorize(void *user, const void *routes, const struct gatew
                               const struct instance_id *instance, const char *token, size_t length);
 void routes_release(void *user, const void *routes);
 bool routes_peer(void *user, node_id id, struct gateway_peer *out);
+bool routes_domain(void *user, const void *routes, const char *name, size_t length,
+                   char workload[WORKLOAD_NAME_LENGTH_MAX + 1]);
+
+/* --- node/control/passes.c --- */
+enum problem routes_pass(void *user, const void *routes, const struct gateway_pass_want *want,
+                         struct gateway_pass *out);
+void passes_redeem(struct node *n, struct gateway_ask *ask);
 
 /* --- adopt.c ------------------------------------------------------------------------------------ */
 

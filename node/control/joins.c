@@ -441,7 +441,9 @@ static bool place_ask(struct node *n, struct gateway_ask *ask)
 static bool answer_unknown(struct node *n, struct gateway_ask *ask, bool sure)
 {
     struct registry_root *root = registry_root(n->registry);
-    bool known = registry_root_workload(root, ask->workload, strlen(ask->workload)) != NULL;
+    size_t length = strlen(ask->workload);
+    bool known = registry_root_workload(root, ask->workload, length) != NULL ||
+                 (ask->version == 0 && registry_root_domain(root, ask->workload, length) != NULL);
     registry_root_release(root);
     if (known && ask->version != 0)
         return false;
@@ -531,7 +533,9 @@ static void ask_deliver(struct inbox_message *message, void *owner)
     ask->look_again = false;
     ask->ran = RAN_NO;
     ask->descriptors[0] = ask->descriptors[1] = ask->descriptors[2] = -1;
-    if (ask->autopsy)
+    if (ask->redeem)
+        passes_redeem(n, ask);
+    else if (ask->autopsy)
         begin_autopsy(n, ask);
     else
         ask_now(n, ask, false);

@@ -396,13 +396,22 @@ bool routes_peer(void *user, node_id id, struct gateway_peer *out)
     return known && cluster_address(n->cluster, id, CLUSTER_PORT_STREAM, &out->address);
 }
 
+bool routes_domain(void *user, const void *routes, const char *name, size_t length,
+                   char workload[WORKLOAD_NAME_LENGTH_MAX + 1])
+{
+    const struct routes *r = routes;
+    const struct registry_domain *domain = registry_root_domain(r->root, name, length);
+    (void)user;
+    if (domain != NULL)
+        text_copy(workload, WORKLOAD_NAME_LENGTH_MAX + 1, domain->workload);
+    return domain != NULL;
+}
+
 enum problem routes_authorize(void *user, const void *routes, const struct gateway_workload *w,
                               const struct instance_id *instance, const char *token, size_t length)
 {
     (void)user;
     const struct routes *r = routes;
-    if (w->public_access)
-        return PROBLEM_NONE;
     return node_authorize(r->root, token, length, TOKEN_ROLE_INVOKE, w->name,
                           instance != NULL ? instance->text : NULL, clock_wall_ms());
 }

@@ -75,7 +75,7 @@ static void sockets_cb(void *user, const struct err *error, const Skerry__Runner
 
 static bool give_spare(struct instance *i, struct gateway_sockets *want)
 {
-    if (i->spare_count == 0 || i->spare_ipv6 != want->slot.slot->target.ipv6)
+    if (i->spare_count == 0 || i->spare_ipv6 != want->ipv6)
         return false;
     /* A few at a time: other threads may want one too while the runner is away. */
     unsigned give = i->spare_count > 2 ? 2 : 1;
@@ -100,7 +100,7 @@ static void sockets_deliver(struct inbox_message *message, void *owner)
     if (i != NULL && give_spare(i, want))
         return;
     unsigned count = want->count < GATEWAY_SOCKETS_MAX ? want->count : GATEWAY_SOCKETS_MAX;
-    if (stale || ask_sockets(n, slot->id.text, count, slot->target.ipv6, sockets_cb, want, &e)) {
+    if (stale || ask_sockets(n, slot->id.text, count, want->ipv6, sockets_cb, want, &e)) {
         want->error = stale ? ERR_NOT_FOUND : (int)e.code;
         gateway_sockets_answer(want);
     }

@@ -81,6 +81,28 @@ static bool in_scope(const char *scope, const char *asked)
     return scope[0] == '\0' || (asked != NULL && strcmp(scope, asked) == 0);
 }
 
+/* The strongest role is the smallest number; with a token of a machine it becomes a node, and nothing
+ * else. */
+static enum problem may(const struct registry_token *known, enum token_role need,
+                        const char *workload, const char *instance, uint64_t wall_ms)
+{
+    if (known->role == TOKEN_ROLE_NODE ||
+        (known->expires_wall_ms != 0 && wall_ms >= known->expires_wall_ms))
+        return PROBLEM_UNAUTHORIZED;
+    if (known->role > need || !in_scope(known->workload, workload) ||
+        !in_scope(known->instance, instance))
+        return PROBLEM_FORBIDDEN;
+    return PROBLEM_NONE;
+}
+
+enum problem node_authorize_id(const struct registry_root *root, const char *id,
+                               enum token_role need, const char *workload, const char *instance,
+                               uint64_t wall_ms)
+{
+    const struct registry_token *known = registry_root_token(root, id, strlen(id));
+    return known == NULL ? PROBLEM_UNAUTHORIZED : may(known, need, workload, instance, wall_ms);
+}
+
 enum problem node_authorize(const struct registry_root *root, const char *token, size_t length,
                             enum token_role need, const char *workload, const char *instance,
                             uint64_t wall_ms)
@@ -91,13 +113,5 @@ enum problem node_authorize(const struct registry_root *root, const char *token,
     const struct registry_token *known =
         registry_root_token(root, token + PREFIX_LENGTH, ID_LENGTH);
     bool same = node_token_matches(known, token + PREFIX_LENGTH + ID_LENGTH + 1);
-    /* A machine becomes a node with it, and nothing else. */
-    if (!same || known->role == TOKEN_ROLE_NODE ||
-        (known->expires_wall_ms != 0 && wall_ms >= known->expires_wall_ms))
-        return PROBLEM_UNAUTHORIZED;
-    /* The strongest role is the smallest number. */
-    if (known->role > need || !in_scope(known->workload, workload) ||
-        !in_scope(known->instance, instance))
-        return PROBLEM_FORBIDDEN;
-    return PROBLEM_NONE;
+    return same ? may(known, need, workload, instance, wall_ms) : PROBLEM_UNAUTHORIZED;
 }

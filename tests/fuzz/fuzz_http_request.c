@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "gateway/pass.h"
 #include "gateway/route.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -41,10 +42,50 @@ static void expect_sound(const struct http_head *head, const char *data, size_t 
         assert_always(head->path.data[i] > ' ' && head->path.data[i] < 0x7f);
 }
 
+static bool named(void *user, const char *host, size_t length,
+                  char workload[WORKLOAD_NAME_LENGTH_MAX + 1])
+{
+    (void)user;
+    assert_always(length == strlen(host) && domain_valid(host));
+    text_copy(workload, WORKLOAD_NAME_LENGTH_MAX + 1, "named");
+    return host[0] == 'n';
+}
+
+/* What goes on holds no ticket and none of our cookies, and all others. */
+static void pass_it(const struct http_head *head, const struct route *route)
+{
+    struct http_text ticket, cookies[PASS_COOKIES_MAX];
+    char *out = malloc(route->path.length + 4);
+    assert_always(out != NULL);
+    enum pass_ticket found = pass_ticket_find(route->path, &ticket);
+    size_t length = pass_location_write(route->path, out);
+    assert_always(length > 0 && length <= route->path.length + 3 && out[0] != '?');
+    assert_always(out[0] != '/' || length < 2 || (out[1] != '/' && out[1] != '\\'));
+    assert_always(pass_ticket_find((struct http_text){out, length}, &ticket) == PASS_TICKET_NONE);
+    assert_always(found != PASS_TICKET_NONE || length >= route->path.length);
+    free(out);
+    assert_always(pass_cookies(head, true, cookies) <= PASS_COOKIES_MAX);
+    (void)pass_origin_own(head, true);
+    for (size_t i = 0; i < head->field_count; i++) {
+        struct http_text value = head->fields[i].value;
+        out = malloc(value.length + 1);
+        assert_always(out != NULL);
+        length = pass_cookies_strip(value, out);
+        assert_always(length <= value.length);
+        assert_always(!pass_cookies_has((struct http_text){out, length}));
+        (void)pass_cookie_sets(value);
+        free(out);
+    }
+}
+
 static void route_it(const struct http_head *head)
 {
+    static const struct route_names names = {.domain = "localhost", .named = named};
     struct route route;
-    route_find(&route, head, "localhost");
+    route_find(&route, head, &names);
+    assert_always(strlen(route.workload) <= WORKLOAD_NAME_LENGTH_MAX);
+    assert_always(route.kind != ROUTE_INSTANCE || route.instance.text[0] != '\0');
+    pass_it(head, &route);
     static const enum join_key_source sources[] = {JOIN_KEY_NONE, JOIN_KEY_HEADER, JOIN_KEY_QUERY,
                                                    JOIN_KEY_COOKIE, JOIN_KEY_PATH};
     for (size_t i = 0; i < ARRAY_SIZE(sources); i++) {

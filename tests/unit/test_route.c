@@ -12,6 +12,17 @@
 
 #define ID "012345678901234561"
 
+static bool named(void *user, const char *host, size_t length,
+                  char workload[WORKLOAD_NAME_LENGTH_MAX + 1])
+{
+    (void)user;
+    assert_int_equal(length, strlen(host));
+    if (strcmp(host, "shop.example.com") != 0)
+        return false;
+    return text_copy(workload, WORKLOAD_NAME_LENGTH_MAX + 1, "shop");
+}
+static const struct route_names names = {.domain = "example.org", .named = named};
+
 static const struct http_bounds bounds = {.head_bytes_max = 65536, .target_bytes_max = 8192};
 
 /* Parses "TARGET" with a host and more lines; the head's texts stay valid until the next call. */
@@ -62,11 +73,16 @@ static void targets_are_found(void **state)
         {"h", "/w/x/y", "Skerry-Instance: " ID "\r\n", ROUTE_INSTANCE, "x", ID, "/y", "/w/x"},
         {"h", "/any", "Skerry-Instance: " ID "\r\n", ROUTE_INSTANCE, "", ID, "/any", ""},
         {"h", "/any", "Skerry-Instance: nope\r\n", ROUTE_INSTANCE_WRONG, "", "", "/any", ""},
+        {"Shop.Example.COM.:80", "/w/x?y", "", ROUTE_WORKLOAD, "shop", "", "/w/x?y", ""},
+        {"shop.example.com", "/livez", "", ROUTE_WORKLOAD, "shop", "", "/livez", ""},
+        {"a.shop.example.com", "/", "", ROUTE_NOWHERE, "", "", "/", ""},
+        {"shop.example.com", "/x", "Skerry-Instance: " ID "\r\n", ROUTE_INSTANCE, "shop", ID, "/x",
+         ""},
         {"h", "/livez", "Skerry-Instance: nope\r\n", ROUTE_LIVEZ, "", "", "/livez", ""},
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
         struct route route;
-        route_find(&route, parsed(cases[i].target, cases[i].host, cases[i].lines), "example.org");
+        route_find(&route, parsed(cases[i].target, cases[i].host, cases[i].lines), &names);
         if (route.kind != cases[i].kind)
             fail_msg("%s %s: kind %d", cases[i].host, cases[i].target, (int)route.kind);
         assert_string_equal(route.workload, cases[i].workload);
@@ -77,13 +93,74 @@ static void targets_are_found(void **state)
     }
 }
 
+static void ports_stand_before_an_instance(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *label;
+        enum route_kind kind;
+        unsigned port;
+    } cases[] = {
+        {"9000--" ID, ROUTE_INSTANCE, 9000},
+        {"1--" ID, ROUTE_INSTANCE, 1},
+        {"65535--" ID, ROUTE_INSTANCE, 65535},
+        {ID, ROUTE_INSTANCE, 0},
+        {"0--" ID, ROUTE_INSTANCE_WRONG, 0},
+        {"65536--" ID, ROUTE_INSTANCE_WRONG, 0},
+        {"09--" ID, ROUTE_INSTANCE_WRONG, 0},
+        {"9000-" ID, ROUTE_INSTANCE_WRONG, 0},
+        {"9000--", ROUTE_INSTANCE_WRONG, 9000},
+        {"9000---" ID, ROUTE_INSTANCE_WRONG, 9000},
+        {"--" ID, ROUTE_WORKLOAD, 0},
+        {"9000--hello", ROUTE_INSTANCE_WRONG, 9000},
+        {"4294968296--" ID, ROUTE_INSTANCE_WRONG, 0},
+        {"18446744073709551617--" ID, ROUTE_INSTANCE_WRONG, 0},
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        char host[120];
+        struct route route;
+        text_format(host, sizeof host, "%s.example.org", cases[i].label);
+        route_find(&route, parsed("/", host, ""), &names);
+        if (route.kind != cases[i].kind || route.port != cases[i].port || !route.by_host)
+            fail_msg("%s: kind %d, port %u", host, (int)route.kind, route.port);
+    }
+    struct route route;
+    route_find(&route, parsed("/", "70000--" ID ".example.org", "Skerry-Instance: " ID "\r\n"),
+               &names);
+    assert_true(route.kind == ROUTE_INSTANCE_WRONG && route.port_wrong);
+}
+
+static void only_hosts_of_their_own_are_by_host(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *host;
+        bool by_host;
+        const char *kept;
+    } cases[] = {
+        {"Hello.example.org:1", true, "hello.example.org"},
+        {"shop.example.com.", true, "shop.example.com"},
+        {"example.org", false, ""},
+        {"127.0.0.1", false, ""},
+        {"[::1]:80", false, ""},
+        {"localhost", false, ""},
+        {"other.example.com", false, "other.example.com"}, /* it may be one in a moment */
+    };
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct route route;
+        route_find(&route, parsed("/w/x/", cases[i].host, ""), &names);
+        assert_int_equal(route.by_host, cases[i].by_host);
+        assert_string_equal(route.host, cases[i].kept);
+    }
+}
+
 static void preferences_are_read(void **state)
 {
     (void)state;
     struct route route;
-    route_find(&route, parsed("/w/x", "h", "Skerry-Prefer: " ID "\r\n"), "example.org");
+    route_find(&route, parsed("/w/x", "h", "Skerry-Prefer: " ID "\r\n"), &names);
     assert_string_equal(route.prefer.text, ID);
-    route_find(&route, parsed("/w/x", "h", "Skerry-Prefer: no\r\n"), "example.org");
+    route_find(&route, parsed("/w/x", "h", "Skerry-Prefer: no\r\n"), &names);
     assert_string_equal(route.prefer.text, "");
 }
 
@@ -125,7 +202,7 @@ static void keys_come_from_where_the_workload_says(void **state)
         const char *why = NULL;
         text_copy(workload.key_name, sizeof workload.key_name, cases[i].name);
         struct http_head *head = parsed(cases[i].target, "h", cases[i].lines);
-        route_find(&route, head, "example.org");
+        route_find(&route, head, &names);
         enum problem problem = route_key(key, &route, head, &workload, &why);
         if (problem != cases[i].problem)
             fail_msg("%s %s: %s", cases[i].target, cases[i].lines, problem_word(problem)->code);
@@ -142,7 +219,7 @@ static void keys_come_from_where_the_workload_says(void **state)
     char key[GATEWAY_KEY_LENGTH_MAX + 1];
     const char *why;
     struct http_head *head = parsed("/w/x", "h", lines);
-    route_find(&route, head, "example.org");
+    route_find(&route, head, &names);
     assert_int_equal(route_key(key, &route, head, &workload, &why), PROBLEM_BAD_REQUEST);
 }
 
@@ -181,6 +258,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(targets_are_found),
+        cmocka_unit_test(ports_stand_before_an_instance),
+        cmocka_unit_test(only_hosts_of_their_own_are_by_host),
         cmocka_unit_test(preferences_are_read),
         cmocka_unit_test(keys_come_from_where_the_workload_says),
         cmocka_unit_test(tokens_are_told_from_other_authorization),
