@@ -147,8 +147,8 @@ static void number_format(enum field_type type, uint64_t value, char out[UNIT_TE
     case FIELD_DURATION:
         duration_format(value, out);
         break;
-    case FIELD_CPUS:
-        cpus_format(value, out);
+    case FIELD_DECIMAL:
+        decimal_format(value, out);
         break;
     default:
         text_format(out, UNIT_TEXT_SIZE, "%" PRIu64, value);
@@ -210,8 +210,8 @@ static int number_set(const struct field *f, uint64_t *member, const char *text,
         rc = bytes_parse(&value, text, e);
     else if (f->type == FIELD_DURATION)
         rc = duration_parse(&value, text, f->none_allowed, e);
-    else if (f->type == FIELD_CPUS)
-        rc = cpus_parse(&value, text, e);
+    else if (f->type == FIELD_DECIMAL)
+        rc = decimal_parse(&value, text, e);
     else
         rc = uint_parse(f, &value, text, quoted, e);
     if (rc == 0)

@@ -24,7 +24,7 @@ enum field_type {
     FIELD_UINT,     /* uint64_t */
     FIELD_BYTES,    /* uint64_t, from "128M"; binary units K M G T, also Ki Mi Gi Ti and b suffix */
     FIELD_DURATION, /* uint64_t milliseconds, from "250ms" "30s" "5m" "1h" "2d"; see NONE */
-    FIELD_CPUS,     /* uint64_t thousandths, from "0.5" or 2 */
+    FIELD_DECIMAL,  /* uint64_t thousandths, from "0.5" or 2 */
     FIELD_WORD,     /* int, an index into `words` */
     FIELD_TEXT_LIST, /* struct field_list of text; one text alone is a list of one */
     FIELD_TEXT_MAP,  /* struct field_list of "KEY=value"; from a map, or a list of KEY=value */

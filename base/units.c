@@ -98,7 +98,7 @@ int bytes_parse(uint64_t *out, const char *text, struct err *e)
     return 0;
 }
 
-int cpus_parse(uint64_t *out_thousandths, const char *text, struct err *e)
+int decimal_parse(uint64_t *out_thousandths, const char *text, struct err *e)
 {
     char shown[TEXT_SHOWN_SIZE];
     const char *at = text;
@@ -113,7 +113,7 @@ int cpus_parse(uint64_t *out_thousandths, const char *text, struct err *e)
     }
     if (!good || *at != '\0')
         return err_set(e, ERR_INVALID,
-                       "%s is no share of processors; write 2, 0.5 or 0.125 (at most three digits "
+                       "%s is no decimal number; write 2, 0.5 or 0.125 (at most three digits "
                        "behind the point)",
                        text_show(text, shown));
     *out_thousandths = whole * 1000 + rest;
@@ -147,7 +147,7 @@ void bytes_format(uint64_t bytes, char out[UNIT_TEXT_SIZE])
     text_format(out, UNIT_TEXT_SIZE, "%" PRIu64 "%s", bytes, units[unit]);
 }
 
-void cpus_format(uint64_t thousandths, char out[UNIT_TEXT_SIZE])
+void decimal_format(uint64_t thousandths, char out[UNIT_TEXT_SIZE])
 {
     text_format(out, UNIT_TEXT_SIZE, "%" PRIu64 ".%03u", thousandths / 1000,
                 (unsigned)(thousandths % 1000));

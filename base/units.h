@@ -21,12 +21,12 @@ int duration_parse(uint64_t *out_ms, const char *text, bool none_allowed,
 /* "1000" "64K" "128M" "1G" "1T", also "128Mi" "128MB" "128MiB" in any case: powers of 1024. */
 int bytes_parse(uint64_t *out, const char *text, struct err *e) ERR_CHECKED;
 /* "2" "0.5" "0.125": at most three digits behind the point. */
-int cpus_parse(uint64_t *out_thousandths, const char *text, struct err *e) ERR_CHECKED;
+int decimal_parse(uint64_t *out_thousandths, const char *text, struct err *e) ERR_CHECKED;
 
 /* Each in the shortest exact form that the parser reads back. */
 #define UNIT_TEXT_SIZE 32
-void duration_format(uint64_t ms, char out[UNIT_TEXT_SIZE]);      /* "90s", "none" */
-void bytes_format(uint64_t bytes, char out[UNIT_TEXT_SIZE]);      /* "128M", "1000", "none" */
-void cpus_format(uint64_t thousandths, char out[UNIT_TEXT_SIZE]); /* "0.5" */
+void duration_format(uint64_t ms, char out[UNIT_TEXT_SIZE]);         /* "90s", "none" */
+void bytes_format(uint64_t bytes, char out[UNIT_TEXT_SIZE]);         /* "128M", "1000", "none" */
+void decimal_format(uint64_t thousandths, char out[UNIT_TEXT_SIZE]); /* "0.5" */
 
 #endif

@@ -311,6 +311,7 @@ static int check_command(const struct workload *w, const struct document *d, str
         {"join.key", w->join.key[0] != '\0'},
         {"life.idle", w->life.idle_ms != DURATION_NONE},
         {"scale.idle_min", w->scale.idle_min != 0},
+        {"scale.target", w->scale.target_thousandths != 1000},
         {"healthcheck.test", has_healthcheck(w)},
     };
     for (size_t i = 0; i < ARRAY_SIZE(rules); i++) {
@@ -350,6 +351,10 @@ static int check_together(const struct workload *w, const struct document *d, st
                              "timeouts.request", w->timeouts.request_ms, e);
     if (rc != 0)
         return rc;
+    if (w->scale.target_thousandths < 1000 && (w->join.key[0] != '\0' || w->join.max_joiners == 0))
+        return fields_refuse(d, "scale.target", e, "%s, so this cannot act; leave it out",
+                             w->join.key[0] != '\0' ? "each key has one instance (join.key)"
+                                                    : "join.max_joiners: 0 has no bound");
     if (w->scale.idle_min > w->scale.max)
         return fields_refuse(d, "scale.idle_min", e,
                              "more instances ahead than scale.max, which is %llu",

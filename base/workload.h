@@ -56,7 +56,7 @@ struct workload {
         uint64_t idle_ms, max_ms;
     } life;
     struct {
-        uint64_t idle_min, max, queue, queue_timeout_ms;
+        uint64_t idle_min, max, target_thousandths, queue, queue_timeout_ms;
     } scale;
     struct {
         struct field_list test; /* "CMD", ... or "CMD-SHELL", "..." or "NONE" */

@@ -87,6 +87,12 @@ size_t answer_fields_write(struct connection *c, char *out)
         p = put_text(p, "\r\nSkerry-Start: ");
         p = put_text(p, start_names[x->start]);
     }
+    if (x->ends_wall_ms != 0 && x->ends_wall_ms != UINT64_MAX) {
+        char at[CLOCK_RFC3339_SIZE];
+        clock_format_rfc3339(x->ends_wall_ms, at);
+        p = put_text(p, "\r\nSkerry-Deadline: ");
+        p = put_text(p, at);
+    }
     p = put_text(p, "\r\nSkerry-Request-Id: ");
     p = put_text(p, x->request_id);
     p = put_text(p, "\r\n");

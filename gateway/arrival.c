@@ -27,6 +27,7 @@ static size_t write_granted(const struct arrival *a, uint8_t block[TRAVEL_BLOCK_
                                    .instance = x->id,
                                    .start = x->start,
                                    .timing = x->timing,
+                                   .ends_wall_ms = x->ends_wall_ms,
                                    .code_us = clock_monotonic_us() - x->joined_us};
     return travel_answer_write(&answer, block);
 }

@@ -362,6 +362,7 @@ static void joined(struct connection *c, struct slot_ref ref, enum gateway_start
     x->entered = true;
     x->travel.node = 0;
     x->id = ref.slot->id;
+    x->ends_wall_ms = atomic_load_explicit(&ref.slot->ends_wall_ms, memory_order_relaxed);
     x->start = start;
     x->joined_us = clock_monotonic_us();
     if (x->workload.request_ms != DURATION_NONE)

@@ -275,6 +275,7 @@ static bool answer_field_passes(const struct http_field *field)
     case HTTP_NAME_SKERRY_ERROR:
     case HTTP_NAME_SKERRY_NODE:
     case HTTP_NAME_SKERRY_START:
+    case HTTP_NAME_SKERRY_DEADLINE:
     case HTTP_NAME_SKERRY_INSTANCE:
     case HTTP_NAME_SKERRY_REQUEST_ID:
         return false;

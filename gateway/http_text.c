@@ -30,6 +30,7 @@ static const struct {
     {"skerry-prefer", HTTP_NAME_SKERRY_PREFER},
     {"content-length", HTTP_NAME_CONTENT_LENGTH},
     {"http2-settings", HTTP_NAME_HTTP2_SETTINGS},
+    {"skerry-deadline", HTTP_NAME_SKERRY_DEADLINE},
     {"skerry-instance", HTTP_NAME_SKERRY_INSTANCE},
     {"x-forwarded-for", HTTP_NAME_X_FORWARDED_FOR},
     {"proxy-connection", HTTP_NAME_PROXY_CONNECTION},
@@ -46,7 +47,7 @@ _Static_assert(ARRAY_SIZE(names) == HTTP_NAME_COUNT - 1, "each known name has it
 /* Index of the first name with at least so many bytes. */
 enum { NAME_LENGTH_MAX = 19 };
 static const unsigned char first_of_length[NAME_LENGTH_MAX + 2] = {
-    0, 0, 0, 1, 1, 2, 2, 5, 7, 7, 8, 13, 15, 18, 20, 22, 24, 26, 29, 31, 32,
+    0, 0, 0, 1, 1, 2, 2, 5, 7, 7, 8, 13, 15, 18, 20, 22, 25, 27, 30, 32, 33,
 };
 
 static char lower(char c)

@@ -2,6 +2,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/units.h"
 #include "gateway/thread.h"
@@ -533,6 +534,27 @@ static void slow_before_answer(struct connection *c)
     }
 }
 
+/* Too late to answer with it: the log and the counters have the code that a problem would have had. */
+static void note_late(struct connection *c)
+{
+    struct exchange *x = &c->x;
+    char detail[240], limit[UNIT_TEXT_SIZE];
+    bool whole = !x->tunnel && passed(c, x->request_until_ms);
+    enum problem problem = whole ? PROBLEM_REQUEST_TIMEOUT : PROBLEM_STREAM_IDLE;
+    if (whole) {
+        dispatch_late_text(c, detail, sizeof detail);
+    } else {
+        duration_format(x->workload.stream_idle_ms, limit);
+        text_format(detail, sizeof detail,
+                    "%s: no byte in either direction for its "
+                    "timeouts.stream_idle of %s",
+                    x->workload.name, limit);
+    }
+    count(&c->thread->counters.problems[problem], 1);
+    log_info("gateway", "%s: %s, request %s of %s was cut: %s", problem_word(problem)->code,
+             x->asked_by, x->request_id, x->id.text, detail);
+}
+
 void join_deadline(struct connection *c)
 {
     struct exchange *x = &c->x;
@@ -548,6 +570,8 @@ void join_deadline(struct connection *c)
         passed(c, (x->progress_ms > c->half_closed_ms ? x->progress_ms : c->half_closed_ms) +
                       HALF_CLOSE_MS);
     bool stuck = x->answered && queue_pending(&c->out) > 0; /* the client does not read */
+    if (!left && x->answered)
+        note_late(c);
     if (left || stuck)
         connection_close(c, true);
     else if (x->answered)

@@ -51,7 +51,8 @@ static void note_peak(struct slot *slot, uint32_t joiners)
 
 /* The bounds are read between the load of the word and its exchange. Should the slot be reused in
  * between, the generation differs and the exchange fails, so bounds of two generations never mix. */
-static enum slot_answer enter(struct slot_ref ref, uint64_t monotonic_ms, uint64_t boot_ms)
+static enum slot_answer enter(struct slot_ref ref, uint64_t monotonic_ms, uint64_t boot_ms,
+                              bool next)
 {
     struct slot *slot = ref.slot;
     if (slot == NULL)
@@ -71,6 +72,9 @@ static enum slot_answer enter(struct slot_ref ref, uint64_t monotonic_ms, uint64
             limit = SLOT_JOINERS_MAX;
         if (word_joiners(word) >= limit)
             return SLOT_FULL;
+        /* A place that becomes free belongs to who has waited longest. */
+        if (!next && atomic_load_explicit(&slot->waited_for, memory_order_relaxed))
+            return SLOT_WAITED;
         /* Sequentially consistent, as in slot_leave: see waited_for there. */
         if (atomic_compare_exchange_weak(&slot->word, &word, word + 1)) {
             atomic_fetch_add_explicit(&slot->joins, 1, memory_order_relaxed);
@@ -82,12 +86,17 @@ static enum slot_answer enter(struct slot_ref ref, uint64_t monotonic_ms, uint64
 
 enum slot_answer slot_enter(struct slot_ref ref, uint64_t monotonic_ms, uint64_t boot_ms)
 {
-    return enter(ref, monotonic_ms, boot_ms);
+    return enter(ref, monotonic_ms, boot_ms, false);
+}
+
+enum slot_answer slot_enter_next(struct slot_ref ref, uint64_t monotonic_ms, uint64_t boot_ms)
+{
+    return enter(ref, monotonic_ms, boot_ms, true);
 }
 
 enum slot_answer slot_enter_forced(struct slot_ref ref, uint64_t boot_ms)
 {
-    return enter(ref, 0, boot_ms); /* time zero is inside every window */
+    return enter(ref, 0, boot_ms, true); /* time zero is inside every window */
 }
 
 unsigned slot_leave(struct slot_ref ref, uint64_t monotonic_ms)
@@ -221,6 +230,7 @@ int slot_open(struct slot_table *table, const struct slot_options *options, stru
     atomic_store_explicit(&slot->window_end_ms, options->window_end_ms, memory_order_relaxed);
     atomic_store_explicit(&slot->lease_deadline_ms, options->lease_deadline_ms,
                           memory_order_relaxed);
+    atomic_store_explicit(&slot->ends_wall_ms, options->ends_wall_ms, memory_order_relaxed);
     atomic_store_explicit(&slot->last_left_ms, options->monotonic_ms, memory_order_relaxed);
     atomic_store_explicit(&slot->joins, 0, memory_order_relaxed);
     atomic_store_explicit(&slot->joiners_peak, 0, memory_order_relaxed);

@@ -39,7 +39,8 @@ struct slot {
     _Atomic uint64_t last_left_ms;      /* monotonic: when a joiner left last */
     _Atomic uint64_t joins;             /* in this generation */
     _Atomic uint32_t joiners_peak;
-    _Atomic bool waited_for; /* control has waiters: tell it of every leave */
+    _Atomic bool waited_for; /* control has waiters: tell it of every leave, and take no place */
+    _Atomic uint64_t ends_wall_ms; /* end of life.max; UINT64_MAX: none */
     uint32_t index;
     struct instance_id id;
     struct slot_target target;
@@ -57,11 +58,14 @@ enum slot_answer {
     SLOT_CLOSED, /* draining */
     SLOT_LATE,   /* its window has passed */
     SLOT_FULL,
+    SLOT_WAITED,   /* others wait for a place in it: control lets them in, in the order they came */
     SLOT_NO_LEASE, /* its lease deadline has passed */
 };
 
 enum slot_answer slot_enter(struct slot_ref ref, uint64_t monotonic_ms, uint64_t boot_ms);
-/* As slot_enter, but the window is not looked at: for forced and keyed joins. */
+/* As slot_enter, for who is the next of those who wait: for control. */
+enum slot_answer slot_enter_next(struct slot_ref ref, uint64_t monotonic_ms, uint64_t boot_ms);
+/* As slot_enter_next, but the window is not looked at: for forced and keyed joins. */
 enum slot_answer slot_enter_forced(struct slot_ref ref, uint64_t boot_ms);
 
 /* What the leaver has to do: a set of these. */
@@ -85,6 +89,7 @@ struct slot_options {
     uint32_t max_joiners;
     uint64_t window_end_ms;
     uint64_t lease_deadline_ms;
+    uint64_t ends_wall_ms;
     uint64_t monotonic_ms;
 };
 /* -ERR_LIMIT when all are in use. */

@@ -247,6 +247,8 @@ struct exchange {
     uint64_t joined_us;
     enum gateway_start start;
     struct gateway_timing timing;
+    uint64_t
+        ends_wall_ms; /* of the instance that was joined, by life.max; UINT64_MAX: never, 0: none was */
     struct slot_ref slot;
     bool entered;
     struct gateway_ask *ask;

@@ -190,6 +190,7 @@ void travel_granted(struct connection *c, const struct travel_answer *answer)
     uint64_t now_ms = thread_now_ms(c->thread);
     away_over(c->thread, x->travel.node);
     x->id = answer->instance;
+    x->ends_wall_ms = answer->ends_wall_ms;
     x->start = answer->start;
     x->timing = answer->timing;
     x->joined_us = answer->code_us < now_us ? now_us - answer->code_us : 1;

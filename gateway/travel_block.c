@@ -5,6 +5,9 @@
 #include "base/bytes.h"
 #include "base/memory.h"
 
+/* The year 9999: beyond it RFC 3339 has no words. */
+#define WALL_MS_MAX 253402300799999ull
+
 enum {
     ANSWER_GRANTED = 1,
     ANSWER_REFUSED = 2,
@@ -73,6 +76,7 @@ size_t travel_answer_write(const struct travel_answer *answer, uint8_t out[TRAVE
         p = put_number(p, answer->timing.sandbox_us, 8);
         p = put_number(p, answer->timing.code_us, 8);
         p = put_number(p, answer->code_us, 8);
+        p = put_number(p, answer->ends_wall_ms, 8);
     } else {
         unsigned retry = answer->retry_after_s;
         p = put_number(p, (uint64_t)answer->problem, 2);
@@ -198,7 +202,9 @@ bool travel_answer_read(struct travel_answer *out, const char *bytes, size_t siz
         out->timing.sandbox_us = number(&r, 8);
         out->timing.code_us = number(&r, 8);
         out->code_us = number(&r, 8);
-        r.good = r.good && word <= GATEWAY_START_JOIN && out->instance.text[0] != '\0';
+        out->ends_wall_ms = number(&r, 8);
+        r.good = r.good && word <= GATEWAY_START_JOIN && out->instance.text[0] != '\0' &&
+                 (out->ends_wall_ms <= WALL_MS_MAX || out->ends_wall_ms == UINT64_MAX);
     } else {
         uint64_t problem = number(&r, 2);
         out->problem = (enum problem)problem;

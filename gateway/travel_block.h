@@ -5,6 +5,7 @@
  *               | text client [| u16 port, with its flag]
  *     granted:  u8 version | u8 1 | u8 start | u8 0 | text instance
  *               | u64 queue us | u64 reserve us | u64 sandbox us | u64 start us | u64 code us
+ *               | u64 end of life, ms since 1970
  *     refused:  u8 version | u8 2 | u8 ran | u8 0 | u16 problem | u16 retry after
  *               | text instance | text reason | u16 size, detail
  *
@@ -21,7 +22,7 @@
 
 #include "gateway/gateway.h"
 
-#define TRAVEL_VERSION 1u
+#define TRAVEL_VERSION 2u
 /* The largest of the three: a refusal. */
 #define TRAVEL_BLOCK_BYTES_MAX 1024u
 
@@ -53,7 +54,8 @@ struct travel_answer {
     /* granted */
     enum gateway_start start;
     struct gateway_timing timing;
-    uint64_t code_us; /* since the join was inside */
+    uint64_t code_us;      /* since the join was inside */
+    uint64_t ends_wall_ms; /* of the instance, by life.max; UINT64_MAX: never */
     /* refused */
     enum problem problem;
     enum ran ran;

@@ -66,13 +66,14 @@ struct config {
         char *acme_webroot; /* "" none */
     } gateway;
     struct {
-        uint64_t instances_max, starts_max, waiters_max; /* on this node */
+        uint64_t instances_max, waiters_max; /* on this node */
     } limits;
     struct {
         uint64_t bytes_max; /* of one instance */
     } logs;
     struct {
         bool allow_unenforced;
+        uint64_t starts_max; /* at the same time */
     } sandbox;
     struct {
         uint64_t voters, standbys; /* of the cluster, as its leader's file has them */

@@ -211,8 +211,9 @@ void registry_root_instances(const struct registry_root *root, const char *from,
 /* Those of one owner (0: of any, in order of owner) that have not ended. */
 void registry_root_live(const struct registry_root *root, node_id owner,
                         bool (*visit)(void *user, const struct registry_instance *i), void *user);
-/* How many instances of all its versions have not ended: what scale.max bounds. */
-uint32_t registry_root_workload_live(const struct registry_root *root, const char *workload);
+/* What scale.max bounds: instances that have not ended, of the current version and of keys. Those of older
+ * versions are being replaced. */
+uint32_t registry_root_workload_counted(const struct registry_root *root, const char *workload);
 void registry_root_tokens(const struct registry_root *root,
                           bool (*visit)(void *user, const struct registry_token *t), void *user);
 void registry_root_ssh_keys(const struct registry_root *root,

@@ -55,10 +55,10 @@ const struct instance_id *registry_root_key_holder(const struct registry_root *r
     return state_key_holder(&root->content, &like);
 }
 
-uint32_t registry_root_workload_live(const struct registry_root *root, const char *workload)
+uint32_t registry_root_workload_counted(const struct registry_root *root, const char *workload)
 {
     const struct state_workload *w = state_workload(&root->content, workload);
-    return w == NULL ? 0 : w->live;
+    return w == NULL ? 0 : state_workload_counted(&root->content, w);
 }
 
 const struct registry_token *registry_root_token(const struct registry_root *root, const char *id,

@@ -146,9 +146,10 @@ static bool workload_allows(const struct state_content *c, const struct registry
         return false;
     }
     const struct workload *spec = &state_version(c, i->workload, w->version_current)->workload.spec;
-    if (spec->scale.max != 0 && w->live >= spec->scale.max) {
+    uint32_t counted = w->live < spec->scale.max ? w->live : state_workload_counted(c, w);
+    if (spec->scale.max != 0 && counted >= spec->scale.max) {
         state_refuse(r, PROBLEM_LIMIT_REACHED, "%s has %u instances, scale.max is %llu",
-                     i->workload, w->live, (unsigned long long)spec->scale.max);
+                     i->workload, counted, (unsigned long long)spec->scale.max);
         return false;
     }
     return true;

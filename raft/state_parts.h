@@ -73,6 +73,8 @@ struct map_value *state_get(const struct state_content *c, enum state_map map,
                             const struct state_map_key *key);
 
 const struct state_workload *state_workload(const struct state_content *c, const char *name);
+/* Of its instances, those that scale.max bounds. */
+uint32_t state_workload_counted(const struct state_content *c, const struct state_workload *w);
 const struct state_version *state_version(const struct state_content *c, const char *name,
                                           uint64_t version);
 const struct registry_instance *state_instance(const struct state_content *c,

@@ -131,6 +131,34 @@ int state_count(struct state_content *c, const char *name, uint64_t version, int
     return state_version_put(c, &changed, v->spec, e);
 }
 
+struct counting {
+    struct state_map_key prefix;
+    uint64_t current;
+    uint64_t count;
+};
+
+static bool count_version(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    struct counting *s = user;
+    if (!state_key_starts_with(key, key_length, &s->prefix))
+        return false;
+    const struct registry_workload *w =
+        &container_of(value, const struct state_version, workload.value)->workload;
+    if (w->version == s->current || w->spec.join.key[0] != '\0')
+        s->count += w->live;
+    return true;
+}
+
+uint32_t state_workload_counted(const struct state_content *c, const struct state_workload *w)
+{
+    struct counting s = {.current = w->version_current};
+    if (w->live == 0 || w->version_current == 0)
+        return w->live;
+    state_key_text(&s.prefix, w->name);
+    map_walk(&c->maps[STATE_VERSIONS], s.prefix.bytes, s.prefix.length, count_version, &s);
+    return (uint32_t)s.count;
+}
+
 /* --- pruning ---------------------------------------------------------------------------------------- */
 
 struct prune {

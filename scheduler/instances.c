@@ -30,15 +30,18 @@ void scheduler_instance_recount(struct instance *i)
 {
     struct scheduler_workload *w = i->workload;
     bool current = i->version == w->version;
-    /* Older versions on their way out do not keep the new one from starting; commands that drain
-     * are at work. */
-    bool counts =
-        i->life <= LIFE_READY || current || (i->group == NULL && i->life == LIFE_DRAINING);
-    bool ready = i->life == LIFE_READY && current && is_shared(i);
+    /* Older versions do not keep the new one from starting, which replaces them; rooms are not
+     * replaced, and commands that drain are at work. */
+    bool counts = current || (i->life <= LIFE_READY && !is_shared(i)) ||
+                  (i->group == NULL && i->life == LIFE_DRAINING);
+    bool ready = i->life == LIFE_READY && is_shared(i);
+    bool older = ready && !current;
     w->live += (uint64_t)counts - (uint64_t)i->counted;
     w->ready_shared += (uint64_t)ready - (uint64_t)i->ready_counted;
+    w->older += (uint64_t)older - (uint64_t)i->older;
     i->counted = counts;
     i->ready_counted = ready;
+    i->older = older;
 }
 
 void scheduler_instance_timer(struct scheduler *s, struct instance *i)
@@ -124,30 +127,79 @@ static void leave_starting(struct scheduler *s, struct instance *i)
 
 /* --- starting --- */
 
-/* Shared instances that nobody uses or is about to use. */
-static uint64_t idle_count(struct scheduler *s, struct scheduler_workload *w)
+/* The shared instances of the current version. */
+struct tally {
+    uint64_t starting, ready, joiners;
+    uint64_t idle; /* that nobody uses or is about to use */
+};
+
+static struct tally tally(const struct scheduler *s, const struct scheduler_workload *w)
 {
     const struct scheduler_calls *calls = &s->options.calls;
-    uint64_t idle = 0, starting = 0;
+    struct tally t = {0};
     struct instance *i;
     DL_FOREACH(w->instances, i)
     {
         if (!is_shared(i) || i->version != w->version)
             continue;
         if (i->life == LIFE_STARTING) {
-            starting++;
+            t.starting++;
         } else if (i->life == LIFE_READY) {
             struct scheduler_load load = {0};
             calls->load(calls->user, i->handle, &load);
-            idle += load.joiners == 0;
+            t.ready++;
+            t.joiners += load.joiners;
+            t.idle += load.joiners == 0;
         }
     }
     uint64_t used = (w->shared.covered + w->policy.places - 1) / w->policy.places;
-    return idle + (starting > used ? starting - used : 0);
+    t.idle += t.starting > used ? t.starting - used : 0;
+    return t;
 }
 
+static bool has_target(const struct scheduler_workload *w)
+{
+    return w->target < TARGET_NONE && w->policy.places != PLACES_UNLIMITED && !w->command;
+}
+
+/* So many instances have room for those who are inside or wait, with the share free that is wanted. */
+static uint64_t target_count(const struct scheduler_workload *w, const struct tally *t)
+{
+    if (!has_target(w) || w->target == 0)
+        return 0;
+    uint64_t taken = t->joiners + w->shared.covered;
+    uint64_t each = w->policy.places * w->target; /* thousandths */
+    return (taken * 1000 + each - 1) / each;
+}
+
+/* Why another is to start although nobody waits for it; NULL: none is. */
+static const char *wants_ahead(const struct scheduler *s, const struct scheduler_workload *w)
+{
+    if (w->older == 0 && !w->keeps_ahead && !has_target(w))
+        return NULL;
+    struct tally t = tally(s, w);
+    if (w->older > 0 && t.ready + t.starting == 0)
+        return "a new version replaces the one before it";
+    if (w->keeps_ahead && t.idle < w->idle_min)
+        return "kept ahead: scale.idle_min";
+    if (t.ready + t.starting < target_count(w, &t))
+        return "started ahead: scale.target";
+    return NULL;
+}
+
+/* Whether an idle one would be started again at once. */
+static bool is_kept_ahead(const struct scheduler *s, const struct instance *i)
+{
+    const struct scheduler_workload *w = i->workload;
+    if (!is_shared(i) || i->version != w->version)
+        return false;
+    struct tally t = tally(s, w);
+    return (w->keeps_ahead && t.idle <= w->idle_min) || t.ready + t.starting <= target_count(w, &t);
+}
+
+/* For a waiter, or with a reason for nobody. */
 static bool start_for(struct scheduler *s, struct scheduler_workload *w, struct group *g,
-                      struct waiter *first)
+                      struct waiter *first, const char *why)
 {
     struct instance *i = instance_new(s, w, g, s->next_handle, NULL);
     if (i == NULL)
@@ -161,6 +213,7 @@ static bool start_for(struct scheduler *s, struct scheduler_workload *w, struct 
     a->version = w->version;
     a->key = i->key;
     a->start = i->start;
+    a->detail = why;
     enter_starting(s, i);
     if (first != NULL && first->exclusive) {
         scheduler_waiter_unqueue(s, first);
@@ -186,11 +239,12 @@ static bool start_one(struct scheduler *s, struct scheduler_workload *w)
     {
         struct group *g = q->exclusive ? q->alone : q->group;
         if (g == NULL || g->keyed == NULL)
-            return start_for(s, w, g, q);
+            return start_for(s, w, g, q, NULL);
     }
-    if (!w->keeps_ahead || s->now_ms < w->crash_end_ms || idle_count(s, w) >= w->idle_min)
+    if (s->now_ms < w->crash_end_ms || w->barred)
         return false;
-    return start_for(s, w, &w->shared, NULL);
+    const char *why = wants_ahead(s, w);
+    return why != NULL && start_for(s, w, &w->shared, NULL, why);
 }
 
 void scheduler_instances_start(struct scheduler *s)
@@ -208,10 +262,12 @@ void scheduler_instances_start(struct scheduler *s)
 void scheduler_workload_timer(struct scheduler *s, struct scheduler_workload *w)
 {
     uint64_t at = TIMER_NEVER;
+    bool looks = w->keeps_ahead || w->older > 0 || (has_target(w) && w->ready_shared > 0);
+    uint64_t every_ms = has_target(w) ? TARGET_CHECK_MS : POOL_CHECK_MS;
     if (!w->removed && s->now_ms < w->backoff_end_ms && w->queued > 0)
         at = w->backoff_end_ms;
-    if (!w->removed && w->keeps_ahead && s->now_ms + POOL_CHECK_MS < at)
-        at = s->now_ms + POOL_CHECK_MS;
+    if (!w->removed && looks && s->now_ms + every_ms < at)
+        at = s->now_ms + every_ms;
     scheduler_timers_set(&s->timers, &w->timer, at);
 }
 
@@ -237,7 +293,7 @@ static void start_failed(struct scheduler *s, struct instance *i, enum problem p
         w->backoff_end_ms = s->now_ms + backoff_ms(w->failures);
         w->failure_problem = problem;
         (void)text_copy(w->failure_detail, sizeof w->failure_detail, detail == NULL ? "" : detail);
-        detail = w->failure_detail;
+        detail = scheduler_pause_detail(s, w);
     } else if (i->start == SCHEDULER_POOL) /* scale.max reached, no leader: not at once again */
         w->crash_end_ms = s->now_ms + BACKOFF_FIRST_MS;
     uint64_t retry = w->backoff_end_ms > s->now_ms ? w->backoff_end_ms - s->now_ms : RETRY_FULL_MS;
@@ -315,6 +371,23 @@ void scheduler_instance_drain(struct scheduler *s, struct instance *i, enum end_
     scheduler_want(s, i->workload);
 }
 
+void scheduler_workload_roll(struct scheduler *s, struct scheduler_workload *w)
+{
+    /* Requests with a key, and commands, have no use for what is shared. Where this node is full, what
+     * is old has to make room. */
+    bool stands_in = !w->command && !w->keyed && !w->barred && !w->removed &&
+                     s->instance_count < s->options.instances_max;
+    bool drains = !stands_in || w->replaced || w->ready_shared > w->older;
+    struct instance *i, *next;
+    DL_FOREACH_SAFE(w->instances, i, next)
+    {
+        if (!is_shared(i) || i->version == w->version)
+            continue;
+        if (i->life == LIFE_STARTING || (i->life == LIFE_READY && drains))
+            scheduler_instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
+    }
+}
+
 static void count_crash(struct scheduler *s, struct instance *i, enum end_reason reason)
 {
     struct scheduler_workload *w = i->workload;
@@ -341,6 +414,7 @@ void scheduler_instance_ended(struct scheduler *s, struct instance *i,
     i->life = LIFE_STOPPING;
     w->live -= i->counted;
     w->ready_shared -= i->ready_counted;
+    w->older -= i->older;
     w->instance_count--;
     s->instance_count--;
     if (g != NULL) {
@@ -411,21 +485,20 @@ void scheduler_instance_ready(struct scheduler *s, struct instance *i)
         i->granted = true; /* whoever comes later has not waited for the start */
     if (g != NULL)
         scheduler_group_cover(s, g);
+    scheduler_workload_roll(s, w);
     scheduler_want(s, w);
+    scheduler_workload_timer(s, w);
 }
 
 static void look_if_idle(struct scheduler *s, struct instance *i)
 {
     const struct scheduler_calls *calls = &s->options.calls;
-    struct scheduler_workload *w = i->workload;
     struct scheduler_load load = {0};
     calls->load(calls->user, i->handle, &load);
     /* Whoever is inside now leaves now at the soonest. */
     uint64_t since = load.joiners > 0 ? s->now_ms : load.last_left_ms;
     uint64_t end = time_after(since, i->policy.idle_ms);
-    bool kept = w->keeps_ahead && is_shared(i) && i->version == w->version &&
-                idle_count(s, w) <= w->idle_min;
-    if (end <= s->now_ms && !kept) {
+    if (end <= s->now_ms && !is_kept_ahead(s, i)) {
         scheduler_instance_drain(s, i, END_IDLE, TIMER_NEVER);
         return;
     }
@@ -536,9 +609,13 @@ int scheduler_instance_adopt(struct scheduler *s, const struct scheduler_event *
     } else if (g != NULL) {
         scheduler_group_cover(s, g);
     }
-    if (w->removed || duplicate || (g == &w->shared && i->version != w->version))
+    if (w->removed || duplicate)
         scheduler_instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
-    else if (event->ready && g != NULL)
+    else
+        scheduler_workload_roll(s, w);
+    if (i->life == LIFE_READY && g != NULL)
         scheduler_group_serve(s, g, i);
+    scheduler_want(s, w);
+    scheduler_workload_timer(s, w);
     return 0;
 }

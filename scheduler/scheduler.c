@@ -110,20 +110,19 @@ static int workload_put(struct scheduler *s, const struct scheduler_event *event
     w->instances_max = spec->scale.max;
     w->queue_max = spec->scale.queue;
     w->queue_timeout_ms = spec->scale.queue_timeout_ms;
-    const char *key = spec->join.key;
-    w->keeps_ahead = w->idle_wanted > 0 && !w->command && (key == NULL || key[0] == '\0');
-    struct instance *i, *next;
-    DL_FOREACH_SAFE(w->instances, i, next)
-    {
-        scheduler_instance_recount(i);
-        /* Rooms outlive a version, and so does a command that runs. */
-        if (i->group == &w->shared && i->version != w->version)
-            scheduler_instance_drain(s, i, END_DRAINED, time_after(s->now_ms, i->policy.drain_ms));
-    }
+    w->keyed = spec->join.key != NULL && spec->join.key[0] != '\0';
+    w->keeps_ahead = w->idle_wanted > 0 && !w->command && !w->keyed;
+    w->target = spec->scale.target_thousandths;
+    w->barred = event->barred;
     if (another) { /* perhaps this one starts */
         w->failures = w->crashes = 0;
         w->backoff_end_ms = w->crash_end_ms = 0;
+        w->replaced = false;
     }
+    struct instance *i;
+    DL_FOREACH(w->instances, i)
+    scheduler_instance_recount(i);
+    scheduler_workload_roll(s, w);
     scheduler_want(s, w);
     scheduler_workload_timer(s, w);
     return 0;
@@ -229,6 +228,8 @@ static void count_others(struct scheduler *s, const struct scheduler_event *even
         return;
     uint64_t idle_min = w->idle_min;
     share_idle(w, event->idle_elsewhere);
+    w->replaced = event->replaced;
+    scheduler_workload_roll(s, w);
     if (w->others == event->count && w->idle_min == idle_min)
         return;
     w->others = event->count;
@@ -303,6 +304,7 @@ static void expire(struct scheduler *s)
             break;
         case TIMER_WORKLOAD: {
             struct scheduler_workload *w = container_of(t, struct scheduler_workload, timer);
+            scheduler_workload_roll(s, w);
             scheduler_want(s, w);
             scheduler_workload_timer(s, w);
             break;
@@ -389,6 +391,43 @@ bool scheduler_waited_for(const struct scheduler *s, const char *name)
     struct scheduler_workload *w = NULL;
     HASH_FIND_STR(s->workloads, name, w);
     return w != NULL && w->waiters > 0;
+}
+
+bool scheduler_place_waited_for(const struct scheduler *s, scheduler_instance instance)
+{
+    struct instance *i = NULL;
+    HASH_FIND(hh, s->instances, &instance, sizeof instance, i);
+    return i != NULL && i->group != NULL && i->group->waiters != NULL;
+}
+
+bool scheduler_rolls(const struct scheduler *s, const char *name)
+{
+    struct scheduler_workload *w = NULL;
+    HASH_FIND_STR(s->workloads, name, w);
+    return w != NULL && w->older > 0;
+}
+
+bool scheduler_outlook(const struct scheduler *s, const char *name, uint64_t now_ms,
+                       struct scheduler_outlook *out)
+{
+    struct scheduler_workload *w = NULL;
+    HASH_FIND_STR(s->workloads, name, w);
+    if (w == NULL || w->removed)
+        return false;
+    *out = (struct scheduler_outlook){
+        .waiting = w->waiters,
+        .ready = w->ready_shared - w->older,
+        .older = w->older,
+        .failures = w->failures,
+        .failures_pause_ms = w->backoff_end_ms > now_ms ? w->backoff_end_ms - now_ms : 0,
+        .crashes = w->crashes,
+        .crashes_pause_ms = w->crash_end_ms > now_ms ? w->crash_end_ms - now_ms : 0,
+        .failure = w->failure_detail,
+    };
+    struct instance *i;
+    DL_FOREACH(w->instances, i)
+    out->starting += i->life == LIFE_STARTING && i->version == w->version;
+    return true;
 }
 
 /* A ready one with room, by its load: entering is what tells for sure. */

@@ -7,7 +7,12 @@
  * Waiters of a workload are served first come, first served; a keyed waiter only by its key's
  * instance. A full workload below scale.max starts another instance: concurrent cold requests share
  * a starting one up to max_joiners. At scale.max they queue up to scale.queue, for at most
- * scale.queue_timeout. */
+ * scale.queue_timeout. Instances are started before anybody waits for them as scale.idle_min and
+ * scale.target say.
+ *
+ * A new version is started at once where one before it is joined. Until one of it is ready, here or on
+ * another node, those before it go on taking joiners; then they drain. Neither they nor what drains of
+ * them counts for scale.max, but for instances of keys, which live on. */
 #ifndef SKERRY_SCHEDULER_SCHEDULER_H
 #define SKERRY_SCHEDULER_SCHEDULER_H
 
@@ -48,7 +53,8 @@ struct scheduler_options {
 };
 
 enum scheduler_event_kind {
-    SCHEDULER_WORKLOAD,         /* workload, version: new or changed; older instances drain */
+    SCHEDULER_WORKLOAD, /* workload, version: new or changed; older instances drain when one of
+                                   it is ready, at once if `barred` or if they cannot stand in for it */
     SCHEDULER_WORKLOAD_REMOVED, /* name: waiters are refused, instances drain */
     SCHEDULER_ASK,     /* waiter, name, key or instance (forced), exclusive for command kind */
     SCHEDULER_CANCEL,  /* waiter: its client left */
@@ -59,8 +65,8 @@ enum scheduler_event_kind {
     SCHEDULER_ENDED,   /* instance that was ready; reason. Every START is answered by one of FAILED
                             and ENDED in the end, also after STOP */
     SCHEDULER_LEFT,    /* instance: a joiner left while somebody waits; instance 0: any of `name`.
-                            When scheduler_waited_for turns true, mark the slots of the workload and
-                            step this once by name: who left before the mark told nobody */
+                            When scheduler_place_waited_for turns true, mark the slot and step this
+                            once for it: who left before the mark told nobody */
     SCHEDULER_DRAIN,   /* instance, reason: an operator, its health */
     SCHEDULER_EMPTY,   /* instance that drains has no joiner any more */
     SCHEDULER_EXTEND,  /* instance, until_ms: a new end of life.max; too late once it drains for
@@ -69,7 +75,7 @@ enum scheduler_event_kind {
                             PROBLEM_NONE. Whoever could only be served by a start is refused with it, now
                             and on arrival; instances that start go on */
     SCHEDULER_OTHERS, /* name, count: live instances of the workload on other nodes, which count for
-                            scale.max */
+                            scale.max; replaced: one of the current version is ready there */
     SCHEDULER_SHUTDOWN, /* waiters are refused with PROBLEM_DRAINING, nothing starts any more */
     SCHEDULER_TICK,
 };
@@ -94,11 +100,13 @@ struct scheduler_event {
     uint64_t retry_after_ms, count;
     uint64_t
         idle_elsewhere; /* WORKLOAD, OTHERS: so many of scale.idle_min are for other nodes to keep */
+    bool barred;        /* WORKLOAD: this node may not have an instance of it */
+    bool replaced;
 };
 
 enum scheduler_action_kind {
     SCHEDULER_START, /* make an instance of name, version (key); its handle is `instance`, made
-                         here; `waiter` is the first it is for, 0: kept ahead */
+                         here; `waiter` is the first it is for, 0: started ahead, as `detail` says */
     SCHEDULER_GRANT, /* waiter may join instance; `start`; it has entered already, unless exclusive */
     SCHEDULER_REFUSE, /* waiter: problem, detail (or NULL), retry_after_ms; instance: the one that
                          the problem is with, or 0 */
@@ -141,6 +149,28 @@ struct scheduler_counts {
 };
 void scheduler_counts(const struct scheduler *s, struct scheduler_counts *out);
 bool scheduler_waited_for(const struct scheduler *s, const char *name);
+/* Whether a place in this instance would be somebody's who waits. */
+bool scheduler_place_waited_for(const struct scheduler *s, scheduler_instance instance);
+/* Older instances of it still take joiners, until one of the current version is ready. */
+bool scheduler_rolls(const struct scheduler *s, const char *name);
+
+/* How a workload stands here, for people. */
+struct scheduler_outlook {
+    uint64_t waiting;  /* requests */
+    uint64_t starting; /* instances of the current version */
+    uint64_t ready;    /* likewise; without those of keys */
+    uint64_t older;    /* ready ones of older versions that take joiners until one of it is */
+    unsigned failures; /* starts that failed in a row, and how long the next one waits */
+    uint64_t failures_pause_ms;
+    unsigned
+        crashes; /* instances that ended soon after they were ready, in a row; nothing is started
+                         ahead for so long */
+    uint64_t crashes_pause_ms;
+    const char *failure; /* of the last start that failed; until the next step */
+};
+/* False: it is not known here. */
+bool scheduler_outlook(const struct scheduler *s, const char *name, uint64_t now_ms,
+                       struct scheduler_outlook *out);
 
 /* What a request for a workload (key NULL or "": without one) would meet here. */
 enum scheduler_prospect {

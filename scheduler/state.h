@@ -32,6 +32,9 @@
 /* How often a workload with scale.idle_min looks whether its idle instances were joined: joins take
  * no message, so nobody tells. */
 #define POOL_CHECK_MS 500u
+/* Likewise for one with scale.target: a burst that fills what is free takes longer than a start. */
+#define TARGET_CHECK_MS 100u
+#define TARGET_NONE 1000u
 /* What is told to those who found no room: instances free places at any time. */
 #define RETRY_FULL_MS 1000u
 #define RETRY_DRAINING_MS 5000u
@@ -81,6 +84,7 @@ struct instance {
     enum life life;
     enum scheduler_start start;
     bool counted, ready_counted; /* in its workload's live and ready_shared */
+    bool older;                  /* in its workload's older: takes joiners until it is replaced */
     bool granted;                /* somebody was let in by us */
     enum end_reason reason;      /* of a draining one */
     uint64_t start_end_ms, ready_ms, window_end_ms, life_end_ms, idle_check_ms, drain_end_ms;
@@ -96,13 +100,18 @@ struct scheduler_workload {
     uint64_t version;
     struct policy policy;
     uint64_t idle_min, instances_max, queue_max, queue_timeout_ms;
-    bool removed, wanting, keeps_ahead, command;
+    uint64_t target; /* thousandths of the places that may be taken before another is started */
+    bool removed, wanting, keeps_ahead, command, keyed;
+    bool barred;   /* nothing of it may start here */
+    bool replaced; /* others have a ready one of the current version */
     struct group shared;
     struct group *groups; /* by key */
     struct waiter *queue;
     uint64_t queued, waiters;
     struct instance *instances;
-    uint64_t instance_count, live, ready_shared;
+    uint64_t instance_count, live;
+    uint64_t ready_shared; /* joinable without a key, `older` among them */
+    uint64_t older;
     uint64_t others;      /* live on other nodes */
     uint64_t idle_wanted; /* scale.idle_min of the cluster; idle_min is the part of this node */
     unsigned failures;    /* starts that failed in a row */
@@ -111,7 +120,7 @@ struct scheduler_workload {
     uint64_t crash_end_ms, pool_check_ms;
     enum problem failure_problem;
     char failure_detail[DETAIL_SIZE]; /* of the last failed start */
-    char full_detail[DETAIL_SIZE], timeout_detail[DETAIL_SIZE];
+    char full_detail[DETAIL_SIZE], timeout_detail[DETAIL_SIZE], pause_detail[DETAIL_SIZE];
     struct scheduler_workload *want_prev, *want_next;
     struct scheduler_workload *dead_next;
     UT_hash_handle hh;
@@ -204,6 +213,10 @@ void scheduler_instance_timer(struct scheduler *s, struct instance *i);
 void scheduler_instance_extend(struct scheduler *s, struct instance *i, uint64_t until_ms);
 /* Adjusts `live` after a change of state or version. */
 void scheduler_instance_recount(struct instance *i);
+/* Older instances drain if they are replaced, or cannot stand in for the current version. */
+void scheduler_workload_roll(struct scheduler *s, struct scheduler_workload *w);
+/* The last failed start, how many failed before it, and when the next is tried; in the workload. */
+const char *scheduler_pause_detail(const struct scheduler *s, struct scheduler_workload *w);
 void scheduler_instance_free(struct instance *i);
 void scheduler_instance_due(struct scheduler *s, struct instance *i);
 /* When the workload must be looked at again by itself. */

@@ -210,10 +210,26 @@ static const char *full_detail(struct scheduler_workload *w, const struct group 
     return w->full_detail;
 }
 
-static void refuse_backing_off(struct scheduler *s, scheduler_waiter handle,
-                               const struct scheduler_workload *w)
+const char *scheduler_pause_detail(const struct scheduler *s, struct scheduler_workload *w)
 {
-    answer_refused(s, handle, NULL, w->failure_problem, w->failure_detail,
+    char pause[96] = "", text[UNIT_TEXT_SIZE];
+    if (w->backoff_end_ms > s->now_ms) {
+        uint64_t seconds = (w->backoff_end_ms - s->now_ms + 999) / 1000;
+        duration_format(seconds * 1000, text);
+        (void)text_format(pause, sizeof pause,
+                          " (%u starts failed in a row; the next is tried in %s)", w->failures,
+                          text);
+    }
+    /* What the code said may be long: that is cut. */
+    (void)text_format(w->pause_detail, sizeof w->pause_detail, "%.*s%s",
+                      (int)(sizeof w->pause_detail - sizeof pause), w->failure_detail, pause);
+    return w->pause_detail;
+}
+
+static void refuse_backing_off(struct scheduler *s, scheduler_waiter handle,
+                               struct scheduler_workload *w)
+{
+    answer_refused(s, handle, NULL, w->failure_problem, scheduler_pause_detail(s, w),
                    w->backoff_end_ms - s->now_ms);
 }
 
@@ -241,8 +257,7 @@ static bool serve_now(struct scheduler *s, struct group *g, scheduler_waiter han
     struct instance *i;
     DL_FOREACH(g->workload->instances, i)
     {
-        if (i->group != g || i->life != LIFE_READY || i->version != g->workload->version ||
-            !calls->enter(calls->user, i->handle, false))
+        if (i->group != g || i->life != LIFE_READY || !calls->enter(calls->user, i->handle, false))
             continue;
         answer_granted(s, handle, i);
         return true;
@@ -420,6 +435,8 @@ int scheduler_waiter_ask(struct scheduler *s, const struct scheduler_event *even
         rc = ask_exclusive(s, event, load, g, e);
     else if (!serve_now(s, g, event->waiter))
         rc = ask_wait(s, event, load, g, e);
+    if (load->target < TARGET_NONE)
+        scheduler_want(s, load); /* for those who come next */
     scheduler_group_settle(load, g);
     return rc;
 }

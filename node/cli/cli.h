@@ -125,6 +125,8 @@ int cli_get(struct cli *c, json_t **out, const char *path_format, ...)
 int cli_send(struct cli *c, const char *method, const char *path, json_t *body, json_t **out);
 /* A whole instance id from a unique beginning of it. */
 int cli_instance(struct cli *c, const char *text, char *out, size_t size);
+/* Stops what runs of a workload in another version than this. */
+int cli_stop_older(struct cli *c, const char *workload, int64_t version);
 void cli_print_json(const json_t *value);
 
 /* --- reading answers: missing and null members read as "" and 0 --- */

@@ -202,9 +202,11 @@ static int wait_settled(struct cli *c, const struct declared *one, int64_t versi
         if (code != CLI_DONE || done)
             return code;
         if (clock_monotonic_ms() >= end) {
-            cli_say("%s v%" PRId64 " is declared, but after %" PRIu64
-                    " s not all is ready or an older version still runs: see skerry ps -a %s",
-                    w->id, version, bound / 1000, w->id);
+            cli_say(
+                "%s v%" PRId64 " is declared, but after %" PRIu64
+                " s not all is ready or an older version still runs: see skerry explain %s, and "
+                "skerry ps -a %s",
+                w->id, version, bound / 1000, w->id, w->id);
             return CLI_FAILED;
         }
         (void)poll(NULL, 0, WAIT_POLL_MS);
@@ -226,7 +228,9 @@ static int deploy_one(struct cli *c, struct declared *one, json_t *results)
     (void)fflush(stdout);
     cli_warning(deployed);
     json_array_append_new(results, deployed);
-    if (cli_has(c, "wait") && !cli_has(c, "dry-run"))
+    if (cli_has(c, "force") && !cli_has(c, "dry-run"))
+        code = cli_stop_older(c, one->workload.id, version);
+    if (code == CLI_DONE && cli_has(c, "wait") && !cli_has(c, "dry-run"))
         code = wait_settled(c, one, version);
     return code;
 }
@@ -253,6 +257,7 @@ static int deploy(struct cli *c)
 
 static const struct cli_option deploy_options[] = {
     {0, "dry-run", NULL, "check only, register nothing"},
+    {0, "force", NULL, "stop instances of older versions; their joiners are cut off"},
     {0, "wait", NULL, "until older versions have ended and what is kept ahead is ready"},
     {0, NULL, NULL, NULL},
 };
@@ -262,9 +267,14 @@ const struct cli_command cli_deploy_command = {
     .arguments = "FILE|DIR|-...",
     .summary = "declare workloads (YAML or JSON)",
     .text =
-        "A file that changed makes a new version; older ones drain. Of a folder, all .yaml, .yml "
-        "and\n"
-        ".json files; if one is wrong, none is declared. `source:` is a folder or file beside the\n"
+        "A file that changed makes a new version, of which an instance is started where one of the "
+        "version\nbefore runs. When it is ready, new requests go there, and older instances end "
+        "with "
+        "their joiners\n(timeouts.drain); until then, also if it never is, they go on. Instances "
+        "of "
+        "keys live on.\n\n"
+        "Of a folder, all .yaml, .yml and .json files; if one is wrong, none is declared. "
+        "`source:` is a folder or file beside the\n"
         "workload file and is sent along. docs/configuration.md has every key.\n\n"
         "  skerry deploy hello.yaml\n"
         "  skerry deploy --dry-run workloads/\n"

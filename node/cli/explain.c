@@ -81,6 +81,8 @@ static int explain(struct cli *c)
         print_head(x);
         print_events(x);
         print_instances(x);
+        if (cli_text(x, "starts")[0] != '\0')
+            put_line("starts  %s", cli_text(x, "starts"));
         if (cli_text(x, "stderr")[0] != '\0')
             put_line("stderr  %s", cli_text(x, "stderr"));
         if (cli_text(x, "hint")[0] != '\0')

@@ -82,7 +82,7 @@ static int add_limits(struct cli *c, json_t *spec)
         code = cli_usage(c, "--memory: %s", e.msg);
     else if (disk != NULL && bytes_parse(&n, disk, &e) != 0)
         code = cli_usage(c, "--disk: %s", e.msg);
-    else if (cpus != NULL && cpus_parse(&n, cpus, &e) != 0)
+    else if (cpus != NULL && decimal_parse(&n, cpus, &e) != 0)
         code = cli_usage(c, "--cpus: %s", e.msg);
     else if (pids != NULL && (pids[0] == '\0' || strspn(pids, "0123456789") != strlen(pids)))
         code = cli_usage(c, "--pids: %.40s is no number", pids);

@@ -173,6 +173,33 @@ const struct cli_command cli_workload_show_command = {
     .run = show,
 };
 
+/* --- what is older ---------------------------------------------------------------------------- */
+
+int cli_stop_older(struct cli *c, const char *workload, int64_t version)
+{
+    json_t *instances = NULL;
+    int worst = cli_get(c, &instances, "/v1/instances?workload=%s&limit=10000", workload);
+    json_t *i;
+    size_t n;
+    json_array_foreach(instances, n, i)
+    {
+        char path[128];
+        json_t *ended = NULL;
+        if (cli_integer(i, "version") == version)
+            continue;
+        (void)text_format(path, sizeof path, "/v1/instances/%s/stop", cli_text(i, "id"));
+        int code = cli_send(c, "POST", path, NULL, &ended);
+        if (code != CLI_DONE)
+            worst = code;
+        else if (!c->json)
+            printf("%s v%" PRId64 "  %s ended: %s\n", workload, cli_integer(i, "version"),
+                   cli_text(i, "id"), cli_text(ended, "reason"));
+        json_decref(ended);
+    }
+    json_decref(instances);
+    return worst;
+}
+
 /* --- rm, rollback ----------------------------------------------------------------------------- */
 
 static int rm(struct cli *c)
@@ -218,15 +245,25 @@ static int rollback(struct cli *c)
     else
         printf("%s v%" PRId64 "  deployed\n", cli_text(deployed, "id"),
                cli_integer(deployed, "version"));
+    if (cli_has(c, "force"))
+        code = cli_stop_older(c, cli_text(deployed, "id"), cli_integer(deployed, "version"));
     json_decref(deployed);
-    return CLI_DONE;
+    return code;
 }
+
+static const struct cli_option rollback_options[] = {
+    {0, "force", NULL, "stop instances of other versions; their joiners are cut off"},
+    {0, NULL, NULL, NULL},
+};
 
 const struct cli_command cli_workload_rollback_command = {
     .name = "workload rollback",
     .arguments = "WORKLOAD [VERSION]",
     .summary = "make an older version the current one, under a new number",
-    .text = "Without VERSION: the one before the current.",
+    .text =
+        "Without VERSION: the one before the current. As with a deploy, what runs goes on taking\n"
+        "joiners until an instance of it is ready.",
+    .options = rollback_options,
     .flags = CLI_API | CLI_JSON,
     .words_min = 1,
     .words_max = 2,

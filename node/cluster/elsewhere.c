@@ -20,6 +20,7 @@ struct shared_workload {
     UT_hash_handle hh;
     char name[WORKLOAD_NAME_LENGTH_MAX + 1];
     uint64_t version;
+    bool replaced; /* one of the current version is ready somewhere: `owners` have it too */
     uint32_t owner_count;
     node_id owners[GATEWAY_OWNERS_MAX];
 };
@@ -101,15 +102,18 @@ static bool add_instance(void *user, const struct registry_instance *i)
     struct adding *a = user;
     if (i->state != INSTANCE_STATE_READY || i->key[0] != '\0' || i->workload[0] == '\0')
         return true;
-    const struct other *other = other_find(a->e, i->owner);
-    if (other == NULL || !other->serves)
-        return true;
     struct shared_workload *w = workload_get(a, i);
     if (w == NULL) {
         a->failed = true;
         return false;
     }
-    if (i->version != w->version || w->owner_count >= GATEWAY_OWNERS_MAX)
+    if (i->version == w->version && !w->replaced) {
+        w->replaced = true;
+        w->owner_count = 0;
+    }
+    const struct other *other = other_find(a->e, i->owner);
+    if (other == NULL || !other->serves || (w->replaced && i->version != w->version) ||
+        w->owner_count >= GATEWAY_OWNERS_MAX)
         return true;
     /* They come in order of owner. */
     if (w->owner_count == 0 || w->owners[w->owner_count - 1] != i->owner)

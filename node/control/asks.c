@@ -387,6 +387,9 @@ static void ask_extend(struct node *n, struct node_ask *ask)
     duration_format(ask->duration_ms, span);
     instance_note(i, "extended", "by an operator: %s from now", span);
     tell_life(n, i, ask->duration_ms);
+    i->extended_ms = until_ms;
+    if (i->slot.slot != NULL)
+        atomic_store(&i->slot.slot->ends_wall_ms, instance_ends_wall_ms(i));
     steps_run(n, &(struct scheduler_event){
                      .kind = SCHEDULER_EXTEND, .instance = i->handle, .until_ms = until_ms});
     ask->id = i->id;

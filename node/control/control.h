@@ -123,7 +123,8 @@ struct instance {
     struct exec *exec_list;
     uint32_t exec_next;
     uv_timer_t *timer; /* timeout of a `run` */
-    uint64_t extended_ms;
+    uint64_t
+        extended_ms; /* when it ends, if somebody moved that; UINT64_MAX: never, 0: nobody did */
 };
 
 /* A command that runs beside the main one. */
@@ -283,6 +284,8 @@ int instance_start(struct node *n, const struct instance_request *request, struc
 /* How long the agent lets an instance live: the scheduler ends it first, gently, unless nobody is
  * there to do it. 0: for ever. */
 uint64_t instance_life_bound_ms(const struct instance *i, uint64_t life_ms);
+/* When its life.max ends, or what it was extended to; UINT64_MAX: never. */
+uint64_t instance_ends_wall_ms(const struct instance *i);
 void instance_stop(struct instance *i, enum end_reason reason, unsigned grace_ms);
 /* No joiner is taken any more. */
 void instance_close(struct instance *i);

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/memory.h"
+#include "base/units.h"
 #include "node/config.h"
 #include "node/control/control.h"
 
@@ -264,18 +265,64 @@ static bool count_instances(void *user, const struct registry_instance *r)
     return true;
 }
 
-static json_t *explain_workload(const struct registry_root *root, const struct registry_workload *w)
+/* What keeps starts from happening now, as a person would say it; "" nothing does. */
+static void tell_pauses(const struct scheduler_outlook *o, char *out, size_t size)
+{
+    char pause[UNIT_TEXT_SIZE];
+    out[0] = '\0';
+    if (o->failures > 0 && o->failures_pause_ms > 0) {
+        duration_format((o->failures_pause_ms + 999) / 1000 * 1000, pause);
+        text_format(out, size, "%u starts failed in a row; the next is tried in %s: %s",
+                    o->failures, pause, o->failure);
+    } else if (o->failures > 0) {
+        text_format(out, size, "the last start failed: %s", o->failure);
+    } else if (o->crashes > 1 && o->crashes_pause_ms > 0) {
+        duration_format((o->crashes_pause_ms + 999) / 1000 * 1000, pause);
+        text_format(out, size,
+                    "%u instances in a row ended soon after they were ready; nothing is started "
+                    "ahead for %s",
+                    o->crashes, pause);
+    }
+}
+
+static json_t *outlook_json(const struct scheduler_outlook *o)
+{
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "waiting", (json_int_t)o->waiting,
+                     "starting", (json_int_t)o->starting, "ready", (json_int_t)o->ready, "older",
+                     (json_int_t)o->older, "failed_starts", (json_int_t)o->failures,
+                     "next_start_ms", (json_int_t)o->failures_pause_ms, "crashes",
+                     (json_int_t)o->crashes, "next_ahead_ms", (json_int_t)o->crashes_pause_ms);
+}
+
+/* What the registry has of it, and how it stands on this node. */
+static json_t *explain_workload(struct node *n, const struct registry_root *root,
+                                const struct registry_workload *w)
 {
     struct workload_search s = {.name = w->name};
+    struct scheduler_outlook o = {0};
     registry_root_instances(root, NULL, count_instances, &s);
-    char text[200];
+    char text[400], rolls[160] = "", pauses[600] = "";
+    bool known = scheduler_outlook(n->scheduler, w->name, clock_monotonic_ms(), &o);
+    if (known && o.older > 0)
+        text_format(rolls, sizeof rolls,
+                    "; version %llu is not ready yet, so older instances go on taking joiners",
+                    (unsigned long long)w->version);
     text_format(text, sizeof text,
-                "version %llu, %zu of at most %llu instances live, %zu ended within 24 h",
+                "version %llu, %zu of at most %llu instances live, %zu ended within 24 h%s",
                 (unsigned long long)w->version, s.live, (unsigned long long)w->spec.scale.max,
-                s.ended);
+                s.ended, rolls);
     json_t *out = json_pack("{s:s, s:s, s:s, s:I, s:s, s:[]}", "subject", w->name, "kind",
                             "workload", "workload", w->name, "version", (json_int_t)w->version,
                             "summary", text, "events");
+    if (!known)
+        return out;
+    tell_pauses(&o, pauses, sizeof pauses);
+    json_object_set_new(out, "node", json_string(n->config->name));
+    json_object_set_new(out, "here", outlook_json(&o));
+    /* The code's last words may be in it. */
+    json_object_set_new(out, "starts",
+                        pauses[0] == '\0' ? json_null()
+                                          : json_stringn_nocheck(pauses, strlen(pauses)));
     return out;
 }
 
@@ -289,7 +336,7 @@ json_t *explain_json(struct node *n, const char *what)
     if (b != NULL) {
         out = explain_request(n, root, b);
     } else if (w != NULL) {
-        out = explain_workload(root, w);
+        out = explain_workload(n, root, w);
     } else if (instance_id_prefix_valid(what, strlen(what))) {
         struct prefix_search s = {.prefix = what};
         registry_root_instances(root, what, match_prefix, &s);

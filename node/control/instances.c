@@ -228,6 +228,18 @@ static void tell_state(struct instance *i, enum instance_state state)
         log_warn("instance", "%s: its state was not recorded: %s", i->id.text, e.msg);
 }
 
+uint64_t instance_ends_wall_ms(const struct instance *i)
+{
+    uint64_t at_ms = i->extended_ms;
+    if (at_ms == 0 && i->spec->life.max_ms != DURATION_NONE)
+        at_ms = i->ready_ms + i->spec->life.max_ms;
+    if (at_ms == 0 || at_ms == UINT64_MAX)
+        return UINT64_MAX;
+    uint64_t now_ms = clock_monotonic_ms();
+    uint64_t wall_ms = clock_wall_ms();
+    return at_ms > now_ms ? wall_ms + (at_ms - now_ms) : wall_ms - (now_ms - at_ms);
+}
+
 static int open_slot(struct instance *i, const Skerry__Runner__Address *address, struct err *e)
 {
     struct slot_options o = {
@@ -238,6 +250,7 @@ static int open_slot(struct instance *i, const Skerry__Runner__Address *address,
         .lease_deadline_ms = fences_deadline(i),
         .monotonic_ms = i->ready_ms,
     };
+    o.ends_wall_ms = instance_ends_wall_ms(i);
     if (i->spec->join.window_ms != DURATION_NONE && i->key[0] == '\0')
         o.window_end_ms = i->ready_ms + i->spec->join.window_ms;
     if (address != NULL) {

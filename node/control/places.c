@@ -104,8 +104,9 @@ static bool list_make(struct places_list *l, struct node *n, const struct regist
 
 struct tally {
     const char *workload;
+    uint64_t version; /* the current one; 0: it does not matter */
     struct places_list *list;
-    uint64_t count;
+    uint64_t count; /* those that count for scale.max */
 };
 
 static bool tally_owner(void *user, const struct registry_instance *i)
@@ -113,21 +114,51 @@ static bool tally_owner(void *user, const struct registry_instance *i)
     struct tally *t = user;
     if (strcmp(i->workload, t->workload) != 0)
         return true;
-    t->count++;
+    t->count += t->version == 0 || i->version == t->version || i->key[0] != '\0';
     for (size_t k = 0; t->list != NULL && k < t->list->count; k++)
         if (t->list->nodes[k].id == i->owner)
             t->list->nodes[k].of_workload++;
     return true;
 }
 
-static uint64_t others_of(struct node *n, const struct registry_root *root, const char *workload)
+static uint64_t others_of(struct node *n, const struct registry_root *root,
+                          const struct registry_workload *w)
 {
-    uint32_t all = registry_root_workload_live(root, workload);
+    uint32_t all = registry_root_workload_counted(root, w->name);
     if (all == 0 || fences_lone(n))
         return 0;
-    struct tally here = {.workload = workload};
+    struct tally here = {.workload = w->name, .version = w->version};
     registry_root_live(root, n->id, tally_owner, &here);
     return all > here.count ? all - here.count : 0;
+}
+
+struct successor {
+    const struct registry_workload *workload;
+    node_id self;
+    bool found;
+};
+
+static bool find_successor(void *user, const struct registry_instance *i)
+{
+    struct successor *s = user;
+    s->found = i->owner != s->self && i->state == INSTANCE_STATE_READY &&
+               i->version == s->workload->version && i->key[0] == '\0' &&
+               strcmp(i->workload, s->workload->name) == 0;
+    return !s->found;
+}
+
+/* What others have of it. */
+static void tell_others(struct node *n, const struct registry_root *root,
+                        const struct registry_workload *w)
+{
+    struct successor s = {.workload = w, .self = n->id};
+    if (scheduler_rolls(n->scheduler, w->name) && !fences_lone(n))
+        registry_root_live(root, 0, find_successor, &s);
+    steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_OTHERS,
+                                           .name = w->name,
+                                           .count = others_of(n, root, w),
+                                           .idle_elsewhere = places_idle_elsewhere(n, w),
+                                           .replaced = s.found});
 }
 
 /* --- verdicts ------------------------------------------------------------------------------------------- */
@@ -287,10 +318,7 @@ void places_find(struct node *n, const struct places_want *want, struct places_f
         registry_root_release(root);
         return;
     }
-    steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_OTHERS,
-                                           .name = w->name,
-                                           .count = others_of(n, root, w->name),
-                                           .idle_elsewhere = places_idle_elsewhere(n, w)});
+    tell_others(n, root, w);
     switch (scheduler_prospect(n->scheduler, want->workload, want->key)) {
     case SCHEDULER_SERVED:
     case SCHEDULER_WAITS:
@@ -379,6 +407,13 @@ static uint64_t rank_of(const char *workload, node_id id)
     return z ^ (z >> 31);
 }
 
+bool places_barred(struct node *n, const struct registry_workload *w)
+{
+    struct cluster_node self;
+    fill_self(n, &self);
+    return !placement_allows(&w->spec, &self.meta);
+}
+
 uint64_t places_idle_elsewhere(struct node *n, const struct registry_workload *w)
 {
     uint64_t wanted = w->spec.scale.idle_min;
@@ -416,11 +451,9 @@ static bool tick_workload(void *user, const struct registry_workload *w)
 {
     struct ticking *t = user;
     struct node *n = t->node;
-    if (w->spec.scale.idle_min > 0 || scheduler_waited_for(n->scheduler, w->name))
-        steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_OTHERS,
-                                               .name = w->name,
-                                               .count = others_of(n, t->root, w->name),
-                                               .idle_elsewhere = places_idle_elsewhere(n, w)});
+    if (w->spec.scale.idle_min > 0 || scheduler_waited_for(n->scheduler, w->name) ||
+        scheduler_rolls(n->scheduler, w->name))
+        tell_others(n, t->root, w);
     return true;
 }
 

@@ -51,6 +51,8 @@ void places_after(struct node *n, const struct places_want *want, enum problem p
 /* Tells the scheduler what others have of the workloads that are waited for or kept ahead. Some times a
  * second. */
 void places_tick(struct node *n);
+/* Whether this node may not have an instance of it, wherever there is room. */
+bool places_barred(struct node *n, const struct registry_workload *w);
 /* How many of scale.idle_min other nodes keep. */
 uint64_t places_idle_elsewhere(struct node *n, const struct registry_workload *w);
 

@@ -3,7 +3,7 @@
  * CONTROL_PUBLISH_INTERVAL_MS, and given back to the control thread for release.
  *
  * `local` has two kinds of keys: "i" ID -> local_instance, "w" NAME -> local_list of the joinable
- * ones of the workload's current version. */
+ * ones: of the workload's current version, and of those before it until one of that is ready. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -53,10 +53,10 @@ static size_t key_of(char out[1 + INSTANCE_ID_LENGTH_MAX + WORKLOAD_NAME_LENGTH_
 
 /* --- changes, on the control thread -------------------------------------------------------------- */
 
-static bool joinable(const struct instance *i, uint64_t current_version)
+static bool joinable(const struct instance *i, const char *name)
 {
-    return i->phase == PHASE_READY && !i->closed && i->slot.slot != NULL &&
-           i->version == current_version && i->key[0] == '\0';
+    return i->phase == PHASE_READY && !i->closed && i->slot.slot != NULL && i->key[0] == '\0' &&
+           strcmp(i->name, name) == 0;
 }
 
 static uint64_t current_version_of(struct node *n, const char *name)
@@ -71,10 +71,16 @@ static uint64_t current_version_of(struct node *n, const char *name)
 static void rebuild_list(struct node *n, const char *name)
 {
     uint64_t version = current_version_of(n, name);
-    uint32_t count = 0;
+    uint32_t count = 0, current = 0;
     struct instance *i, *next;
     HASH_ITER(by_handle, n->instances_by_handle, i, next)
-    count += strcmp(i->name, name) == 0 && joinable(i, version);
+    {
+        bool open = joinable(i, name);
+        count += open;
+        current += open && i->version == version;
+    }
+    bool older = current == 0;
+    count = older ? count : current;
     char key[KEY_SIZE];
     size_t key_length = key_of(key, 'w', name, strlen(name));
     struct err e = {0};
@@ -87,7 +93,7 @@ static void rebuild_list(struct node *n, const char *name)
             return;
         map_value_init(&list->value, list_release);
         HASH_ITER(by_handle, n->instances_by_handle, i, next)
-        if (strcmp(i->name, name) == 0 && joinable(i, version))
+        if (joinable(i, name) && (older || i->version == version))
             list->refs[list->count++] = i->slot;
         rc = map_put(&n->local, &n->local, key, key_length, &list->value, &e);
         map_value_drop(&list->value);

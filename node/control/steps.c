@@ -28,7 +28,7 @@ static bool enter_cb(void *user, scheduler_instance handle, bool any_window)
         return true; /* ready: none, without a port: nothing to count */
     uint64_t boot_ms = clock_boot_ms();
     enum slot_answer a = any_window ? slot_enter_forced(i->slot, boot_ms)
-                                    : slot_enter(i->slot, clock_monotonic_ms(), boot_ms);
+                                    : slot_enter_next(i->slot, clock_monotonic_ms(), boot_ms);
     return a == SLOT_ENTERED;
 }
 
@@ -50,10 +50,10 @@ static void load_cb(void *user, scheduler_instance handle, struct scheduler_load
 
 /* --- actions ------------------------------------------------------------------------------------- */
 
-static const char *asked_by_of(const struct waiter *w)
+static const char *asked_by_of(const struct waiter *w, const struct scheduler_action *a)
 {
     if (w == NULL)
-        return "kept ahead: scale.idle_min";
+        return a->detail != NULL ? a->detail : "who asked has left";
     return w->gateway_ask != NULL ? w->gateway_ask->asked_by : w->node_ask->asked_by;
 }
 
@@ -67,13 +67,13 @@ static void start_action(struct node *n, const struct scheduler_action *a)
     const char *request = w != NULL && w->gateway_ask != NULL ? w->gateway_ask->request_id
                           : w != NULL                         ? w->node_ask->request_id
                                                               : NULL;
-    text_format(by, sizeof by, "%s at %s%s%s", asked_by_of(w), n->config->name,
+    text_format(by, sizeof by, "%s at %s%s%s", asked_by_of(w, a), n->config->name,
                 request != NULL ? ", request " : "", request != NULL ? request : "");
     struct instance_request r = {
         .handle = a->instance,
         .workload = workload,
         .key = a->key,
-        .ahead = w == NULL,
+        .ahead = a->waiter == 0,
         .asked_by = by,
         .asked_us =
             w != NULL && w->gateway_ask != NULL ? w->gateway_ask->asked_us : clock_monotonic_us(),
@@ -169,8 +169,9 @@ static void act(struct node *n, const struct scheduler_action *a)
     }
 }
 
-/* Leaves of a slot are told only while somebody waits for room in its workload. One that happened
- * between the scheduler's look and this mark was not told: so the scheduler looks once more. */
+/* While somebody waits for room in an instance, leaves of its slot are told, and nobody else takes a place
+ * there. One who left between the scheduler's look and this mark told nobody: so the scheduler looks
+ * once more. */
 static void mark_waited(struct node *n)
 {
     struct instance *i, *next;
@@ -178,7 +179,7 @@ static void mark_waited(struct node *n)
     {
         if (i->slot.slot == NULL || i->phase != PHASE_READY)
             continue;
-        bool waited = scheduler_waited_for(n->scheduler, i->name);
+        bool waited = scheduler_place_waited_for(n->scheduler, i->handle);
         if (!atomic_exchange(&i->slot.slot->waited_for, waited) && waited)
             steps_defer(n,
                         &(struct scheduler_event){.kind = SCHEDULER_LEFT, .instance = i->handle});
@@ -283,7 +284,7 @@ int steps_open(struct node *n, struct err *e)
 {
     struct scheduler_options o = {
         .instances_max = (uint32_t)n->config->limits.instances_max,
-        .starts_max = (uint32_t)n->config->limits.starts_max,
+        .starts_max = (uint32_t)n->config->sandbox.starts_max,
         .waiters_max = (uint32_t)n->config->limits.waiters_max,
         .calls = {.user = n, .enter = enter_cb, .load = load_cb},
     };
@@ -344,7 +345,8 @@ static bool sync_one(void *user, const struct registry_workload *w)
                                            .name = w->name,
                                            .workload = &w->spec,
                                            .version = w->version,
-                                           .idle_elsewhere = places_idle_elsewhere(n, w)});
+                                           .idle_elsewhere = places_idle_elsewhere(n, w),
+                                           .barred = places_barred(n, w)});
     return true;
 }
 

@@ -83,7 +83,7 @@ static const struct field fields[] = {
          "Addresses of the resolvers that are asked for the names that instances with egress ask "
          "for. If empty: the nameservers of /etc/resolv.conf."},
     {.path = "max.cpus",
-     .type = FIELD_CPUS,
+     .type = FIELD_DECIMAL,
      .offset = AT(max.cpus_thousandths),
      .fallback = "64",
      .min = 10,

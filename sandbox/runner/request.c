@@ -100,7 +100,7 @@ static void count_format(uint64_t value, char out[UNIT_TEXT_SIZE])
 static int check_limits(const Skerry__Runner__Prepare *p, const struct request_bounds *b,
                         struct err *e)
 {
-    int rc = check_maximum("cpus", p->cpu_thousandths, b->cpu_thousandths, cpus_format, e);
+    int rc = check_maximum("cpus", p->cpu_thousandths, b->cpu_thousandths, decimal_format, e);
     if (rc == 0)
         rc = check_maximum("memory", p->memory_bytes, b->memory_bytes, bytes_format, e);
     if (rc == 0)

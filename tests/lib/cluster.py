@@ -358,7 +358,7 @@ class Node:
                 done.stderr.decode(errors="replace")))
         return done
 
-    def deploy(self, spec, source=None):
+    def deploy(self, spec, source=None, *flags):
         """Deploys a workload given as a dict; `source` is a dict of file name to text."""
         spec = dict(spec)
         folder = tempfile.mkdtemp(dir=self.directory)
@@ -371,7 +371,7 @@ class Node:
         path = os.path.join(folder, "workload.json")
         with open(path, "w") as f:
             json.dump(spec, f)
-        return self.cli("deploy", path)
+        return self.cli("deploy", *flags, path)
 
     def ps(self, *flags):
         return json.loads(self.cli("ps", "--json", *flags).stdout)
@@ -423,18 +423,19 @@ class Nodes:
 
     NODES_MAX = 5  # they share a range of user ids
 
-    def __init__(self, count=3, configs=None):
+    def __init__(self, count=3, configs=None, own_ids=False):
+        """`own_ids`: for many instances, each node has a range for itself."""
         self.nodes = []
         self.count = count
         self.configs = configs or [""] * count
-        self.ids = UserIds()
+        self.ids = None if own_ids else UserIds()
 
     def __enter__(self):
         try:
             for k in range(self.count):
                 node = Node(self.configs[k], name="node%d" % (k + 1),
                             join=self.nodes[0] if k > 0 else None,
-                            ids=self.ids.share(k, self.NODES_MAX))
+                            ids=self.ids and self.ids.share(k, self.NODES_MAX))
                 self.nodes.append(node)
                 node.start()
             self.wait_settled()
@@ -453,7 +454,8 @@ class Nodes:
                     process.send_signal(signal.SIGCONT)
         for node in reversed(self.nodes):
             node.close()
-        self.ids.close()
+        if self.ids is not None:
+            self.ids.close()
 
     def __getitem__(self, k):
         return self.nodes[k]

@@ -46,8 +46,8 @@ static void docs_number(const struct field *f, uint64_t value, char out[UNIT_TEX
         bytes_format(value, out);
     else if (f->type == FIELD_DURATION)
         duration_format(value, out);
-    else if (f->type == FIELD_CPUS)
-        cpus_format(value, out);
+    else if (f->type == FIELD_DECIMAL)
+        decimal_format(value, out);
     else
         text_format(out, UNIT_TEXT_SIZE, "%" PRIu64, value);
 }

@@ -71,6 +71,7 @@ static inline struct workload spec(void)
     w.life.idle_ms = DURATION_NONE;
     w.life.max_ms = DURATION_NONE;
     w.scale.max = 3;
+    w.scale.target_thousandths = 1000;
     w.scale.queue = 4;
     w.scale.queue_timeout_ms = 2000;
     return w;

@@ -44,7 +44,7 @@ static const struct field fields[] = {
      .max = 60000,
      .none_allowed = true},
     {.path = "cpus",
-     .type = FIELD_CPUS,
+     .type = FIELD_DECIMAL,
      .offset = AT(cpus),
      .fallback = "0.5",
      .min = 1,
@@ -397,16 +397,16 @@ static void cpus_have_three_digits_behind_the_point(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(good); i++) {
         uint64_t thousandths;
         char shown[UNIT_TEXT_SIZE];
-        assert_int_equal(cpus_parse(&thousandths, good[i].text, NULL), 0);
+        assert_int_equal(decimal_parse(&thousandths, good[i].text, NULL), 0);
         assert_int_equal(thousandths, good[i].thousandths);
-        cpus_format(thousandths, shown);
+        decimal_format(thousandths, shown);
         assert_string_equal(shown, good[i].shown);
     }
     static const char *const bad[] = {"",    ".5",  "1.",   "0.1234", "-1",
                                       "1,5", "all", "1.5m", "1e3",    "99999999999"};
     for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
         uint64_t thousandths;
-        assert_int_equal(cpus_parse(&thousandths, bad[i], NULL), -ERR_INVALID);
+        assert_int_equal(decimal_parse(&thousandths, bad[i], NULL), -ERR_INVALID);
     }
 }
 

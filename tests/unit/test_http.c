@@ -237,6 +237,7 @@ static void known_names_are_found_in_any_case(void **state)
         {"Skerry-Prefer", HTTP_NAME_SKERRY_PREFER},
         {"Content-Length", HTTP_NAME_CONTENT_LENGTH},
         {"HTTP2-Settings", HTTP_NAME_HTTP2_SETTINGS},
+        {"Skerry-Deadline", HTTP_NAME_SKERRY_DEADLINE},
         {"Skerry-Instance", HTTP_NAME_SKERRY_INSTANCE},
         {"X-Forwarded-For", HTTP_NAME_X_FORWARDED_FOR},
         {"Proxy-Connection", HTTP_NAME_PROXY_CONNECTION},

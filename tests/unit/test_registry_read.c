@@ -62,8 +62,8 @@ static void live_instances_are_found_by_owner_key_and_workload(void **state)
     assert_int_equal(third.count, 0);
     registry_root_live(root, 2, see, &first);
     assert_int_equal(first.count, 1);
-    assert_int_equal(registry_root_workload_live(root, "hello"), 3);
-    assert_int_equal(registry_root_workload_live(root, "other"), 0);
+    assert_int_equal(registry_root_workload_counted(root, "hello"), 3);
+    assert_int_equal(registry_root_workload_counted(root, "other"), 0);
     registry_root_release(root);
     /* With its lease ends what node 2 has. */
     struct registry_node node = {.id = 2};
@@ -76,7 +76,7 @@ static void live_instances_are_found_by_owner_key_and_workload(void **state)
     struct seen left = {0};
     registry_root_live(root, 0, see, &left);
     assert_int_equal(left.count, 1);
-    assert_int_equal(registry_root_workload_live(root, "hello"), 1);
+    assert_int_equal(registry_root_workload_counted(root, "hello"), 1);
     registry_root_release(root);
     help_state_close(&h);
 }

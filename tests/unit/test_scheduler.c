@@ -411,7 +411,12 @@ static void crash_loops_back_off(void **state)
         ask(b, waiter);
         assert_refused(b, waiter++, PROBLEM_START_FAILED);
         assert_int_equal(find(b, SCHEDULER_REFUSE, 0)->retry_after_ms, expected);
-        assert_string_equal(find(b, SCHEDULER_REFUSE, 0)->detail, "why it ended");
+        char detail[200], pause[UNIT_TEXT_SIZE];
+        duration_format(expected, pause);
+        snprintf(detail, sizeof detail,
+                 "why it ended (%d starts failed in a row; the next is tried in %s)", round + 2,
+                 pause);
+        assert_string_equal(find(b, SCHEDULER_REFUSE, 0)->detail, detail);
         tick(b, expected);
         ask(b, waiter++);
         instance_event(b, SCHEDULER_FAILED, started(b));

@@ -102,19 +102,175 @@ static void a_new_version_drains_the_old(void **state)
     ready(b, 1, 2);
     deploy(b, "web", 1, &w); /* the same again changes nothing */
     assert_int_equal(b->out.count, 0);
+    /* It is started at once, and until it is ready the old one goes on. */
     deploy(b, "web", 2, &w);
-    assert_true(slot_of(b, 1)->closed);
-    ask(b, 2); /* and does not wait for it */
     assert_int_equal(started(b), 2);
     assert_int_equal(slot_of(b, 2)->version, 2);
+    assert_int_equal(slot_of(b, 2)->start, SCHEDULER_POOL);
+    assert_false(slot_of(b, 1)->closed);
+    ask(b, 2);
+    assert_int_equal(find(b, SCHEDULER_GRANT, 0)->instance, 1);
+    ask(b, 3); /* for whom it has no room, and who counts on the new one */
+    assert_int_equal(count(b, SCHEDULER_GRANT) + count(b, SCHEDULER_REFUSE), 0);
+    ready(b, 2, 2);
+    assert_int_equal(find(b, SCHEDULER_GRANT, 0)->waiter, 3);
+    assert_int_equal(find(b, SCHEDULER_GRANT, 0)->instance, 2);
+    assert_true(slot_of(b, 1)->closed);
+    assert_false(slot_of(b, 1)->stopped);
+    ask(b, 4);
+    assert_int_equal(find(b, SCHEDULER_GRANT, 0)->instance, 2);
     tick(b, 5000);
     assert_int_equal(slot_of(b, 1)->reason, END_DRAINED);
-    /* Those who wait for a start of the old version get one of the new. */
-    deploy(b, "web", 3, &w);
-    assert_int_equal(slot_of(b, 2)->reason, END_DRAINED);
+}
+
+static void who_waits_for_an_old_start_gets_one_of_the_new(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    w.scale.max = 1;
+    deploy(b, "web", 1, &w);
+    ask(b, 1);
+    deploy(b, "web", 2, &w);
+    assert_int_equal(slot_of(b, 1)->reason, END_DRAINED);
     assert_int_equal(count(b, SCHEDULER_REFUSE), 0);
-    assert_int_equal(find(b, SCHEDULER_START, 0)->version, 3);
-    assert_int_equal(find(b, SCHEDULER_START, 0)->waiter, 2);
+    assert_int_equal(find(b, SCHEDULER_START, 0)->version, 2);
+    assert_int_equal(find(b, SCHEDULER_START, 0)->waiter, 1);
+    ready(b, 2, 2);
+    assert_int_equal(find(b, SCHEDULER_GRANT, 0)->waiter, 1);
+    /* One that did not become ready is skipped by the next. */
+    deploy(b, "web", 3, &w);
+    deploy(b, "web", 4, &w);
+    assert_true(slot_of(b, 3)->stopped);
+    assert_false(slot_of(b, 2)->closed);
+    assert_int_equal(slot_of(b, 4)->version, 4);
+}
+
+static void a_new_version_that_does_not_start_leaves_the_old(void **state)
+{
+    struct bench *b = *state;
+    struct scheduler_outlook o;
+    struct workload w = spec();
+    deploy(b, "web", 1, &w);
+    ask(b, 1);
+    ready(b, 1, 2);
+    deploy(b, "web", 2, &w);
+    uint64_t pause_ms[] = {0, 1000, 2000, 4000};
+    for (size_t k = 0; k < sizeof pause_ms / sizeof pause_ms[0]; k++) {
+        assert_true(slot_of(b, 2 + k)->started);
+        instance_event(b, SCHEDULER_FAILED, 2 + k);
+        assert_true(scheduler_outlook(b->s, "web", b->now, &o));
+        assert_int_equal(o.failures, k + 1);
+        assert_int_equal(o.failures_pause_ms, pause_ms[k]);
+        assert_string_equal(o.failure, "why it ended");
+        assert_true(o.older == 1 && o.ready == 0 && o.waiting == 0);
+        assert_false(slot_of(b, 1)->closed);
+        ask(b, 10 + k);
+        assert_int_equal(find(b, SCHEDULER_GRANT, 0)->instance, 1);
+        leave(b, 1);
+        for (uint64_t ms = 0; ms < pause_ms[k]; ms += 500)
+            tick(b, 500);
+    }
+    /* Nor is it kept for ever: it ends as any other. */
+    step(b,
+         (struct scheduler_event){.kind = SCHEDULER_DRAIN, .instance = 1, .reason = END_UNHEALTHY});
+    assert_true(slot_of(b, 1)->closed);
+    assert_false(scheduler_rolls(b->s, "web"));
+}
+
+static void another_node_can_have_the_new_version(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    deploy(b, "web", 1, &w);
+    ask(b, 1);
+    ready(b, 1, 2);
+    deploy(b, "web", 2, &w);
+    assert_true(scheduler_rolls(b->s, "web"));
+    step(b, (struct scheduler_event){.kind = SCHEDULER_OTHERS, .name = "web", .replaced = true});
+    assert_true(slot_of(b, 1)->closed);
+    assert_false(slot_of(b, 1)->stopped);
+    assert_false(scheduler_rolls(b->s, "web"));
+    /* A word about the version before is not one about the next. */
+    ready(b, 2, 2);
+    deploy(b, "web", 3, &w);
+    assert_false(slot_of(b, 2)->closed);
+    /* Where it may not start, nobody waits for it. */
+    step(b, (struct scheduler_event){.kind = SCHEDULER_WORKLOAD,
+                                     .name = "web",
+                                     .version = 4,
+                                     .workload = &w,
+                                     .barred = true});
+    assert_true(slot_of(b, 2)->closed);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+}
+
+static void what_cannot_stand_in_drains_at_once(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    deploy(b, "web", 1, &w);
+    ask(b, 1);
+    ready(b, 1, 2);
+    w.join.key = "header:X-Room";
+    deploy(b, "web", 2, &w);
+    assert_true(slot_of(b, 1)->closed);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+}
+
+static void the_next_starts_when_the_target_is_passed(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    w.join.max_joiners = 10;
+    w.scale.target_thousandths = 800;
+    deploy(b, "web", 1, &w);
+    for (scheduler_waiter k = 1; k <= 9; k++)
+        ask(b, k);
+    /* Nine are more than 8 of 10: a second one starts although the first has room for all. */
+    assert_int_equal(started(b), 2);
+    assert_int_equal(slot_of(b, 1)->start, SCHEDULER_COLD);
+    assert_int_equal(slot_of(b, 2)->start, SCHEDULER_POOL);
+    ready(b, 1, 10);
+    ready(b, 2, 10);
+    tick(b, 1000);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+    for (int k = 0; k < 7; k++) /* joins that take no message: 16 are inside, which is the share */
+        assert_true(enter(b, 2, false));
+    tick(b, 100);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+    assert_true(enter(b, 2, false));
+    tick(b, 100);
+    assert_int_equal(started(b), 3);
+    ready(b, 3, 10);
+    /* scale.max holds. */
+    for (int k = 0; k < 10; k++)
+        assert_true(enter(b, 3, false));
+    tick(b, 1000);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+}
+
+static void what_the_target_needs_does_not_end_as_idle(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    w.join.max_joiners = 2;
+    w.life.idle_ms = 1000;
+    w.scale.target_thousandths = 500;
+    deploy(b, "web", 1, &w);
+    ask(b, 1);
+    ready(b, 1, 2);
+    assert_true(enter(b, 1, false)); /* both places are taken: one more is kept */
+    tick(b, 100);
+    assert_int_equal(started(b), 2);
+    ready(b, 2, 2);
+    for (int k = 0; k < 10; k++)
+        tick(b, 1000);
+    assert_false(slot_of(b, 2)->closed);
+    leave(b, 1);
+    leave(b, 1);
+    for (int k = 0; k < 3; k++)
+        tick(b, 1000);
+    assert_true(slot_of(b, 1)->closed && slot_of(b, 2)->closed);
 }
 
 static void a_removed_workload_refuses_and_drains(void **state)
@@ -257,6 +413,10 @@ static void what_is_adopted_of_an_old_version_drains(void **state)
                                     .workload = &w,
                                     .started_ms = b->now};
     step(b, event);
+    /* Once there is something to take its place. */
+    assert_false(slot_of(b, i)->closed);
+    assert_int_equal(started(b), 1);
+    ready(b, 1, 2);
     assert_true(slot_of(b, i)->closed);
     event.instance = ++i;
     event.name = "gone";
@@ -299,6 +459,12 @@ int main(void)
         WITH_BENCH(life_max_ends_after_a_drain),
         WITH_BENCH(life_max_bounds_a_closed_window_too),
         WITH_BENCH(a_new_version_drains_the_old),
+        WITH_BENCH(who_waits_for_an_old_start_gets_one_of_the_new),
+        WITH_BENCH(a_new_version_that_does_not_start_leaves_the_old),
+        WITH_BENCH(another_node_can_have_the_new_version),
+        WITH_BENCH(what_cannot_stand_in_drains_at_once),
+        WITH_BENCH(the_next_starts_when_the_target_is_passed),
+        WITH_BENCH(what_the_target_needs_does_not_end_as_idle),
         WITH_BENCH(a_removed_workload_refuses_and_drains),
         WITH_BENCH(shutdown_refuses_and_starts_nothing),
         WITH_BENCH(instances_are_kept_ahead),

@@ -75,7 +75,9 @@ static void world_check(struct world *w)
             continue;
         starting += r->starting && !r->stopping;
         bool leaving = r->closed || r->stopping;
-        live[r->workload] += !leaving || r->version == w->versions[r->workload];
+        /* Of older versions only those that are not replaced: rooms, and commands at work. */
+        live[r->workload] +=
+            r->version == w->versions[r->workload] || (!leaving && (r->keyed || r->workload == 2));
         world_assert(w, r->joiners <= r->joiners_max || !r->ready);
         for (size_t j = 1; r->keyed && j < i; j++)
             world_assert(w, w->residents[j].ended || w->residents[j].workload != r->workload ||
@@ -149,6 +151,7 @@ static void world_deploy(struct world *w, int i)
     /* Never fewer than before: what runs is not ended because scale.max went down. */
     s->scale.max = 4;
     s->scale.queue = roll(w, 20);
+    s->scale.target_thousandths = roll(w, 2) == 0 ? 1000 : 300 + roll(w, 700);
     s->scale.queue_timeout_ms = 300 + roll(w, 3000);
     s->scale.idle_min = i == 0 ? roll(w, 2) : 0;
     w->versions[i]++;

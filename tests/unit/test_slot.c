@@ -53,6 +53,22 @@ static void full_slot_refuses(void **state)
     assert_int_equal(ref.slot->joiners_peak, 2);
 }
 
+static void who_waits_comes_before_who_does_not(void **state)
+{
+    struct slot_ref ref = opened(*state, 2);
+    assert_int_equal(slot_enter(ref, 1, 1), SLOT_ENTERED);
+    ref.slot->waited_for = true;
+    assert_int_equal(slot_enter(ref, 1, 1), SLOT_WAITED);
+    assert_int_equal(slot_enter_next(ref, 1, 1), SLOT_ENTERED);
+    assert_int_equal(slot_enter_next(ref, 1, 1), SLOT_FULL);
+    assert_int_equal(slot_enter(ref, 1, 1), SLOT_FULL);
+    assert_int_equal(slot_leave(ref, 1), SLOT_LEFT_WAITED);
+    assert_int_equal(slot_enter_forced(ref, 1), SLOT_ENTERED); /* it wants this one alone */
+    assert_int_equal(slot_leave(ref, 1), SLOT_LEFT_WAITED);
+    ref.slot->waited_for = false;
+    assert_int_equal(slot_enter(ref, 1, 1), SLOT_ENTERED);
+}
+
 static void window_and_lease_refuse(void **state)
 {
     struct slot_ref ref = opened(*state, 0);
@@ -172,6 +188,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(full_slot_refuses, make_table, free_table),
+        cmocka_unit_test_setup_teardown(who_waits_comes_before_who_does_not, make_table,
+                                        free_table),
         cmocka_unit_test_setup_teardown(window_and_lease_refuse, make_table, free_table),
         cmocka_unit_test_setup_teardown(drained_empty_slot_tells_the_drainer, make_table,
                                         free_table),

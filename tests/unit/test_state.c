@@ -330,10 +330,26 @@ static void scale_max_counts_what_has_not_ended(void **state)
     assert_int_equal(help_reserve(h, "hello", 1, 3, "").problem, PROBLEM_LIMIT_REACHED);
     help_end(h, 1, one.epoch, 1);
     assert_int_equal(help_reserve(h, "hello", 1, 3, "").problem, PROBLEM_NONE);
-    /* The newest version says how many there may be, of all versions. */
-    help_deploy(h, "hello", "scale: {max: 3}\n");
-    assert_int_equal(help_reserve(h, "hello", 1, 4, "").problem, PROBLEM_NONE);
+    /* A new version is not kept from starting by what it replaces. */
+    help_deploy(h, "hello", "scale: {max: 1}\n");
+    assert_int_equal(help_reserve(h, "hello", 2, 4, "").problem, PROBLEM_NONE);
     assert_int_equal(help_reserve(h, "hello", 2, 5, "").problem, PROBLEM_LIMIT_REACHED);
+    struct registry_root *root = state_root(h->state);
+    assert_int_equal(registry_root_workload_counted(root, "hello"), 1);
+    registry_root_release(root);
+}
+
+static void rooms_of_older_versions_count_for_scale_max(void **state)
+{
+    struct help_state *h = *state;
+    const char *rooms = "join: {key: \"header:X-Room\"}\nscale: {max: 2}\n";
+    help_deploy(h, "hello", rooms);
+    struct registry_result red = help_reserve(h, "hello", 1, 1, "red");
+    help_deploy(h, "hello", "join: {key: \"query:room\"}\nscale: {max: 2}\n");
+    assert_int_equal(help_reserve(h, "hello", 2, 2, "blue").problem, PROBLEM_NONE);
+    assert_int_equal(help_reserve(h, "hello", 2, 3, "green").problem, PROBLEM_LIMIT_REACHED);
+    help_end(h, 1, red.epoch, 1);
+    assert_int_equal(help_reserve(h, "hello", 2, 3, "green").problem, PROBLEM_NONE);
 }
 
 static void a_stale_epoch_changes_nothing(void **state)
@@ -690,6 +706,7 @@ int main(void)
         TEST(reserving_the_same_again_is_the_same_reservation),
         TEST(a_key_has_one_holder_at_a_time),
         TEST(scale_max_counts_what_has_not_ended),
+        TEST(rooms_of_older_versions_count_for_scale_max),
         TEST(a_stale_epoch_changes_nothing),
         TEST(an_end_is_final_and_may_be_told_twice),
         TEST(what_was_used_adds_up_and_outlives_its_instances),

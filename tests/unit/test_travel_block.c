@@ -121,13 +121,20 @@ static void answers_arrive_as_they_were(void **state)
                                    .instance = sample().instance,
                                    .start = GATEWAY_START_POOL,
                                    .timing = {1, 2, 3, 4},
-                                   .code_us = 5};
+                                   .code_us = 5,
+                                   .ends_wall_ms = 1767225600000};
     struct travel_answer out;
     assert_true(travel_answer_read(&out, (char *)bytes, travel_answer_write(&answer, bytes)));
     assert_true(out.granted);
     assert_int_equal(out.start, GATEWAY_START_POOL);
     assert_true(out.timing.queue_us == 1 && out.timing.reserve_us == 2);
     assert_true(out.timing.sandbox_us == 3 && out.timing.code_us == 4 && out.code_us == 5);
+    assert_int_equal(out.ends_wall_ms, 1767225600000);
+    answer.ends_wall_ms = UINT64_MAX;
+    assert_true(travel_answer_read(&out, (char *)bytes, travel_answer_write(&answer, bytes)));
+    answer.ends_wall_ms--; /* no year of four digits */
+    assert_false(travel_answer_read(&out, (char *)bytes, travel_answer_write(&answer, bytes)));
+    answer.ends_wall_ms = 0;
     answer.start = (enum gateway_start)3;
     assert_false(travel_answer_read(&out, (char *)bytes, travel_answer_write(&answer, bytes)));
     answer = (struct travel_answer){.problem = PROBLEM_INSTANCE_OOM,
