@@ -212,6 +212,10 @@ static int check_network(const struct workload *w, const struct document *d, str
 {
     static const char *const paths[] = {"network.allow", "network.deny"};
     const struct field_list *lists[] = {&w->network.allow, &w->network.deny};
+    if (w->network.bandwidth_bytes != BYTES_NONE && w->network.mode == NETWORK_NONE)
+        return fields_refuse(d, "network.bandwidth", e,
+                             "network.mode is none, so this cannot act; leave it out, or mode: "
+                             "egress");
     for (size_t i = 0; i < ARRAY_SIZE(lists); i++) {
         if (lists[i]->count > 0 && w->network.mode == NETWORK_NONE)
             return fields_refuse(d, paths[i], e,

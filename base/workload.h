@@ -68,6 +68,7 @@ struct workload {
     struct {
         int mode;                      /* enum network_mode */
         struct field_list allow, deny; /* as base/destination.h; no allow: all that is not denied */
+        uint64_t bandwidth_bytes;      /* a second, each way; BYTES_NONE: what the node lets it */
     } network;
     struct {
         int profile; /* enum sandbox_profile */

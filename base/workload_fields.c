@@ -287,6 +287,16 @@ static const struct field fields[] = {
      .fallback = "",
      .max = WORKLOAD_DESTINATIONS_MAX,
      .meaning = "where it may not call, also where allow: has it"},
+    {.path = "network.bandwidth",
+     .type = FIELD_BYTES,
+     .offset = AT(network.bandwidth_bytes),
+     .fallback = "none",
+     .min = 16 * 1024,
+     .max = GIBIBYTE,
+     .none_allowed = true,
+     .meaning =
+         "bytes a second that it may send to whom it calls, and receive; none: as many as its "
+         "node lets it"},
     {.path = "sandbox.profile",
      .type = FIELD_WORD,
      .offset = AT(sandbox.profile),

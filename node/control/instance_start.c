@@ -214,6 +214,7 @@ static int prepare(struct instance *i, struct err *e)
     p.network_allow = w->network.allow.items;
     p.n_network_deny = w->network.deny.count;
     p.network_deny = w->network.deny.items;
+    p.network_bandwidth = w->network.bandwidth_bytes == BYTES_NONE ? 0 : w->network.bandwidth_bytes;
     fill_limits(i, &p);
     bool command = w->kind == WORKLOAD_COMMAND;
     p.port = control_narrow(w->port);

@@ -32,7 +32,7 @@ struct runner_config {
         struct field_list resolvers;
     } sandbox;
     struct {
-        uint64_t cpus_thousandths, memory_bytes, pids, disk_bytes, instances;
+        uint64_t cpus_thousandths, memory_bytes, pids, disk_bytes, instances, bandwidth_bytes;
     } max; /* of one instance; instances: on this machine */
     uint64_t uid_base;
     char *cgroup;

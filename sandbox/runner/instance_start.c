@@ -196,6 +196,9 @@ static int egress_make(struct instance *i, struct err *e)
                               p->n_network_allow, p->network_deny, p->n_network_deny, e);
     if (rc < 0)
         return rc;
+    i->egress->bandwidth_bytes = or_max(p->network_bandwidth, r->config.max.bandwidth_bytes);
+    if (i->egress->bandwidth_bytes == BYTES_NONE)
+        i->egress->bandwidth_bytes = 0;
     rc = net_egress_attach(r->egress, i->network_fd, instance_place_number(i), i->egress, e);
     return rc == 0 ? net_names_add(r->names, i->id, i->network_fd, i->egress, &i->names, e) : rc;
 }

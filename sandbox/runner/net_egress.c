@@ -41,6 +41,13 @@ static int setting_write(const char *family, const char *name, const char *key, 
 
 /* --- one instance ---------------------------------------------------------------------------------- */
 
+static int bound(struct nl_sock *socket, const char *link, const struct net_policy *policy,
+                 struct err *e)
+{
+    return policy->bandwidth_bytes == 0 ? 0
+                                        : net_link_bound(socket, link, policy->bandwidth_bytes, e);
+}
+
 /* Within the instance's namespace. */
 static int inside_make(struct net_egress *egress, uint32_t place, const char *link,
                        const struct net_policy *policy, struct err *e)
@@ -58,6 +65,8 @@ static int inside_make(struct net_egress *egress, uint32_t place, const char *li
         rc =
             net_link_pair(socket, INSIDE, link, network_host(egress->network), egress->host.mtu, e);
     if (rc == 0)
+        rc = bound(socket, INSIDE, policy, e);
+    if (rc == 0)
         rc = net_link_raise(socket, INSIDE, net_instance_address(site, place), e);
     if (rc == 0)
         rc = net_link_default_route(socket, INSIDE, net_host_address(site, place), e);
@@ -66,7 +75,8 @@ static int inside_make(struct net_egress *egress, uint32_t place, const char *li
 }
 
 /* Forwarding is switched on by itself where the machine forwards on all interfaces, and here else. */
-static int outside_make(struct net_egress *egress, uint32_t place, const char *link, struct err *e)
+static int outside_make(struct net_egress *egress, uint32_t place, const char *link,
+                        const struct net_policy *policy, struct err *e)
 {
     int rc = setting_write("ipv6", link, "disable_ipv6", "1", e);
     if (rc == 0)
@@ -75,6 +85,8 @@ static int outside_make(struct net_egress *egress, uint32_t place, const char *l
         rc = setting_write("ipv4", link, "forwarding", "1", e);
     if (rc == 0)
         rc = setting_write("ipv4", link, "send_redirects", "0", e);
+    if (rc == 0)
+        rc = bound(egress->host.socket, link, policy, e);
     if (rc == 0)
         rc = net_link_raise(egress->host.socket, link, net_host_address(&egress->site, place), e);
     return rc;
@@ -93,7 +105,7 @@ static int attach(struct net_egress *egress, int namespace_fd, uint32_t place,
         return rc;
     rc = inside_make(egress, place, link, policy, e);
     network_leave(egress->network);
-    return rc == 0 ? outside_make(egress, place, link, e) : rc;
+    return rc == 0 ? outside_make(egress, place, link, policy, e) : rc;
 }
 
 int net_egress_attach(struct net_egress *egress, int namespace_fd, uint32_t place,

@@ -8,7 +8,10 @@
 #include <netlink/route/link.h>
 #include <netlink/route/link/veth.h>
 #include <netlink/route/nexthop.h>
+#include <netlink/route/qdisc.h>
+#include <netlink/route/qdisc/tbf.h>
 #include <netlink/route/route.h>
+#include <netlink/route/tc.h>
 #include <netlink/socket.h>
 
 #include "base/memory.h"
@@ -148,6 +151,34 @@ int net_link_default_route(struct nl_sock *socket, const char *name, uint32_t ga
     if (link != NULL)
         rtnl_link_put(link);
     return code < 0 ? failed(code, e, "set default route of", name) : 0;
+}
+
+/* A packet of the largest, with segmentation by the interface. */
+#define PACKET_BYTES (66u * 1024)
+
+int net_link_bound(struct nl_sock *socket, const char *name, uint64_t bytes_per_second,
+                   struct err *e)
+{
+    struct rtnl_link *link = link_get(socket, name);
+    struct rtnl_qdisc *qdisc = rtnl_qdisc_alloc();
+    int rate = (int)bytes_per_second;
+    int burst = rate / 50 + (int)PACKET_BYTES;
+    int code = link == NULL ? -NLE_OBJ_NOTFOUND : qdisc == NULL ? -NLE_NOMEM : 0;
+    if (code == 0) {
+        rtnl_tc_set_link(TC_CAST(qdisc), link);
+        rtnl_tc_set_parent(TC_CAST(qdisc), TC_H_ROOT);
+        code = rtnl_tc_set_kind(TC_CAST(qdisc), "tbf");
+    }
+    if (code == 0) {
+        rtnl_qdisc_tbf_set_rate(qdisc, rate, burst, 0);
+        rtnl_qdisc_tbf_set_limit(qdisc, burst + rate / 20);
+        code = rtnl_qdisc_add(socket, qdisc, NLM_F_CREATE | NLM_F_EXCL);
+    }
+    if (qdisc != NULL)
+        rtnl_qdisc_put(qdisc);
+    if (link != NULL)
+        rtnl_link_put(link);
+    return code < 0 ? failed(code, e, "bound (by the kernel's sch_tbf)", name) : 0;
 }
 
 int net_link_delete(struct nl_sock *socket, const char *name, struct err *e)

@@ -24,6 +24,11 @@ int net_link_raise(struct nl_sock *socket, const char *name, uint32_t address,
                    struct err *e) ERR_CHECKED;
 int net_link_default_route(struct nl_sock *socket, const char *name, uint32_t gateway,
                            struct err *e) ERR_CHECKED;
+/* Lets it send at most so many bytes a second (1 to NET_BANDWIDTH_MAX), with bursts of 20 ms of that or one
+ * packet of the largest; what comes faster waits for 50 ms, then it is dropped: tc-tbf(8). */
+#define NET_BANDWIDTH_MAX (1024u * 1024 * 1024)
+int net_link_bound(struct nl_sock *socket, const char *name, uint64_t bytes_per_second,
+                   struct err *e) ERR_CHECKED;
 /* 29 ms: only for what an earlier namespace has left. One that is not there is no error. */
 int net_link_delete(struct nl_sock *socket, const char *name, struct err *e) ERR_CHECKED;
 

@@ -46,6 +46,7 @@ struct net_policy {
     size_t allow_count;
     struct destination deny[NET_DESTINATIONS_MAX];
     size_t deny_count;
+    uint64_t bandwidth_bytes; /* a second, each way; 0: no bound. Not of the texts. */
 };
 
 /* From the texts of a request. An `allow` that could never act here (it lies in what is always denied,

@@ -108,6 +108,9 @@ static int check_limits(const Skerry__Runner__Prepare *p, const struct request_b
     if (rc == 0)
         rc = check_maximum("disk", p->disk_bytes, b->disk_bytes, bytes_format, e);
     if (rc == 0)
+        rc = check_maximum("network.bandwidth", p->network_bandwidth, b->bandwidth_bytes,
+                           bytes_format, e);
+    if (rc == 0)
         rc = check_maximum("logs.bytes_max", p->log_bytes_max, b->log_bytes, bytes_format, e);
     return rc;
 }

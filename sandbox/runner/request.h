@@ -23,6 +23,7 @@ struct request_bounds {
     size_t profile_count;
     bool egress;
     uint64_t cpu_thousandths, memory_bytes, pids, disk_bytes, log_bytes;
+    uint64_t bandwidth_bytes;
 };
 
 /* On success *out is a checked request, to be freed with skerry__runner__request__free_unpacked.

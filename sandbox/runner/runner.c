@@ -20,6 +20,7 @@
 #include "sandbox/runner/blanks.h"
 #include "sandbox/runner/imports.h"
 #include "sandbox/runner/instance.h"
+#include "sandbox/runner/net_link.h"
 #include "sandbox/runner/reaper.h"
 #include "sandbox/runner/server.h"
 #include "sandbox/runner/state.h"
@@ -81,6 +82,9 @@ static int configure(struct runner *r, const struct runner_options *o, struct er
                                         .memory_bytes = c->max.memory_bytes,
                                         .pids = c->max.pids,
                                         .disk_bytes = c->max.disk_bytes,
+                                        .bandwidth_bytes = c->max.bandwidth_bytes == BYTES_NONE
+                                                               ? NET_BANDWIDTH_MAX
+                                                               : c->max.bandwidth_bytes,
                                         .log_bytes = c->logs.bytes};
     return 0;
 }

@@ -6,7 +6,7 @@ import os
 import subprocess
 import unittest
 
-from cluster import PYTHON, Node, wait_until
+from cluster import PYTHON, Node, processes_of, wait_until
 from network import CLONE_NEWNET, _check, _libc
 
 INTERNET = "203.0.113.2"
@@ -116,10 +116,10 @@ class Network(unittest.TestCase):
         self.addCleanup(machine.close)
         self.machine = machine
 
-    def run_node(self, permitted="", uplinks="wan0"):
+    def run_node(self, permitted="", uplinks="wan0", **more):
         stack = contextlib.ExitStack()
         self.addCleanup(stack.close)
-        return stack, stack.enter_context(Node(runner_config=EGRESS % (permitted, uplinks)))
+        return stack, stack.enter_context(Node(runner_config=EGRESS % (permitted, uplinks), **more))
 
     def connect(self, node, *to, network="egress"):
         out = node.cli("run", "--network", network, "--", "python3", "-c", CONNECT, *to)
@@ -169,6 +169,26 @@ class Network(unittest.TestCase):
         refused = node.cli("deploy", "-", check=False, stdin=(
             "id: calls\nport: 1\ncommand: [x]\nnetwork:\n  mode: egress\n  allow: [10.0.0.1/8]\n"))
         self.assertIn(b":6: network.allow: 10.0.0.1/8 has bits behind its prefix", refused.stderr)
+
+    def test_bandwidth_is_bounded_at_both_ends(self):
+        _, node = self.run_node(most=", bandwidth: 1M")
+        spec = {"id": "calls", "port": 8080, "access": "public", "command": ["python3", "/app/server.py"]}
+        source = {"server.py": SERVER, "connect.py": CONNECT}
+        for bandwidth, rate in (("64K", 64 << 10), ("none", 1 << 20)):
+            node.deploy(dict(spec, network={"mode": "egress", "bandwidth": bandwidth}), source)
+            answer = node.get("/w/calls/?%s:80" % INTERNET)
+            self.assertEqual(answer.body.decode().split(), ["0"])
+            inside = ["nsenter", "-t", str(processes_of(answer.instance)[0]), "-n"]
+            rates = [q["options"]["rate"] for where in (inside, [])
+                     for q in json.loads(sh(*where, "tc", "-j", "qdisc", "show"))
+                     if q["kind"] == "tbf"]
+            self.assertEqual(rates, [rate, rate])
+            node.cli("stop", answer.instance)
+        node.deploy(dict(spec, network={"mode": "egress", "bandwidth": "2M"}), source)
+        answer = node.get("/w/calls/?x")
+        self.assertEqual(answer.status, 503)
+        self.assertIn("network.bandwidth: 2M is above 1M, the most that runner.yaml allows",
+                      answer.json()["detail"])
 
     def test_a_name_is_answered_and_opens_what_it_answers(self):
         self.machine.resolver()

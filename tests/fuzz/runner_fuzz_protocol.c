@@ -20,6 +20,7 @@ static void expect_prepare(const Skerry__Runner__Prepare *p, const struct reques
     assert_always(p->uid < 65535 && p->gid < 65535 && p->port <= 65535);
     assert_always(p->memory_bytes <= b->memory_bytes && p->disk_bytes <= b->disk_bytes);
     assert_always(p->pids <= b->pids && p->cpu_thousandths <= b->cpu_thousandths);
+    assert_always(p->network_bandwidth <= b->bandwidth_bytes);
     assert_always(strlen(p->hostname) < 64 && strchr(p->hostname, '/') == NULL);
     assert_always(strcmp(p->image, "host") == 0 || strlen(p->image) == 71);
     assert_always(strchr(p->image, '/') == NULL && strchr(p->source, '/') == NULL);
@@ -36,6 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                                           .memory_bytes = 1u << 30,
                                           .pids = 1000,
                                           .disk_bytes = 1u << 28,
+                                          .bandwidth_bytes = 1u << 26,
                                           .log_bytes = 1u << 20};
     Skerry__Runner__Request *request = NULL;
     struct err e = {0};

@@ -198,7 +198,7 @@ class UnixConnection(http.client.HTTPConnection):
 class Node:
     """One `skerry runner` and one `skerry serve`."""
 
-    def __init__(self, config="", runner_config="", name="node1", join=None, ids=None):
+    def __init__(self, config="", runner_config="", name="node1", join=None, ids=None, most=""):
         """`join` is a node of a cluster that this one shall be in; without it makes its own.
         `ids`: what UserIds.share gives; without it the node has a range for itself."""
         self.name = name
@@ -231,9 +231,9 @@ class Node:
                    "peers: [\"127.0.0.1:%d\"]\ntoken_file: %s\n" % (join.peer_port,
                                                                     self.path("token")), config))
         with open(self.path("runner.yaml"), "w") as f:
-            f.write("directory: %s\nsocket: %s\nuid_base: %d\ncgroup: %s\nmax: {instances: %d}\n%s"
+            f.write("directory: %s\nsocket: %s\nuid_base: %d\ncgroup: %s\nmax: {instances: %d%s}\n%s"
                     % (self.path("runner"), self.path("runner.sock"), uid_base, self.group, instances,
-                       runner_config))
+                       most, runner_config))
         os.chmod(self.path("runner.yaml"), 0o644)
 
     def path(self, *parts):

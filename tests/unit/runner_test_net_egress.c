@@ -234,7 +234,8 @@ static int namespace_new(struct world *w)
 }
 
 /* An instance's namespace with these lists, of at most one each. */
-static int instance_new(struct world *w, uint32_t place, const char *allow, const char *deny)
+static int instance_bounded(struct world *w, uint32_t place, const char *allow, const char *deny,
+                            uint64_t bandwidth_bytes)
 {
     struct net_policy policy;
     struct err e;
@@ -242,10 +243,16 @@ static int instance_new(struct world *w, uint32_t place, const char *allow, cons
     if (net_policy_parse(&policy, net_egress_site(w->egress), allows, allow != NULL, denies,
                          deny != NULL, &e) != 0)
         fail_msg("%s", e.msg);
+    policy.bandwidth_bytes = bandwidth_bytes;
     int fd = namespace_new(w);
     if (net_egress_attach(w->egress, fd, place, &policy, &e) != 0)
         fail_msg("%s", e.msg);
     return fd;
+}
+
+static int instance_new(struct world *w, uint32_t place, const char *allow, const char *deny)
+{
+    return instance_bounded(w, place, allow, deny, 0);
 }
 
 /* --- tests ------------------------------------------------------------------------------------------ */
@@ -279,6 +286,63 @@ static void the_internet_is_reached_under_the_address_of_the_machine(void **stat
     assert_true(net_egress_bytes(w->egress, 7, &in, &out));
     assert_true(in > 0 && out > in);
     close(inside);
+}
+
+/* Bytes that go from one to the other within so long, as fast as they will. */
+static uint64_t pumped(int from, int to, uint64_t ms)
+{
+    static char data[64 * 1024];
+    uint64_t count = 0, end = clock_monotonic_ms() + ms;
+    while (clock_monotonic_ms() < end) {
+        struct pollfd both[] = {{.fd = from, .events = POLLOUT}, {.fd = to, .events = POLLIN}};
+        assert_true(poll(both, 2, 10) >= 0);
+        (void)!send(from, data, sizeof data, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t got;
+        while ((got = recv(to, data, sizeof data, MSG_DONTWAIT)) > 0)
+            count += (uint64_t)got;
+    }
+    return count;
+}
+
+static void bandwidth_is_bounded_each_way(void **state)
+{
+    struct world *w = *state;
+    enum { RATE = 2 * 1024 * 1024, MS = 1500 };
+    egress_open(w);
+    int inside = instance_bounded(w, 7, NULL, NULL, RATE);
+    reaches(w, inside, INTERNET, PORT);
+    close(accept(w->internet_tcp, NULL, NULL));
+    const struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons(PORT), .sin_addr = {htonl(INTERNET)}};
+    enter(inside);
+    int near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    enter(w->machine);
+    assert_int_equal(connect(near, (const struct sockaddr *)&to, sizeof to), 0);
+    int far = accept(w->internet_tcp, NULL, NULL);
+    assert_true(far >= 0);
+    uint64_t out = pumped(near, far, MS), in = pumped(far, near, MS);
+    print_message("of %d bytes: %llu out, %llu in\n", RATE / 1000 * MS, (unsigned long long)out,
+                  (unsigned long long)in);
+    /* A burst, and what waited when the other way began. */
+    uint64_t most = (uint64_t)RATE * MS / 1000 + RATE / 4;
+    assert_in_range(out, RATE / 4, most);
+    assert_in_range(in, RATE / 4, most);
+    close(near);
+    close(far);
+    /* Without a bound it is much faster. */
+    int free_one = instance_new(w, 8, NULL, NULL);
+    reaches(w, free_one, INTERNET, PORT);
+    close(accept(w->internet_tcp, NULL, NULL));
+    enter(free_one);
+    near = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    enter(w->machine);
+    assert_int_equal(connect(near, (const struct sockaddr *)&to, sizeof to), 0);
+    far = accept(w->internet_tcp, NULL, NULL);
+    assert_true(pumped(near, far, MS) > 2 * most);
+    close(near);
+    close(far);
+    close(inside);
+    close(free_one);
 }
 
 /* What stands here and must not be reached; the control reaches all of it. */
@@ -575,6 +639,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         EACH(the_internet_is_reached_under_the_address_of_the_machine),
+        EACH(bandwidth_is_bounded_each_way),
         EACH(what_is_always_denied_is_denied_by_either_layer),
         EACH(a_workloads_lists_choose_and_deny_wins),
         EACH(root_can_permit_by_name),
