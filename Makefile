@@ -186,6 +186,12 @@ check:
 	  B=$(B) tests/lib/run-cluster; clusters=$$?; \
 	  wait $$beside; beside=$$?; cat $(B)/beside.log; [ $$clusters = 0 ] && [ $$beside = 0 ]
 
+# With a browser of its own package, which nothing else needs.
+.PHONY: check-browser
+check-browser: all
+	@deploy/deps --quiet --browser
+	@FOLDER=browser B=$(B) tests/lib/run-cluster
+
 # --- the simulator: a cluster on one seeded clock; a failure prints its seed ------------------------
 SIM := $(call obj,$(wildcard tests/sim/*.c) tests/lib/registry_help.c)
 SEEDS ?= 200
@@ -284,6 +290,7 @@ help:
 	@echo 'make demo       start Skerry here, run the examples, explain each step (KEEP=1: leave it running)'
 	@echo 'make check      build and run all tests; SAN=address or SAN=thread for the sanitizers'
 	@echo 'make unit       the unit tests alone'
+	@echo 'make check-browser  pages, events and WebSockets in headless Chromium'
 	@echo 'make sim        gossip and registry of simulated clusters, SEEDS=200, and a table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
 	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
