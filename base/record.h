@@ -40,11 +40,11 @@ enum record_kind {
     RECORD_RESET = 6,
 };
 
-/* What becomes of the code's connection; the answering side always says CLOSE. */
+/* What becomes of the code's connection; the answering side says CLOSE, or HALF. */
 enum record_end {
     RECORD_END_CLOSE = 1, /* it must be closed, or was */
     RECORD_END_KEEP,      /* its answer was whole: it may carry the next request */
-    RECORD_END_HALF,      /* no more of the request comes, the answer goes on: a tunnel */
+    RECORD_END_HALF,      /* no more comes from this side, but it goes on reading: a tunnel */
 };
 #define RECORD_END_LAST RECORD_END_HALF
 

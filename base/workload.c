@@ -281,6 +281,22 @@ static bool has_healthcheck(const struct workload *w)
     return w->healthcheck.test.count > 0 && strcmp(w->healthcheck.test.items[0], "NONE") != 0;
 }
 
+static int check_listen(const struct workload *w, const struct document *d, struct err *e)
+{
+    if (w->protocol != PROTOCOL_TCP)
+        return fields_refuse(d, "listen.tcp", e,
+                             "only with protocol: tcp; HTTP is joined through the gateway");
+    if (w->access != ACCESS_PUBLIC)
+        return fields_refuse(d, "listen.tcp", e,
+                             "a connection brings no token, so whoever reaches the port may join: "
+                             "say access: public, or leave it out and use skerry proxy");
+    if (w->join.key[0] != '\0')
+        return fields_refuse(d, "listen.tcp", e,
+                             "a connection brings no key; leave out join.key, or this and use "
+                             "skerry proxy --key");
+    return 0;
+}
+
 static int check_server(const struct workload *w, const struct document *d, struct err *e)
 {
     if (w->ready != READY_NONE && w->port == 0)
@@ -290,6 +306,11 @@ static int check_server(const struct workload *w, const struct document *d, stru
     if (w->protocol == PROTOCOL_TCP && w->port == 0)
         return fields_refuse(d, "protocol", e,
                              "tcp needs the port that the code listens on: port: 5432");
+    if (w->listen.tcp != 0) {
+        int rc = check_listen(w, d, e);
+        if (rc != 0)
+            return rc;
+    }
     if (w->ready != READY_NONE && w->command.count == 0)
         return fields_refuse(d, "command", e,
                              "missing: what shall run? command: [\"python3\", \"app.py\"]");
@@ -309,6 +330,7 @@ static int check_command(const struct workload *w, const struct document *d, str
     } rules[] = {
         {"port", w->port != 0},
         {"protocol", w->protocol != PROTOCOL_HTTP},
+        {"listen.tcp", w->listen.tcp != 0},
         {"ready", w->ready != READY_NONE},
         {"join.max_joiners", w->join.max_joiners != 1},
         {"join.window", w->join.window_ms != DURATION_NONE},

@@ -43,6 +43,9 @@ struct workload {
     struct field_list environment; /* KEY=value */
     char *user;                    /* "1000", "1000:1000"; numbers only */
     bool read_only;
+    struct {
+        uint64_t tcp; /* port of every node at which it is joined; 0: none */
+    } listen;
     int access; /* enum workload_access */
     struct {
         uint64_t max_joiners; /* at the same time; 0: unlimited */

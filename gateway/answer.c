@@ -114,7 +114,7 @@ void answer_count(struct connection *c, unsigned status)
 {
     struct exchange *x = &c->x;
     struct thread_counters *counters = &c->thread->counters;
-    if (x->counted)
+    if (x->counted || c->kind == LISTENER_TCP)
         return;
     x->counted = true;
     unsigned class = status / 100 < 6 ? status / 100 : 0;

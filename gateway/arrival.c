@@ -32,10 +32,10 @@ static size_t write_granted(const struct arrival *a, uint8_t block[TRAVEL_BLOCK_
     return travel_answer_write(&answer, block);
 }
 
-/* What is due of END and HEAD, then data, then END if `ends`: in one write, which is taken whole since
- * little waits in the stream (see STREAM_WRITE_BYTES_MAX). False: the arrival is closed. */
+/* What is due of END and HEAD, then data, then END unless that is 0: in one write, which is taken whole
+ * since little waits in the stream (see STREAM_WRITE_BYTES_MAX). False: the arrival is closed. */
 static bool write_out(struct arrival *a, const uint8_t *block, size_t block_size, const char *data,
-                      size_t size, bool ends)
+                      size_t size, enum record_end ends)
 {
     uint8_t before[RECORD_END_BYTES], behind[RECORD_END_BYTES];
     uint8_t head_header[RECORD_HEADER_BYTES], data_header[RECORD_HEADER_BYTES];
@@ -62,8 +62,8 @@ static bool write_out(struct arrival *a, const uint8_t *block, size_t block_size
         parts[count++] = (struct iovec){data_header, sizeof data_header};
         parts[count++] = (struct iovec){(void *)(uintptr_t)data, size};
     }
-    if (ends) {
-        record_end(behind, RECORD_END_CLOSE);
+    if (ends != 0) {
+        record_end(behind, ends);
         parts[count++] = (struct iovec){behind, sizeof behind};
     }
     for (size_t i = 0; i < count; i++)
@@ -127,7 +127,7 @@ static void problem(struct connection *c, const struct problem_report *report)
         write_reset(a, block, a->answering ? 0 : size);
         return;
     }
-    if (!write_out(a, block, size, NULL, 0, true))
+    if (!write_out(a, block, size, NULL, 0, RECORD_END_CLOSE))
         return;
     a->ended = true;
     c->phase = PHASE_FLUSH;
@@ -148,10 +148,10 @@ static void fail_or_ended(struct connection *c, enum problem which, const char *
     if (c->x.upstream != NULL)
         upstream_release(c->x.upstream, UPSTREAM_BROKEN_OFF);
     dispatch_leave_slot(c);
-    if (a->answering)
-        write_reset(a, NULL, 0);
-    else
+    if (!a->answering)
         dispatch_autopsy_begin(c, which, detail);
+    else if (!a->head_due || write_out(a, NULL, 0, NULL, 0, 0))
+        write_reset(a, NULL, 0);
 }
 
 /* Their END: the join is over, and the next may come. */
@@ -160,9 +160,9 @@ void arrival_join_over(struct arrival *a, enum record_end how)
     struct connection *c = &a->c;
     bool all_sent = queue_pending(&c->in) == a->in_sent;
     let_go(a, how == RECORD_END_KEEP && all_sent ? UPSTREAM_KEEP : UPSTREAM_CLOSE);
-    if (!a->ended)
+    if (!a->ended && !a->our_half)
         a->end_due = true;
-    a->granted = a->answering = a->half = a->ended = false;
+    a->granted = a->answering = a->half = a->our_half = a->ended = false;
     arrival_serving_ends(a);
     connection_drop_exchange(c);
     c->phase = PHASE_HEAD;
@@ -181,6 +181,20 @@ static void consume_sent(struct arrival *a)
     a->kept = false;
     queue_consume(&c->thread->blocks, &c->in, a->in_sent);
     a->in_sent = 0;
+}
+
+/* The code had ended, and now gets no more either. */
+static void both_ended(struct arrival *a)
+{
+    struct connection *c = &a->c;
+    if (c->x.up_broken) {
+        let_go(a, UPSTREAM_BROKEN_OFF);
+        write_reset(a, NULL, 0);
+        return;
+    }
+    upstream_end_sending(c->x.upstream);
+    arrival_join_over(a, RECORD_END_CLOSE);
+    arrival_update(c);
 }
 
 void arrival_send(struct connection *c)
@@ -207,9 +221,14 @@ void arrival_send(struct connection *c)
         c->x.up_broken = true;
         left = 0;
     }
+    if (a->our_half && (c->x.up_broken || (a->half && left == 0))) {
+        both_ended(a);
+        return;
+    }
     if (left == 0 && a->half)
         upstream_end_sending(u);
-    upstream_set_mask(u, (u->reading_stopped ? 0 : UV_READABLE) | (left > 0 ? UV_WRITABLE : 0));
+    upstream_set_mask(u, (u->reading_stopped || a->our_half ? 0 : UV_READABLE) |
+                             (left > 0 ? UV_WRITABLE : 0));
     arrival_update(c);
 }
 
@@ -221,7 +240,7 @@ static void begin(struct connection *c)
         return;
     }
     c->x.progress_ms = thread_now_ms(c->thread);
-    upstream_acquire(c, false);
+    upstream_acquire(c, c->x.raw);
 }
 
 static void connected(struct connection *c)
@@ -232,6 +251,7 @@ static void connected(struct connection *c)
         a->granted = a->head_due = true;
         a->head_until_ms = now_ms + GRANT_DELAY_MS;
     }
+    a->answering = c->x.raw; /* that it says nothing is an answer too */
     a->in_sent = 0;
     c->x.progress_ms = now_ms;
     arrival_send(c);
@@ -249,11 +269,18 @@ static void code_closed(struct connection *c, int error)
 {
     struct arrival *a = c->arrival;
     struct upstream *u = c->x.upstream;
-    if (a->answering && error == 0) {
+    if (c->x.raw && error == 0 && !a->half && !c->x.up_broken) {
+        a->our_half = true;
+        upstream_set_mask(u, u->mask & ~UV_READABLE);
+        if (write_out(a, NULL, 0, NULL, 0, RECORD_END_HALF))
+            arrival_update(c);
+    } else if (c->x.raw && error == 0 && c->x.up_broken) {
+        fail_or_ended(c, PROBLEM_INSTANCE_BAD_ANSWER, "the code takes no more");
+    } else if (a->answering && error == 0) {
         bool over = a->half; /* their END was the first */
         let_go(a, UPSTREAM_CLOSE);
         a->ended = true;
-        if (!write_out(a, NULL, 0, NULL, 0, true))
+        if (!write_out(a, NULL, 0, NULL, 0, RECORD_END_CLOSE))
             return;
         c->phase = PHASE_FLUSH;
         connection_set_deadline(c, UINT64_MAX);
@@ -304,7 +331,7 @@ static void readable(struct connection *c)
     c->x.progress_ms = thread_now_ms(t);
     if (a->in_sent > 0)
         consume_sent(a);
-    if (!write_out(a, NULL, 0, t->scratch, (size_t)n, false))
+    if (!write_out(a, NULL, 0, t->scratch, (size_t)n, 0))
         return;
     if (n < SMALL_READ_BYTES && u->pool->answers_in_parts)
         upstream_acknowledge(u);
@@ -354,7 +381,7 @@ static void join_deadline_passed(struct connection *c)
                       "the code did not take the connection in time");
         return;
     }
-    if (a->head_due && now_ms >= a->head_until_ms && !write_out(a, NULL, 0, NULL, 0, false))
+    if (a->head_due && now_ms >= a->head_until_ms && !write_out(a, NULL, 0, NULL, 0, 0))
         return;
     if (is_suspicious(c) && now_ms >= c->x.progress_ms + SUSPECT_IDLE_MS)
         upstream_suspect_idle(c);
@@ -403,6 +430,7 @@ static void wait_for_routes(struct connection *c)
 static void exchange_begin(struct arrival *a)
 {
     struct exchange *x = &a->c.x;
+    x->raw = a->ask.raw;
     x->up.done = true; /* how a body is framed is not known here */
     /* Then a connection that idled need not be looked at first: code_closed tries another. */
     x->method = a->ask.idempotent ? HTTP_METHOD_GET : HTTP_METHOD_OTHER;
@@ -448,7 +476,8 @@ static void find_workload(struct connection *c, bool final)
         wait_for_routes(c);
     else if (!found)
         problem_simple(c, PROBLEM_WORKLOAD_UNKNOWN, "the instance's node does not know it yet");
-    else if (x->workload.kind == WORKLOAD_COMMAND || x->workload.no_port)
+    else if (x->workload.kind == WORKLOAD_COMMAND || x->workload.no_port ||
+             x->workload.tcp != x->raw)
         problem_simple(c, PROBLEM_CONFLICT, "it cannot be joined from another node");
     else if (ask->mode == TRAVEL_TRY && ask->instance.text[0] != '\0'
                  ? dispatch_enter_preferred(c, &ask->instance)

@@ -31,6 +31,7 @@ struct arrival {
     bool ended;     /* our END is written, or due: what still comes of the request is dropped */
     bool answering; /* a byte of the code's answer was passed on */
     bool half;      /* their END said HALF: the code is told when all was sent */
+    bool our_half;  /* ours did: the code has ended, what comes of the request still goes to it */
     bool kept;      /* all of the request is still in c.in, sent or not */
     size_t in_sent; /* of c.in */
     unsigned retries;

@@ -159,7 +159,8 @@ static void take_bytes(struct arrival *a, const char *bytes, size_t length)
     if (c->phase == PHASE_JOIN && u != NULL && u->connected && !a->ended &&
         queue_pending(&c->in) > a->in_sent) {
         arrival_send(c);
-        arrival_set_deadline(c);
+        if (c->phase == PHASE_JOIN)
+            arrival_set_deadline(c);
     }
 }
 
@@ -175,7 +176,7 @@ void arrival_update(struct connection *c)
     if (c->phase == PHASE_CLOSING)
         return;
     unsigned want = has_room(a) ? SECURE_WANT_READ : SECURE_WANT_HANGUP;
-    if (u != NULL && u->reading_stopped)
+    if (u != NULL && u->reading_stopped && !a->our_half)
         want |= SECURE_WANT_WRITE;
     secure_stream_want(a->stream, want);
 }
@@ -204,7 +205,7 @@ static void ready_cb(struct secure_stream *s, bool is_readable, bool is_writable
 {
     struct arrival *a = secure_stream_user(s);
     struct upstream *u = a->c.x.upstream;
-    if (is_writable && u != NULL && u->reading_stopped &&
+    if (is_writable && u != NULL && u->reading_stopped && !a->our_half &&
         secure_stream_pending(s) <= STREAM_PENDING_BYTES_MAX / 2) {
         u->reading_stopped = false;
         upstream_set_mask(u, u->mask | UV_READABLE);

@@ -179,6 +179,8 @@ void away_deadline(struct connection *c)
 
 void away_client_closed_half(struct connection *c)
 {
+    if (c->x.raw)
+        return;        /* it goes on waiting for its turn */
     if (!c->x.up.done) /* the rest of the body will never come */
         connection_close(c, true);
     else

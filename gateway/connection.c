@@ -268,7 +268,8 @@ void connection_update(struct connection *c)
 static void client_closed_half(struct connection *c)
 {
     c->half_closed = true;
-    c->half_closed_ms = thread_now_ms(c->thread);
+    if (!c->x.raw) /* there it says nothing about who waits for an answer */
+        c->half_closed_ms = thread_now_ms(c->thread);
     /* Requests say by themselves where they end; what goes through a tunnel does not. */
     if (c->tls != NULL && c->x.tunnel && tls_truncated(c->tls)) {
         connection_close(c, true);
@@ -285,7 +286,8 @@ static void client_closed_half(struct connection *c)
         }
         break;
     case PHASE_ASK:
-        connection_set_deadline(c, after_ms(c, HALF_CLOSE_MS));
+        if (!c->x.raw)
+            connection_set_deadline(c, after_ms(c, HALF_CLOSE_MS));
         break;
     case PHASE_JOIN:
     case PHASE_SOCKET:
@@ -636,6 +638,10 @@ void connection_flush(struct connection *c)
     }
     if (written > 0)
         c->x.progress_ms = thread_now_ms(t);
+    if (result == QUEUE_EMPTY && c->x.raw && c->x.down.done && !c->x.down_told) {
+        c->x.down_told = true;
+        shutdown(c->fd, SHUT_WR);
+    }
     if (result == QUEUE_EMPTY && c->phase == PHASE_FLUSH) {
         answer_flushed(c);
         if (c->phase == PHASE_FLUSH)
@@ -669,6 +675,10 @@ static void writable(struct connection *c)
 static void disconnected(struct connection *c)
 {
     c->disconnect_seen = true;
+    if (c->x.raw) {
+        connection_update(c);
+        return;
+    }
     c->half_closed_ms = thread_now_ms(c->thread);
     if (c->phase == PHASE_JOIN || c->phase == PHASE_SOCKET)
         join_set_deadline(c);
@@ -725,9 +735,10 @@ static struct connection *connection_take(struct gateway_thread *t)
     return c;
 }
 
-void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer,
-                       enum listener_kind kind)
+void connection_accept(const struct listener *listener, int fd, const struct sockaddr_storage *peer)
 {
+    struct gateway_thread *t = listener->thread;
+    enum listener_kind kind = listener->kind;
     struct gateway *g = t->gateway;
     bool room = atomic_fetch_add(&g->connections, 1) < g->options.connections_max;
     struct connection *c = room ? connection_take(t) : NULL;
@@ -752,6 +763,11 @@ void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_s
     t->connections = c;
     t->connection_count++;
     count(&t->counters.connections_accepted, 1);
+    if (kind == LISTENER_TCP) {
+        tcp_begin(c, listener->workload);
+        connection_update(c);
+        return;
+    }
     /* A client that sends nothing is held to the same time as one that sends slowly. */
     c->head_until_ms = after_ms(c, kind == LISTENER_TLS ? g->options.tls.handshake_timeout_ms
                                                         : g->options.header_timeout_ms);

@@ -318,7 +318,7 @@ enum dispatch dispatch_request(struct connection *c, const char *data, size_t le
                     c->x.workload.name);
         return refuse(c, PROBLEM_CONFLICT, detail);
     }
-    if (c->x.workload.tcp && !c->x.unknown) {
+    if (c->x.workload.tcp && !c->x.unknown && c->x.port == 0) {
         char detail[240];
         text_format(detail, sizeof detail,
                     "%s has protocol: tcp, so it is not joined over HTTP; skerry proxy %s PORT "
@@ -461,7 +461,7 @@ static void ask_or_refuse(struct connection *c, struct gateway_ask *ask)
     c->phase = PHASE_ASK;
     if (!ask_post(c, ask))
         refuse(c, PROBLEM_LIMIT_REACHED, "the node has too many requests waiting");
-    else if (c->half_closed)
+    else if (c->half_closed && !c->x.raw)
         connection_set_deadline(c, thread_now_ms(c->thread) + HALF_CLOSE_MS);
 }
 

@@ -243,14 +243,45 @@ int gateway_open(struct gateway **out, const struct gateway_options *options, st
     return 0;
 }
 
-unsigned gateway_port(const struct gateway *g, size_t listener)
+static unsigned port_of(const struct sockaddr_storage *address)
 {
-    const struct sockaddr_storage *address = &g->addresses[listener];
-    if (listener >= g->listener_count)
-        return 0;
     return address->ss_family == AF_INET6
                ? ntohs(((const struct sockaddr_in6 *)(const void *)address)->sin6_port)
                : ntohs(((const struct sockaddr_in *)(const void *)address)->sin_port);
+}
+
+unsigned gateway_port(const struct gateway *g, size_t listener)
+{
+    return listener < g->listener_count ? port_of(&g->addresses[listener]) : 0;
+}
+
+int gateway_listen_tcp(struct gateway *g, const char *address, const char *workload, struct err *e)
+{
+    struct sockaddr_storage at;
+    int descriptors[THREADS_MAX];
+    unsigned opened = 0;
+    if (g->draining || g->closing)
+        return err_set(e, ERR_UNAVAILABLE, "listen on %s: the gateway drains", address);
+    int rc = address_parse(&at, address, e);
+    if (rc == 0)
+        rc = check_free(&at, address, e);
+    while (rc == 0 && opened < g->thread_count) {
+        rc = listen_open(&descriptors[opened], &at, address, e);
+        opened += rc == 0;
+    }
+    unsigned port = rc == 0 ? port_of(&at) : 0;
+    for (unsigned i = 0; i < opened; i++)
+        if (rc < 0)
+            memory_close(&descriptors[i]);
+        else if (!thread_listen_tcp(g->threads[i], descriptors[i], port, workload))
+            log_warn("gateway", "%s: a thread has no memory to listen", address);
+    return rc;
+}
+
+void gateway_unlisten_tcp(struct gateway *g, unsigned port)
+{
+    for (unsigned i = 0; !g->closing && i < g->thread_count; i++)
+        thread_unlisten_tcp(g->threads[i], port);
 }
 
 void gateway_publish(struct gateway *g, const void *routes)
@@ -374,6 +405,9 @@ static void add(struct gateway_counters *out, const struct thread_counters *c)
     out->tls_handshakes += get(&c->tls_handshakes);
     out->tls_resumed += get(&c->tls_resumed);
     out->tls_failures += get(&c->tls_failures);
+    out->tcp_accepted += get(&c->tcp_accepted);
+    out->tcp_refused += get(&c->tcp_refused);
+    out->tcp_broken += get(&c->tcp_broken);
 }
 
 int64_t gateway_certificate_expires_s(const struct gateway *g)

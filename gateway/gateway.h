@@ -8,8 +8,8 @@
  * HTTP is read by our own strict parser (gateway/http.h; RFC 9112, RFC 9110). Errors of Skerry's own
  * are problem+json (RFC 9457).
  *
- * Threads: gateway_open, _publish, _reload_certificates, _leave, _review, _drain, _shut, _close: the
- * control thread. Calls in struct gateway_calls come from gateway threads; answers may be posted from
+ * Threads: gateway_open, _publish, _listen_tcp, _unlisten_tcp, _reload_certificates, _leave, _review,
+ * _drain, _shut, _close: the control thread. Calls in struct gateway_calls come from gateway threads; answers may be posted from
  * any thread. */
 #ifndef SKERRY_GATEWAY_GATEWAY_H
 #define SKERRY_GATEWAY_GATEWAY_H
@@ -256,6 +256,12 @@ void gateway_reload_certificates(struct gateway *g);
 int64_t gateway_certificate_expires_s(const struct gateway *g);
 /* Port of the n-th listener, for port 0: those of `listen`, of `tls.listen`, of `tls.redirect`. */
 unsigned gateway_port(const struct gateway *g, size_t listener);
+/* Raw TCP: connections to `address` ("127.0.0.1:30001") join the workload. The routes that know it as public
+ * and of protocol: tcp are published before. */
+int gateway_listen_tcp(struct gateway *g, const char *address, const char *workload,
+                       struct err *e) ERR_CHECKED;
+/* Takes no more connections at the port; those that are there go on. */
+void gateway_unlisten_tcp(struct gateway *g, unsigned port);
 /* Every thread gets the routes and releases the ones before when it has switched. `routes` must
  * stay valid until `release` was called for it by each of gateway_thread_count threads. */
 void gateway_publish(struct gateway *g, const void *routes);
@@ -309,6 +315,8 @@ struct gateway_counters {
     uint64_t arrivals; /* joins that other nodes sent here */
     uint64_t tls_handshakes, tls_resumed, tls_failures;
     int64_t certificate_expires_s; /* the first of them, since 1970; 0: none is used */
+    /* To listeners of workloads; not joined; broken off before both sides had ended. */
+    uint64_t tcp_accepted, tcp_refused, tcp_broken;
 };
 void gateway_counters(const struct gateway *g, struct gateway_counters *out);
 

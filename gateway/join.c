@@ -97,6 +97,8 @@ static void fail_or_ended(struct connection *c, enum problem problem, const char
 /* After it. */
 static void break_transfer(struct connection *c)
 {
+    if (c->x.raw)
+        count(&c->thread->counters.tcp_broken, 1);
     join_abandon(c);
     c->x.broken = true;
     answer_count(c, 0);
@@ -153,6 +155,8 @@ static bool send_request(struct connection *c)
     do {
         if (!connection_pump_body(c, &x->out))
             return false;
+        if (x->tunnel && c->half_closed && queue_pending(&c->in) == 0)
+            x->up.done = true;
         result = upstream_flush(c);
     } while (result == QUEUE_EMPTY && !x->up.done && queue_pending(&c->in) > 0);
     if (result == QUEUE_BROKEN) {
@@ -162,16 +166,24 @@ static bool send_request(struct connection *c)
         x->head_sent = queue_pending(&x->head);
         connection_stop_reading(c, true);
         result = QUEUE_EMPTY;
+        if (x->raw && x->down.done) { /* it had ended, and now takes nothing either */
+            break_transfer(c);
+            return false;
+        }
     } else {
         connection_stop_reading(c, !x->up.done && queue_room(&x->out) <= FLOW_FRAME_BYTES_MAX);
     }
     if (x->tunnel && x->up.done && result == QUEUE_EMPTY)
         upstream_end_sending(u);
+    if (x->raw && x->up.done && x->down.done && result == QUEUE_EMPTY) {
+        answer_done(c);
+        return false;
+    }
     update_upstream(u, result == QUEUE_BLOCKED);
     return true;
 }
 
-static void begin(struct connection *c)
+void join_begin(struct connection *c)
 {
     if (c->x.slot.slot->target.port == 0) {
         dispatch_leave_slot(c);
@@ -180,7 +192,7 @@ static void begin(struct connection *c)
         return;
     }
     c->x.progress_ms = thread_now_ms(c->thread);
-    upstream_acquire(c, false);
+    upstream_acquire(c, c->x.raw);
 }
 
 void join_connected(struct connection *c)
@@ -190,6 +202,7 @@ void join_connected(struct connection *c)
     u->keep = false;
     u->scan = (struct http_scan){0};
     x->head_sent = 0;
+    x->answered = x->raw;
     x->progress_ms = thread_now_ms(c->thread);
     if (send_request(c))
         join_set_deadline(c);
@@ -209,7 +222,7 @@ void join_client_readable(struct connection *c)
         join_set_deadline(c);
 }
 
-static void unreachable(struct connection *c, const char *detail)
+void join_unreachable(struct connection *c, const char *detail)
 {
     fail_or_ended(c, PROBLEM_INSTANCE_UNREACHABLE, detail);
 }
@@ -390,10 +403,28 @@ static bool may_retry(const struct connection *c)
     return !x->sent_any || (http_method_idempotent(x->method) && x->upstream->reused);
 }
 
+/* The code of a raw join says no more, but may go on reading. */
+static void half_done(struct connection *c)
+{
+    struct upstream *u = c->x.upstream;
+    u->reading_stopped = true;
+    upstream_set_mask(u, u->mask & ~UV_READABLE);
+    connection_flush(c);
+    if (c->phase == PHASE_JOIN)
+        join_set_deadline(c);
+}
+
 void join_upstream_closed(struct connection *c, int error)
 {
     struct exchange *x = &c->x;
     struct upstream *u = x->upstream;
+    if (x->raw && error == 0 && !x->up.done && !x->up_broken &&
+        flow_source_closed(&x->down, &c->thread->blocks, &c->out)) {
+        half_done(c);
+        return;
+    }
+    if (x->raw && x->up_broken && !x->up.done)
+        error = ECONNRESET;
     if (x->answered) {
         u->keep = false;
         if (error == 0 && flow_source_closed(&x->down, &c->thread->blocks, &c->out))
@@ -427,7 +458,7 @@ void join_take(struct connection *c, const char *data, size_t length)
         take_answer(c, data, length);
 }
 
-static void upstream_readable(struct connection *c)
+void join_upstream_readable(struct connection *c)
 {
     struct gateway_thread *t = c->thread;
     struct exchange *x = &c->x;
@@ -462,10 +493,10 @@ static void upstream_readable(struct connection *c)
 }
 
 const struct bridge join_bridge = {
-    .begin = begin,
+    .begin = join_begin,
     .connected = join_connected,
-    .unreachable = unreachable,
-    .readable = upstream_readable,
+    .unreachable = join_unreachable,
+    .readable = join_upstream_readable,
     .writable = join_upstream_writable,
     .set_deadline = join_set_deadline,
     .problem = answer_own_problem,
@@ -475,8 +506,9 @@ const struct bridge join_bridge = {
 
 void join_client_writable(struct connection *c)
 {
-    struct upstream *u = c->x.upstream;
-    if (u->reading_stopped && queue_room(&c->out) > QUEUE_BYTES_MAX / 2) {
+    const struct exchange *x = &c->x;
+    struct upstream *u = x->upstream;
+    if (u->reading_stopped && !x->down.done && queue_room(&c->out) > QUEUE_BYTES_MAX / 2) {
         u->reading_stopped = false;
         upstream_set_mask(u, u->mask | UV_READABLE);
     }
@@ -487,8 +519,7 @@ void join_client_closed_half(struct connection *c)
 {
     struct exchange *x = &c->x;
     if (x->tunnel) {
-        x->up.done = true;
-        if (x->upstream != NULL && send_request(c))
+        if (x->upstream != NULL && x->upstream->connected && send_request(c))
             join_set_deadline(c);
         return;
     }

@@ -296,8 +296,10 @@ void remote_end_sending(struct remote *r)
 
 void remote_set_mask(struct remote *r, int mask)
 {
-    secure_stream_want(r->stream, ((mask & UV_READABLE) != 0 ? SECURE_WANT_READ : 0u) |
-                                      ((mask & UV_WRITABLE) != 0 ? SECURE_WANT_WRITE : 0u));
+    unsigned read = (mask & UV_READABLE) != 0 ? SECURE_WANT_READ
+                    : r->their_end            ? SECURE_WANT_HANGUP
+                                              : 0u;
+    secure_stream_want(r->stream, read | ((mask & UV_WRITABLE) != 0 ? SECURE_WANT_WRITE : 0u));
 }
 
 /* --- a join on it ----------------------------------------------------------------------------------- */
@@ -309,6 +311,7 @@ static size_t write_ask(struct connection *c, uint8_t block[TRAVEL_BLOCK_BYTES_M
         .mode = x->travel.mode,
         /* All of it leaves with this question, so the owner can keep it. */
         .idempotent = http_method_idempotent(x->method) && x->up.done,
+        .raw = x->raw,
         .hops = 1,
         .version = x->workload.version,
         .port = x->port,

@@ -49,7 +49,7 @@ static void accept_waiting(struct listener *listener)
         int fd =
             accept4(listener->fd, (struct sockaddr *)&peer, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            connection_accept(t, fd, &peer, listener->kind);
+            connection_accept(listener, fd, &peer);
             continue;
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
@@ -77,17 +77,31 @@ static void handle_closed_cb(uv_handle_t *handle)
     (void)handle;
 }
 
+static void listener_freed_cb(uv_handle_t *handle)
+{
+    free(container_of((uv_poll_t *)handle, struct listener, poll));
+}
+
+static void listener_close(struct listener *listener)
+{
+    if (listener->fd < 0)
+        return;
+    /* Who is in the kernel's queue would see a reset. */
+    if (!listener->thread->closing)
+        accept_waiting(listener);
+    uv_close((uv_handle_t *)&listener->poll,
+             listener->kind == LISTENER_TCP ? listener_freed_cb : handle_closed_cb);
+    memory_close(&listener->fd);
+}
+
 static void listeners_close(struct gateway_thread *t)
 {
-    for (size_t i = 0; i < t->listener_count; i++) {
-        struct listener *listener = &t->listeners[i];
-        if (listener->fd < 0)
-            continue;
-        /* Who is in the kernel's queue would see a reset. */
-        if (!t->closing)
-            accept_waiting(listener);
-        uv_close((uv_handle_t *)&listener->poll, handle_closed_cb);
-        memory_close(&listener->fd);
+    for (size_t i = 0; i < t->listener_count; i++)
+        listener_close(&t->listeners[i]);
+    while (t->tcp_listeners != NULL) {
+        struct listener *listener = t->tcp_listeners;
+        t->tcp_listeners = listener->next;
+        listener_close(listener);
     }
 }
 
@@ -104,6 +118,9 @@ static void sweep_cb(uv_timer_t *timer)
     for (size_t i = 0; i < t->listener_count; i++)
         if (t->listeners[i].fd >= 0 && !t->listeners[i].polling)
             listener_start(&t->listeners[i]);
+    for (struct listener *l = t->tcp_listeners; l != NULL; l = l->next)
+        if (!l->polling)
+            listener_start(l);
 }
 
 /* --- messages of the control thread --- */
@@ -214,6 +231,78 @@ void thread_review(struct gateway_thread *t)
     message->deliver = review_deliver;
     if (!inbox_post_always(t->inbox, message))
         free(message);
+}
+
+struct listening {
+    struct inbox_message message;
+    int fd; /* -1: the listener of the port is closed */
+    unsigned port;
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1];
+};
+
+static void tcp_listen(struct gateway_thread *t, const struct listening *l)
+{
+    int fd = l->fd;
+    struct listener *listener = t->draining ? NULL : calloc(1, sizeof *listener);
+    if (listener == NULL || uv_poll_init(&t->loop, &listener->poll, fd) != 0) {
+        free(listener);
+        memory_close(&fd);
+        return;
+    }
+    listener->thread = t;
+    listener->fd = fd;
+    listener->kind = LISTENER_TCP;
+    listener->port = l->port;
+    text_copy(listener->workload, sizeof listener->workload, l->workload);
+    listener->next = t->tcp_listeners;
+    t->tcp_listeners = listener;
+    listener_start(listener);
+}
+
+static void tcp_unlisten(struct gateway_thread *t, unsigned port)
+{
+    struct listener **at = &t->tcp_listeners;
+    while (*at != NULL && (*at)->port != port)
+        at = &(*at)->next;
+    struct listener *listener = *at;
+    if (listener == NULL)
+        return;
+    *at = listener->next;
+    listener_close(listener);
+}
+
+static void listening_deliver(struct inbox_message *message, void *owner)
+{
+    struct listening *l = container_of(message, struct listening, message);
+    if (l->fd >= 0)
+        tcp_listen(owner, l);
+    else
+        tcp_unlisten(owner, l->port);
+    free(l);
+}
+
+static bool listening_post(struct gateway_thread *t, int fd, unsigned port, const char *workload)
+{
+    struct listening *l = malloc(sizeof *l);
+    if (l != NULL) {
+        *l = (struct listening){.message.deliver = listening_deliver, .fd = fd, .port = port};
+        text_copy(l->workload, sizeof l->workload, workload);
+        if (inbox_post_always(t->inbox, &l->message))
+            return true;
+    }
+    free(l);
+    memory_close(&fd);
+    return false;
+}
+
+bool thread_listen_tcp(struct gateway_thread *t, int fd, unsigned port, const char *workload)
+{
+    return listening_post(t, fd, port, workload);
+}
+
+void thread_unlisten_tcp(struct gateway_thread *t, unsigned port)
+{
+    (void)listening_post(t, -1, port, "");
 }
 
 void thread_leave(struct gateway_thread *t)

@@ -12,6 +12,7 @@
  *   admit.c       whether the request may: tokens, tickets and cookies (gateway/pass.h)
  *   forward.c     heads as they go on, in both directions
  *   join.c        the bridge between a client and code that listens
+ *   tcp.c         connections to the listeners of workloads that speak no HTTP
  *   upstream.c    connections to code, here or on another node
  *   travel.c      joins of instances on other nodes: which node, and what if it refuses
  *   away.c        waiting for such a node while it restarts
@@ -28,6 +29,7 @@
 #include <uv.h>
 
 #include "base/inbox.h"
+#include "base/refusals.h"
 #include "gateway/block.h"
 #include "gateway/flow.h"
 #include "gateway/gateway.h"
@@ -75,6 +77,7 @@ enum listener_kind {
     LISTENER_PLAIN,
     LISTENER_TLS,
     LISTENER_REDIRECT, /* plain, and answers nothing but where HTTPS is */
+    LISTENER_TCP,      /* a workload's own, without HTTP: tcp.c */
 };
 
 enum phase {
@@ -114,6 +117,7 @@ struct thread_counters {
     _Atomic uint64_t upstream_connects, upstream_reuses;
     _Atomic uint64_t forwarded, forward_refused, streams_connects, streams_reuses, arrivals;
     _Atomic uint64_t tls_handshakes, tls_resumed, tls_failures;
+    _Atomic uint64_t tcp_accepted, tcp_refused, tcp_broken;
 };
 
 static inline void count(_Atomic uint64_t *counter, uint64_t n)
@@ -128,6 +132,10 @@ struct listener {
     int fd;
     enum listener_kind kind;
     bool polling;
+    /* LISTENER_TCP: */
+    struct listener *next;
+    unsigned port;
+    char workload[WORKLOAD_NAME_LENGTH_MAX + 1];
 };
 
 /* The ways to one instance: connections that idle, sockets that were not connected yet. */
@@ -264,8 +272,11 @@ struct exchange {
     struct flow up, down;  /* request body, answer body */
     bool sent_any;         /* a byte of the request went to the code */
     bool body_began;       /* a byte of the body left our hands: no retry */
-    bool answered;         /* the head of the final answer is queued */
+    bool answered;         /* the head of the final answer is queued; raw: the code is connected */
     bool tunnel;
+    bool raw; /* a tunnel from the first byte on: a join without HTTP, either side of which may end
+                       before the other */
+    bool down_told; /* raw: the code has ended, and the client was told */
     bool up_broken; /* the code takes no more of the request */
     bool broken;    /* the transfer must not end cleanly */
     unsigned status;
@@ -330,6 +341,8 @@ struct gateway_thread {
     uv_timer_t sweep;
     struct listener listeners[LISTENERS_MAX];
     size_t listener_count;
+    struct listener *tcp_listeners;
+    struct refusals tcp_refusals;
     struct certificates *certificates; /* for connections to come; NULL: no HTTPS */
     uv_idle_t tls_turn;                /* active while a connection is due: */
     struct connection *tls_due_first, *tls_due_last;
@@ -410,6 +423,10 @@ int thread_open(struct gateway_thread **out, struct gateway *g, unsigned index,
 /* The descriptor is the thread's from then on. */
 int thread_listen(struct gateway_thread *t, int fd, enum listener_kind kind,
                   struct err *e) ERR_CHECKED;
+/* A listener of a workload; likewise, also while the thread runs. False: no memory, it is closed. */
+bool thread_listen_tcp(struct gateway_thread *t, int fd, unsigned port, const char *workload);
+/* That of the port is closed; connections go on. */
+void thread_unlisten_tcp(struct gateway_thread *t, unsigned port);
 int thread_start(struct gateway_thread *t, struct err *e) ERR_CHECKED;
 /* From the control thread: */
 bool thread_publish(struct gateway_thread *t, const void *routes);
@@ -423,8 +440,8 @@ void thread_close(struct gateway_thread *t);
 void thread_free(struct gateway_thread *t);
 
 /* --- connection.c --- */
-void connection_accept(struct gateway_thread *t, int fd, const struct sockaddr_storage *peer,
-                       enum listener_kind kind);
+void connection_accept(const struct listener *listener, int fd,
+                       const struct sockaddr_storage *peer);
 /* Its socket, or what was decrypted, has something. */
 void connection_readable(struct connection *c);
 /* Closes for writing, and drops what still comes, so that no RST overtakes what was said. */
@@ -531,8 +548,17 @@ bool forward_request_write(struct connection *c, const struct http_head *head,
                            const struct route *route, size_t head_length);
 bool forward_answer_write(struct connection *c, const struct http_head *head, size_t head_length);
 
+/* --- tcp.c --- */
+extern const struct bridge tcp_bridge;
+/* Joins it. */
+void tcp_begin(struct connection *c, const char *workload);
+
 /* --- join.c --- */
 extern const struct bridge join_bridge;
+/* Of the bridge: */
+void join_begin(struct connection *c);
+void join_unreachable(struct connection *c, const char *detail);
+void join_upstream_readable(struct connection *c);
 /* The request may go: x.upstream is there. */
 void join_connected(struct connection *c);
 /* Bytes of the answer; the exchange may end by it. */

@@ -197,6 +197,7 @@ void travel_granted(struct connection *c, const struct travel_answer *answer)
     if (x->workload.request_ms != DURATION_NONE)
         x->request_until_ms = now_ms + x->workload.request_ms;
     x->sent_any = true;
+    x->answered = x->raw;
     x->progress_ms = now_ms;
     c->phase = PHASE_JOIN;
     if (x->out_sent > 0)
@@ -254,7 +255,7 @@ void travel_abandon(struct connection *c)
 
 void travel_client_closed_half(struct connection *c)
 {
-    if (!c->x.up.done) /* the rest of the body will never come */
+    if (!c->x.up.done && !c->x.raw) /* the rest of the body will never come */
         connection_close(c, true);
     else
         travel_set_deadline(c);

@@ -14,7 +14,8 @@ enum {
     FLAG_IDEMPOTENT = 1,
     FLAG_PORT = 2,
     FLAG_PORT_ANY = 4,
-    FLAGS_ALL = 7,
+    FLAG_RAW = 8,
+    FLAGS_ALL = 15,
     RETRY_AFTER_MAX_S = 3600
 };
 
@@ -48,7 +49,8 @@ size_t travel_ask_write(const struct travel_ask *ask, uint8_t out[TRAVEL_BLOCK_B
     *p++ = TRAVEL_VERSION;
     *p++ = (uint8_t)ask->mode;
     *p++ = (uint8_t)((ask->idempotent ? FLAG_IDEMPOTENT : 0) | (ask->port != 0 ? FLAG_PORT : 0) |
-                     (ask->port != 0 && ask->port_any ? FLAG_PORT_ANY : 0));
+                     (ask->port != 0 && ask->port_any ? FLAG_PORT_ANY : 0) |
+                     (ask->raw ? FLAG_RAW : 0));
     *p++ = (uint8_t)ask->hops;
     p = put_number(p, ask->version, 8);
     p = put_bytes(p, ask->workload, 1);
@@ -170,6 +172,7 @@ bool travel_ask_read(struct travel_ask *out, const char *bytes, size_t size)
     uint64_t flags = number(&r, 1);
     out->idempotent = (flags & FLAG_IDEMPOTENT) != 0;
     out->port_any = (flags & FLAG_PORT_ANY) != 0;
+    out->raw = (flags & FLAG_RAW) != 0;
     out->hops = (unsigned)number(&r, 1);
     out->version = number(&r, 8);
     (void)text(&r, 1, out->workload, sizeof out->workload);

@@ -38,6 +38,7 @@ struct travel_ask {
     bool port_any;   /* `port` may be one on which the code listens for itself alone */
     uint16_t port;   /* FORCED: another than the workload's; 0: that one */
     bool idempotent; /* may be sent to the code twice, if the first connection fails in silence */
+    bool raw;        /* no HTTP: either side may end before the other */
     unsigned hops;   /* 1: from the client's node to this one */
     uint64_t version;
     char workload[WORKLOAD_NAME_LENGTH_MAX + 1]; /* FORCED: may be "" */

@@ -87,6 +87,12 @@ void upstream_release(struct upstream *u, enum upstream_end end)
 {
     struct gateway_thread *t = u->thread;
     struct pool *pool = u->pool;
+    /* What broke off does not look to the code as if it had ended. */
+    if (end == UPSTREAM_BROKEN_OFF && u->remote == NULL && u->connection != NULL &&
+        u->connection->x.raw) {
+        struct linger linger = {.l_onoff = 1, .l_linger = 0};
+        setsockopt(u->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger);
+    }
     if (u->connection != NULL)
         u->connection->x.upstream = NULL;
     u->connection = NULL;

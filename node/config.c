@@ -104,6 +104,76 @@ static int check_redirect(struct config *c, struct err *e)
     return check_listen(&c->gateway.tls.redirect, CONFIG_REDIRECT_PORT, e);
 }
 
+/* "30000-30099" or "30000". */
+static bool ports_parse(const char *text, unsigned *first, unsigned *last)
+{
+    char *end = NULL;
+    unsigned long from = strtoul(text, &end, 10), to = from;
+    if (text[0] < '0' || text[0] > '9' || (*end != '\0' && *end != '-'))
+        return false;
+    if (*end == '-') {
+        const char *behind = end + 1;
+        to = strtoul(behind, &end, 10);
+        if (behind[0] < '0' || behind[0] > '9' || *end != '\0')
+            return false;
+    }
+    *first = (unsigned)from;
+    *last = (unsigned)to;
+    return from > 0 && from <= to && to <= UINT16_MAX;
+}
+
+bool config_tcp_ports(const struct config *c, unsigned *first, unsigned *last)
+{
+    return ports_parse(c->gateway.tcp.ports, first, last);
+}
+
+static int check_tcp_ports(const struct config *c, struct err *e)
+{
+    char shown[TEXT_SHOWN_SIZE];
+    unsigned first = 0, last = 0;
+    if (c->gateway.tcp.ports[0] == '\0')
+        return 0;
+    if (!config_tcp_ports(c, &first, &last))
+        return err_set(e, ERR_INVALID, "%s are no ports; write FIRST-LAST as in 30000-30099",
+                       text_show(c->gateway.tcp.ports, shown));
+    if (last - first >= CONFIG_TCP_PORTS_MAX)
+        return err_set(e, ERR_INVALID, "%u ports; at most %d can be given to workloads",
+                       last - first + 1, CONFIG_TCP_PORTS_MAX);
+    return 0;
+}
+
+/* An address without its port, "127.0.0.1" or "[::1]". */
+static int tcp_address_set(struct config *c, const char *with_port, struct err *e)
+{
+    char *copy = strdup(with_port);
+    char *colon = copy == NULL ? NULL : strrchr(copy, ':');
+    if (colon == NULL) {
+        free(copy);
+        return err_set(e, ERR_NO_MEMORY, "no memory");
+    }
+    *colon = '\0';
+    free(c->gateway.tcp.address);
+    c->gateway.tcp.address = copy;
+    return 0;
+}
+
+static int check_tcp_address(struct config *c, struct err *e)
+{
+    struct sockaddr_storage parsed;
+    char text[ADDRESS_TEXT_SIZE], shown[TEXT_SHOWN_SIZE];
+    const unsigned none = UINT16_MAX;
+    if (c->gateway.tcp.address[0] == '\0')
+        return 0;
+    int rc = address_parse(&parsed, c->gateway.tcp.address, none, e);
+    if (rc != 0)
+        return rc;
+    address_format(&parsed, text);
+    if (strtoul(strrchr(text, ':') + 1, NULL, 10) != none)
+        return err_set(e, ERR_INVALID, "%s has a port; those are gateway.tcp.ports",
+                       text_show(c->gateway.tcp.address, shown));
+    return tcp_address_set(c, text, e);
+}
+
 static int check_peers(struct config *c, struct err *e)
 {
     for (size_t i = 0; i < c->peers.count; i++) {
@@ -171,6 +241,10 @@ static int check_value(struct config *c, const char *path, struct err *e)
         return check_address(&c->api, CONFIG_API_PORT, false, e);
     if (strcmp(path, "gateway.ssh") == 0 && strcmp(c->gateway.ssh, "none") != 0)
         return check_address(&c->gateway.ssh, CONFIG_SSH_PORT, false, e);
+    if (strcmp(path, "gateway.tcp.ports") == 0)
+        return check_tcp_ports(c, e);
+    if (strcmp(path, "gateway.tcp.address") == 0)
+        return check_tcp_address(c, e);
     if (strcmp(path, "gateway.tls.listen") == 0)
         return check_tls_listen(c, e);
     if (strcmp(path, "gateway.tls.certificate") == 0 || strcmp(path, "gateway.tls.key") == 0)
@@ -192,6 +266,8 @@ static const char *const checked_paths[] = {"name",
                                             "labels",
                                             "raft.voters",
                                             "gateway.ssh",
+                                            "gateway.tcp.ports",
+                                            "gateway.tcp.address",
                                             "gateway.tls.listen",
                                             "gateway.tls.certificate",
                                             "gateway.tls.key",
@@ -407,6 +483,11 @@ int config_finish(struct config *c, struct err *e)
     }
     if (c->name == NULL || c->advertise == NULL)
         return err_set(e, ERR_NO_MEMORY, "configuration: no memory");
+    if (c->gateway.tcp.address[0] == '\0') {
+        int rc = tcp_address_set(c, c->http.count > 0 ? c->http.items[0] : "127.0.0.1:", e);
+        if (rc != 0)
+            return rc;
+    }
     return check_apart(c, e);
 }
 

@@ -24,6 +24,7 @@
 #define CONFIG_HTTPS_PORT 8443
 #define CONFIG_REDIRECT_PORT 80
 #define CONFIG_PEERS_MAX 64
+#define CONFIG_TCP_PORTS_MAX 1000 /* each that is used takes a descriptor of each gateway thread */
 
 enum config_tls_minimum { CONFIG_TLS_12, CONFIG_TLS_13 };
 
@@ -55,6 +56,10 @@ struct config {
         uint64_t connections_max;
         char *ssh; /* address of joins over SSH, or "none" */
         uint64_t ssh_sessions_max;
+        struct {
+            char *ports;   /* "30000-30099" that workloads may have opened; "" none */
+            char *address; /* where, without a port; "" until config_finish takes that of `http` */
+        } tcp;
         bool forwarded; /* X-Forwarded-* of who connects are believed */
         struct {
             struct field_list listen, redirect; /* addresses */
@@ -88,6 +93,8 @@ int config_load(struct config *c, const char *path, struct err *e) ERR_CHECKED;
 bool config_flag_known(const char *flag, bool *out_takes_value);
 /* `value` is ignored for a flag that takes none. */
 int config_flag(struct config *c, const char *flag, const char *value, struct err *e) ERR_CHECKED;
+/* The ports of gateway.tcp.ports; false: none. */
+bool config_tcp_ports(const struct config *c, unsigned *first, unsigned *last);
 /* What depends on several values. *c is complete afterwards. */
 int config_finish(struct config *c, struct err *e) ERR_CHECKED;
 void config_free(struct config *c);

@@ -249,6 +249,7 @@ static int open_api(struct node *n, struct err *e)
         .host_count = 1,
         .calls = api_calls_of(n),
     };
+    (void)config_tcp_ports(c, &o.tcp_first, &o.tcp_last);
     members_api_peers(n, &o.peers);
     return api_open(&n->api, &o, e);
 }
@@ -263,6 +264,7 @@ static void open_front(struct node *n)
         return;
     }
     routes_publish(n);
+    tcp_ports_sync(n);
     node_ssh_open(n);
     atomic_store(&n->ready, true);
     log_info("node", "%s is ready: gateway at %s, API at %s", n->config->name,
@@ -530,6 +532,7 @@ static void dispose(struct node *n)
     certain_close(n);
     copies_close(n);
     reports_close(n);
+    tcp_ports_close(n);
     steps_close(n);
     routes_close(n);
     uv_run(&n->loop, UV_RUN_DEFAULT);
@@ -634,7 +637,8 @@ int node_run(const struct config *config)
     pthread_mutex_init(&n->facts_mutex, NULL);
     uv_loop_init(&n->loop);
     open_signals(n);
-    if (routes_open(n, &e) != 0 || steps_open(n, &e) != 0 || open_all(n, &e) != 0) {
+    if (routes_open(n, &e) != 0 || steps_open(n, &e) != 0 || tcp_ports_open(n, &e) != 0 ||
+        open_all(n, &e) != 0) {
         log_error("node", "%s", e.msg);
         n->exit_code = 1;
     } else {

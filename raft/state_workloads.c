@@ -246,11 +246,45 @@ static bool version_fits(const struct state_content *c, const struct state_spec 
     return r->problem == PROBLEM_NONE;
 }
 
+struct listening {
+    const struct state_content *c;
+    const struct workload *spec;
+    const char *found; /* who has its port */
+};
+
+static bool listening_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    struct listening *l = user;
+    const struct state_workload *w = container_of(value, const struct state_workload, value);
+    (void)key;
+    (void)key_length;
+    if (w->version_current == 0 || strcmp(w->name, l->spec->id) == 0)
+        return true;
+    const struct state_version *v = state_version(l->c, w->name, w->version_current);
+    if (v != NULL && v->spec->spec.listen.tcp == l->spec->listen.tcp)
+        l->found = w->name;
+    return l->found == NULL;
+}
+
+/* A port of the nodes is one workload's: the first's that has it. */
+static bool listen_free(const struct state_content *c, const struct state_spec *spec,
+                        struct registry_result *r)
+{
+    struct listening l = {.c = c, .spec = &spec->spec};
+    if (l.spec->listen.tcp != 0)
+        map_walk(&c->maps[STATE_WORKLOADS], NULL, 0, listening_visit, &l);
+    if (l.found != NULL)
+        state_refuse(r, PROBLEM_CONFLICT,
+                     "listen.tcp: port %llu is taken by workload %s; choose another for %s",
+                     (unsigned long long)l.spec->listen.tcp, l.found, l.spec->id);
+    return l.found == NULL;
+}
+
 /* `spec` becomes the newest version of its workload, and the current one. */
 static int version_add(struct state_content *c, struct state_spec *spec, uint64_t wall_ms,
                        struct registry_result *r, struct err *e)
 {
-    if (!version_fits(c, spec, r))
+    if (!version_fits(c, spec, r) || !listen_free(c, spec, r))
         return 0;
     const struct state_workload *there = state_workload(c, spec->spec.id);
     struct state_workload w = {0};

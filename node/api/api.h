@@ -80,6 +80,7 @@ struct api_options {
     unsigned keepalive_timeout_ms; /* 0: 75,000 */
     unsigned idle_timeout_ms;      /* a client that neither sends nor takes; 0: 300,000 */
     uint64_t upload_bytes_max;     /* of an archive; 0: 16 GiB */
+    unsigned tcp_first, tcp_last;  /* ports that workloads may have opened; 0: none */
     struct api_calls calls;
     struct api_peers peers;
 };

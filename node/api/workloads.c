@@ -215,6 +215,26 @@ static bool source_check(struct api_request *r, const struct workload *spec)
     return false;
 }
 
+/* Ports of the nodes are their operator's to give. */
+static bool listen_check(struct api_request *r, const struct workload *spec)
+{
+    unsigned first = r->api->options.tcp_first, last = r->api->options.tcp_last;
+    uint64_t port = spec->listen.tcp;
+    if (port == 0 || (first != 0 && port >= first && port <= last))
+        return true;
+    if (first == 0)
+        api_problem(r, PROBLEM_WORKLOAD_INVALID,
+                    "listen.tcp: this node opens no ports for workloads; gateway: {tcp: {ports: "
+                    "30000-30099}} in skerry.yaml allows some, on every node. skerry proxy needs "
+                    "none");
+    else
+        api_problem(r, PROBLEM_WORKLOAD_INVALID,
+                    "listen.tcp: %llu is not among the ports that workloads may have opened: %u to "
+                    "%u, by gateway.tcp.ports in skerry.yaml",
+                    (unsigned long long)port, first, last);
+    return false;
+}
+
 static void deploy(struct api_request *r)
 {
     struct err e = {0};
@@ -236,7 +256,7 @@ static void deploy(struct api_request *r)
                     a->spec.id, r->parameter);
         return;
     }
-    if (!deploy_allowed(r, &a->spec) || !source_check(r, &a->spec))
+    if (!deploy_allowed(r, &a->spec) || !source_check(r, &a->spec) || !listen_check(r, &a->spec))
         return;
     json_t *json = workload_to_json(&a->spec);
     char *text = json == NULL ? NULL : json_dumps(json, JSON_COMPACT);

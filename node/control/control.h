@@ -178,6 +178,7 @@ struct node {
     struct slot_table *slots;
     struct gateway *gateway;
     struct ssh_front *ssh; /* NULL: not served */
+    struct tcp_ports *tcp_ports;
     struct api *api;
     struct layers *layers;   /* NULL until the client of the runner is there */
     bool layers_wanted;      /* a workload came or changed since they followed the registry */
@@ -428,6 +429,15 @@ void adopt_reconcile(struct node *n);
 
 /* Joins over SSH from now on, if configured and possible; else that is told. */
 void node_ssh_open(struct node *n);
+
+/* --- node/control/tcp_ports.c ----------------------------------------------------------------------------------- */
+
+int tcp_ports_open(struct node *n, struct err *e) ERR_CHECKED;
+void tcp_ports_close(struct node *n);
+/* Opens what workloads want and closes what none wants any more, once the gateway is there. */
+void tcp_ports_sync(struct node *n);
+/* What could not be opened, and what is not allowed here. */
+void tcp_ports_warn(const struct node *n, json_t *warnings);
 
 /* --- node/control/quorum.c ------------------------------------------------------------------------------------- */
 

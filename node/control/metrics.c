@@ -205,6 +205,13 @@ static bool write_gateway(struct buffer *out, const struct metrics_input *in)
                    g->tls_resumed) &&
            counter(out, "skerry_gateway_tls_failures_total",
                    "Connections to the port of HTTPS that came to no request.", g->tls_failures) &&
+           counter(out, "skerry_gateway_tcp_accepted_total",
+                   "Connections to ports that workloads have opened.", g->tcp_accepted) &&
+           counter(out, "skerry_gateway_tcp_refused_total",
+                   "Of those, closed without having joined; the reasons are among the problems.",
+                   g->tcp_refused) &&
+           counter(out, "skerry_gateway_tcp_broken_total",
+                   "Of those, broken off before both sides had ended.", g->tcp_broken) &&
            (g->certificate_expires_s == 0 ||
             gauge(out, "skerry_gateway_certificate_expires_timestamp_seconds",
                   "When the first certificate of HTTPS ends, since 1970.",

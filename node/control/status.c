@@ -190,6 +190,7 @@ bool status_self(const struct node *n, json_t *warnings)
     for (size_t k = 0; n->hello != NULL && k < n->hello->n_warnings; k++)
         status_warn(warnings, "%s  %s", name, n->hello->warnings[k]);
     warn_certificate(n, warnings);
+    tcp_ports_warn(n, warnings);
     return sandbox_connected(n->sandbox) && n->reconciled;
 }
 

@@ -386,4 +386,5 @@ void steps_sync_workloads(struct node *n)
         registry_root_workloads(root, NULL, sync_one, n);
     }
     registry_root_release(root);
+    tcp_ports_sync(n);
 }

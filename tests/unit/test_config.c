@@ -329,6 +329,39 @@ static void https_is_whole_or_refused(void **state)
     config_free(&c);
 }
 
+static void ports_of_workloads_are_a_range_or_none(void **state)
+{
+    (void)state;
+    struct config c;
+    struct err e = {0};
+    unsigned first = 1, last = 1;
+    taken(&c, "http: \"10.0.0.1:80\"\n");
+    assert_false(config_tcp_ports(&c, &first, &last));
+    assert_int_equal(config_finish(&c, &e), 0);
+    assert_string_equal(c.gateway.tcp.address, "10.0.0.1");
+    config_free(&c);
+    taken(&c, "gateway: {tcp: {ports: 30000-30999, address: \"::\"}}\n");
+    assert_true(config_tcp_ports(&c, &first, &last));
+    assert_int_equal(first, 30000);
+    assert_int_equal(last, 30999);
+    assert_string_equal(c.gateway.tcp.address, "[::]");
+    config_free(&c);
+    taken(&c, "gateway: {tcp: {ports: 5432}}\n");
+    assert_true(config_tcp_ports(&c, &first, &last) && first == 5432 && last == 5432);
+    config_free(&c);
+    static const char *const bad[] = {"x",           "0",           "0-9", "30000-", "-30000",
+                                      "30001-30000", "65535-65536", "1,2", "+1",     "30000 -1"};
+    for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+        char text[80];
+        (void)text_format(text, sizeof text, "gateway: {tcp: {ports: \"%s\"}}\n", bad[i]);
+        refused(text, "skerry.yaml:1: gateway.tcp.ports: ");
+        refused(text, "write FIRST-LAST as in 30000-30099");
+    }
+    refused("gateway: {tcp: {ports: 1-2000}}\n", "2000 ports; at most 1000");
+    refused("gateway: {tcp: {address: \"127.0.0.1:80\"}}\n", "has a port; those are gateway.tcp");
+    refused("gateway: {tcp: {address: example.org}}\n", "names are not looked up");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -341,6 +374,7 @@ int main(void)
         cmocka_unit_test(private_addresses_are_these),
         cmocka_unit_test(addresses_are_literal_and_complete),
         cmocka_unit_test(https_is_whole_or_refused),
+        cmocka_unit_test(ports_of_workloads_are_a_range_or_none),
     };
     return cmocka_run_group_tests_name("config", tests, make_directory, remove_directory);
 }

@@ -226,6 +226,25 @@ static void a_rollback_makes_the_old_spec_a_new_version(void **state)
                      PROBLEM_WORKLOAD_UNKNOWN);
 }
 
+static void a_port_of_the_nodes_is_one_workloads(void **state)
+{
+#define LISTENS "protocol: tcp\naccess: public\nlisten: {tcp: 30000}\n"
+    struct help_state *h = *state;
+    assert_int_equal(help_deploy(h, "first", LISTENS).problem, PROBLEM_NONE);
+    assert_int_equal(help_deploy(h, "first", LISTENS "read_only: true\n").problem, PROBLEM_NONE);
+    struct registry_result r = help_deploy(h, "other", LISTENS);
+    assert_int_equal(r.problem, PROBLEM_CONFLICT);
+    assert_non_null(strstr(r.detail, "port 30000 is taken by workload first"));
+    assert_null(workload_of(h, "other"));
+    /* Neither a version that does not run, nor one that was removed, has it. */
+    assert_int_equal(help_deploy(h, "first", "").problem, PROBLEM_NONE);
+    assert_int_equal(help_deploy(h, "other", LISTENS).problem, PROBLEM_NONE);
+    assert_int_equal(by_name(h, REGISTRY_WORKLOAD_ROLLBACK, "first", 1).problem, PROBLEM_CONFLICT);
+    assert_int_equal(by_name(h, REGISTRY_WORKLOAD_REMOVE, "other", 0).problem, PROBLEM_NONE);
+    assert_int_equal(by_name(h, REGISTRY_WORKLOAD_ROLLBACK, "first", 1).problem, PROBLEM_NONE);
+#undef LISTENS
+}
+
 static void a_removed_workload_never_uses_a_version_again(void **state)
 {
     struct help_state *h = *state;
@@ -701,6 +720,7 @@ int main(void)
         TEST(there_are_no_more_versions_than_may_be),
         TEST(specs_take_no_more_bytes_than_they_may),
         TEST(a_rollback_makes_the_old_spec_a_new_version),
+        TEST(a_port_of_the_nodes_is_one_workloads),
         TEST(a_removed_workload_never_uses_a_version_again),
         TEST(a_reservation_needs_a_workload_a_version_and_its_owner),
         TEST(reserving_the_same_again_is_the_same_reservation),

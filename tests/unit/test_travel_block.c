@@ -32,7 +32,7 @@ static void a_question_arrives_as_it_was(void **state)
     size_t size = travel_ask_write(&ask, bytes);
     assert_true(travel_ask_read(&out, (char *)bytes, size));
     assert_int_equal(out.mode, TRAVEL_FORCED);
-    assert_true(out.idempotent);
+    assert_true(out.idempotent && !out.raw);
     assert_int_equal(out.hops, 1);
     assert_true(out.version == ask.version);
     assert_string_equal(out.workload, "chat");
@@ -40,6 +40,13 @@ static void a_question_arrives_as_it_was(void **state)
     assert_string_equal(out.request_id, ask.request_id);
     assert_string_equal(out.asked_by, ask.asked_by);
     assert_string_equal(out.client, ask.client);
+    ask.raw = true;
+    ask.idempotent = false;
+    size = travel_ask_write(&ask, bytes);
+    assert_true(travel_ask_read(&out, (char *)bytes, size));
+    assert_true(out.raw && !out.idempotent);
+    bytes[2] = 16; /* a flag that nobody knows */
+    assert_false(travel_ask_read(&out, (char *)bytes, size));
     /* The longest that can be. */
     ask.mode = TRAVEL_KEYED;
     memset(ask.workload, 'a', WORKLOAD_NAME_LENGTH_MAX);
