@@ -122,8 +122,7 @@ static void print_usage(const json_t *u)
         return;
     cli_bytes((uint64_t)cli_integer(u, "network_in_bytes"), in);
     cli_bytes((uint64_t)cli_integer(u, "network_out_bytes"), out);
-    printf("# ended so far: %" PRId64
-           ", which ran %.3f s and used %.3f s of CPU, %.3f GiB seconds,"
+    printf("# ended so far: %" PRId64 ", which ran %.3f s and used %.3f s of CPU, %.3f GiB seconds,"
            " network %s in, %s out\n",
            cli_integer(u, "instances"), json_number_value(json_object_get(u, "wall_seconds")),
            json_number_value(json_object_get(u, "cpu_seconds")),
