@@ -103,8 +103,10 @@ static int ssh_seed_read(struct reader *r, const Skerry__Registry__SshHostKey *m
 static int domain_read(struct reader *r, const Skerry__Registry__Domain *m)
 {
     struct registry_domain domain;
-    if (!codec_domain_read(&domain, m) || !domain_valid(domain.name) ||
-        state_workload(r->c, domain.workload) == NULL || state_domain(r->c, domain.name) != NULL)
+    const struct state_workload *w = NULL;
+    if (codec_domain_read(&domain, m) && domain_valid(domain.name))
+        w = state_workload(r->c, domain.workload);
+    if (w == NULL || w->version_current == 0 || state_domain(r->c, domain.name) != NULL)
         return damaged(r, "a domain");
     return state_domain_put(r->c, &domain, r->e);
 }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "raft/state_parts.h"
 
 char *help_workload_json(const char *name, const char *more)
 {
@@ -256,6 +257,23 @@ static bool ended_visit(void *user, const void *key, size_t key_length, struct m
     return true;
 }
 
+/* A domain leads to a workload that is deployed, and an alias is no workload's name. */
+static bool domain_visit(void *user, const void *key, size_t key_length, struct map_value *value)
+{
+    const struct state_content *c = user;
+    const struct registry_domain *d = container_of(value, const struct registry_domain, value);
+    const struct state_workload *w = state_workload(c, d->workload);
+    const struct state_workload *namesake = state_workload(c, d->name);
+    struct state_map_key by_workload = {0};
+    assert_always(key_length == strlen(d->name) && memcmp(key, d->name, key_length) == 0);
+    assert_always(w != NULL && w->version_current != 0);
+    assert_always(namesake == NULL || namesake->version_current == 0);
+    state_key_text(&by_workload, d->workload);
+    state_key_bytes(&by_workload, d->name, key_length);
+    assert_always(state_get(c, STATE_WORKLOAD_DOMAINS, &by_workload) == value);
+    return true;
+}
+
 void help_state_check(const struct state_content *c)
 {
     struct recount all = recount(c, NULL, 0);
@@ -275,6 +293,8 @@ void help_state_check(const struct state_content *c)
     map_walk(&c->maps[STATE_VERSIONS], NULL, 0, version_visit, user);
     map_walk(&c->maps[STATE_KEYS], NULL, 0, key_visit, user);
     map_walk(&c->maps[STATE_ENDED], NULL, 0, ended_visit, user);
+    assert_always(c->maps[STATE_DOMAINS].count == c->maps[STATE_WORKLOAD_DOMAINS].count);
+    map_walk(&c->maps[STATE_DOMAINS], NULL, 0, domain_visit, user);
 }
 
 /* --- folders ---------------------------------------------------------------------------------------- */

@@ -85,6 +85,13 @@ static void populate(struct help_state *h)
     help_deploy(h, "hello", "image: alpine\n");
     c = (struct registry_command){.kind = REGISTRY_WORKLOAD_ROLLBACK, .name = "hello"};
     help_apply(h, &c);
+    struct registry_domain domain = {
+        .name = "hello.example.org", .workload = "hello", .created_wall_ms = 4};
+    c = (struct registry_command){.kind = REGISTRY_DOMAIN_PUT, .domain = &domain};
+    help_apply(h, &c);
+    struct registry_ticket ticket = {.nonce = {5}, .expires_wall_ms = 77};
+    c = (struct registry_command){.kind = REGISTRY_TICKET_USE, .ticket = &ticket};
+    help_apply(h, &c);
     help_deploy(h, "gone", "");
     help_reserve(h, "gone", 1, 1, "");
     c = (struct registry_command){.kind = REGISTRY_WORKLOAD_REMOVE, .name = "gone", .wall_ms = 9};
@@ -150,6 +157,8 @@ static void what_comes_back_is_the_same(void **state)
     const struct state_content *was = state_content(h.state);
     assert_int_equal(content.keyring_count, 3);
     assert_true(content.ssh_seed_made);
+    assert_string_equal(state_domain(&content, "hello.example.org")->workload, "hello");
+    assert_int_equal(content.maps[STATE_TICKETS].count, 1);
     assert_memory_equal(content.ssh_seed, ssh_seed, sizeof ssh_seed);
     assert_memory_equal(content.keyring, was->keyring, sizeof was->keyring);
     const struct registry_usage *used = &state_workload(&content, "hello")->usage;

@@ -47,6 +47,20 @@ static void a_question_arrives_as_it_was(void **state)
     assert_true(out.raw && !out.idempotent);
     bytes[2] = 16; /* a flag that nobody knows */
     assert_false(travel_ask_read(&out, (char *)bytes, size));
+    ask = sample();
+    assert_true(out.port == 0 && !out.port_any);
+    for (unsigned any = 0; any < 2; any++) {
+        ask.port = 9000;
+        ask.port_any = any == 1;
+        size = travel_ask_write(&ask, bytes);
+        assert_true(travel_ask_read(&out, (char *)bytes, size));
+        assert_true(out.port == 9000 && out.port_any == ask.port_any && out.idempotent);
+        assert_false(travel_ask_read(&out, (char *)bytes, size - 1));
+        bytes[size - 1] = bytes[size - 2] = 0; /* no port, where one is announced */
+        assert_false(travel_ask_read(&out, (char *)bytes, size));
+    }
+    ask.port = 0;
+    ask.port_any = false;
     /* The longest that can be. */
     ask.mode = TRAVEL_KEYED;
     memset(ask.workload, 'a', WORKLOAD_NAME_LENGTH_MAX);
