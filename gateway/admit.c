@@ -18,18 +18,26 @@ static enum dispatch refuse(struct connection *c, enum problem problem, const ch
     return DISPATCH_ANSWERED;
 }
 
-/* Who guesses tokens leaves a line. Of the token only the part before the secret is written: 16
- * characters behind "skt_"; of tickets and cookies nothing. */
-static void log_refused(struct connection *c, enum problem problem, const char *what,
-                        struct http_text token)
+/* Who guesses leaves a line. */
+static void log_refused(struct connection *c, enum problem problem, const char *what)
 {
-    char id[17] = "";
+    log_warn("gateway", "%s: %s from %s, request %s, %s", problem_word(problem)->code,
+             c->x.asked_by, forward_peer_text(c), c->x.request_id, what);
+}
+
+/* Of a token only the part before the secret is written: 16 characters behind "skt_". */
+static void log_token_refused(struct connection *c, enum problem problem, struct http_text token)
+{
+    char what[32] = "token none";
+    size_t length = 0;
     if (token.length > 21 && memcmp(token.data, "skt_", 4) == 0)
-        for (size_t i = 0; i < 16 && isalnum((unsigned char)token.data[4 + i]); i++)
-            id[i] = token.data[4 + i];
-    log_warn("gateway", "%s: %s from %s, request %s, %s%s%s", problem_word(problem)->code,
-             c->x.asked_by, forward_peer_text(c), c->x.request_id, what, id[0] != '\0' ? " " : "",
-             id);
+        while (length < 16 && isalnum((unsigned char)token.data[4 + length]))
+            length++;
+    if (length > 0)
+        text_format(what, sizeof what, "token %.*s", (int)length, token.data + 4);
+    else if (token.length > 0)
+        text_copy(what, sizeof what, "token malformed");
+    log_refused(c, problem, what);
 }
 
 /* The client sees HTTPS. */
@@ -96,7 +104,7 @@ static enum dispatch refuse_ticket(struct connection *c, enum problem problem)
                     "the ticket was used before, is over, or is none; skerry ticket %s makes "
                     "another",
                     name);
-    log_refused(c, problem, "ticket", (struct http_text){0});
+    log_refused(c, problem, "its ticket");
     return refuse(c, problem, detail);
 }
 
@@ -198,6 +206,6 @@ enum dispatch admit(struct connection *c, const struct http_head *head, const st
             c, PROBLEM_FORBIDDEN,
             "the cookie of this host is for its own pages; another page's request needs a "
             "token of its own");
-    log_refused(c, problem, token.length > 0 ? "token" : "no token", token);
+    log_token_refused(c, problem, token);
     return refuse(c, problem, refused_text(problem, token));
 }

@@ -230,17 +230,26 @@ static enum dispatch answer_health(struct connection *c, enum route_kind kind)
     return DISPATCH_ANSWERED;
 }
 
-/* Which host name there is may just have changed: then it is looked at again before it is denied. */
-static enum dispatch answer_nowhere(struct connection *c, const struct route *route)
+static enum dispatch refuse_nowhere(struct connection *c)
 {
-    if (route->host[0] != '\0' && !c->routes_final) {
-        c->routes_patience_ms = ROUTES_ELSEWHERE_MS;
-        return DISPATCH_AGAIN;
-    }
     return refuse(
         c, PROBLEM_NOT_FOUND,
         "joins go to the host WORKLOAD.DOMAIN or INSTANCE.DOMAIN, to a domain of a workload "
         "(skerry domain add), or to the paths /w/WORKLOAD/ and /i/INSTANCE/");
+}
+
+static void ask_host(struct connection *c, const char *host);
+
+/* A host name may have been given to a workload a moment ago, here or at another node: control makes sure
+ * before that is denied. */
+static enum dispatch answer_nowhere(struct connection *c, const struct route *route)
+{
+    if (route->host[0] != '\0' && !c->routes_final)
+        return DISPATCH_AGAIN;
+    if (route->host[0] == '\0' || c->thread->gateway->options.secure == NULL)
+        return refuse_nowhere(c);
+    ask_host(c, route->host);
+    return DISPATCH_ANSWERED;
 }
 
 static enum dispatch find_target(struct connection *c, struct route *route,
@@ -470,6 +479,14 @@ void dispatch_ask(struct connection *c)
     ask_or_refuse(c, ask_new(c));
 }
 
+static void ask_host(struct connection *c, const char *host)
+{
+    struct gateway_ask *ask = ask_new(c);
+    if (ask != NULL)
+        text_copy(ask->host, sizeof ask->host, host);
+    ask_or_refuse(c, ask);
+}
+
 void dispatch_ask_redeem(struct connection *c, const struct gateway_pass *pass)
 {
     struct gateway_ask *ask = ask_new(c);
@@ -681,6 +698,11 @@ static void answered(struct inbox_message *message, void *owner)
         return;
     }
     c->x.ask = NULL;
+    if (ask->problem == PROBLEM_NOT_FOUND && ask->host[0] != '\0') {
+        ask_free(t, ask);
+        refuse_nowhere(c);
+        return;
+    }
     if (ask->problem == PROBLEM_NONE && ask->look_again) {
         ask_free(t, ask);
         refuse(c, PROBLEM_OWNER_UNREACHABLE, "the workload is known here in a moment");
@@ -757,6 +779,6 @@ void dispatch_cancel(struct connection *c, enum end_reason reason)
         return;
     c->x.ask = NULL;
     ask->request = NULL;
-    if (!ask->autopsy && !ask->redeem)
+    if (!ask->autopsy && !ask->redeem && ask->host[0] == '\0')
         calls->cancel(calls->user, ask, reason);
 }

@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 #include <uv.h>
 
+#include "base/domain.h"
 #include "base/err.h"
 #include "base/id.h"
 #include "base/inbox.h"
@@ -128,8 +129,10 @@ struct gateway_ask {
                             before a 404 or 410 is answered (then with autopsy false), and for a
                             `workload` that they do not know (then with version 0): the control
                             thread knows what the routes will show a moment later */
-    bool
-        redeem; /* `pass` shall be used up, and nothing else: PROBLEM_NONE, or CONFLICT if it was */
+    /* Whether a workload has this name, and nothing else: look_again, or NOT_FOUND. "": not asked. */
+    char host[DOMAIN_TEXT_SIZE];
+    /* `pass` shall be used up, and nothing else: PROBLEM_NONE, or CONFLICT if it was. */
+    bool redeem;
     struct gateway_pass pass;
     char request_id[GATEWAY_REQUEST_ID_SIZE];
     char asked_by[64]; /* "GET /w/hello/", cut, printable */

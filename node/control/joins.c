@@ -463,6 +463,22 @@ static bool answer_unknown(struct node *n, struct gateway_ask *ask, bool sure)
     return true;
 }
 
+static void answer_host(struct node *n, struct gateway_ask *ask, bool sure)
+{
+    struct registry_root *root = registry_root(n->registry);
+    ask->look_again = registry_root_domain(root, ask->host, strlen(ask->host)) != NULL;
+    registry_root_release(root);
+    if (!ask->look_again && !sure) {
+        make_sure(n, ask);
+        return;
+    }
+    if (ask->look_again)
+        routes_publish(n);
+    else
+        ask->problem = PROBLEM_NOT_FOUND;
+    gateway_answer(ask);
+}
+
 /* While this node drains: the scheduler lets nobody in any more, but the instance that holds a key can be
  * joined nowhere else. True: granted. */
 static bool grant_holder(struct node *n, struct gateway_ask *ask)
@@ -487,6 +503,10 @@ static bool grant_holder(struct node *n, struct gateway_ask *ask)
 static void ask_now(struct node *n, struct gateway_ask *ask, bool sure)
 {
     struct instance *forced = NULL;
+    if (ask->host[0] != '\0') {
+        answer_host(n, ask, sure);
+        return;
+    }
     if (n->stopping && grant_holder(n, ask))
         return;
     if (n->stopping) {

@@ -465,6 +465,25 @@ class Routes(unittest.TestCase):
         self.assertEqual(way.ask(b"closed.localhost", b"/x", field)[0].status, 200)
         wait_until(lambda: way.ask(b"closed.localhost", b"/x", field)[0].status == 401, 5)
 
+    def test_what_is_behind_a_ticket_waits_its_turn(self):
+        """The next request of the connection is read when the ticket was used up."""
+        way = self.ways[2]
+        _, ticket = self.ticket("closed")
+        with way.open() as c:
+            c.send(request(b"/?skerry_ticket=" + ticket.encode(), host=b"closed.localhost")
+                   + request(b"/one", host=b"open.localhost") + request(b"/two", host=b"open.localhost"))
+            head = c.head()
+            self.assertEqual((head.status, c.body(head)[0]), (303, b""))
+            for path in (b"/one", b"/two"):
+                head = c.head()
+                self.assertEqual((head.status, c.body(head)[0]), (200, b"GET " + path))
+        # Who leaves meanwhile does no harm.
+        for _ in range(20):
+            _, ticket = self.ticket("closed")
+            with way.open() as c:
+                c.send(request(b"/?skerry_ticket=" + ticket.encode(), host=b"closed.localhost"))
+        self.assertEqual(way.ask(b"open.localhost", b"/x")[0].status, 200)
+
     def test_curl_comes_as_a_browser_does(self):
         way = self.ways[2] # not the owner
         jar = self.certificates.path("jar")
