@@ -48,7 +48,7 @@ class Contract(unittest.TestCase):
                            5, "two lines")
         self.assertEqual(len(lines), 2, lines)
         self.assertIn("gateway: unauthorized: GET /w/closed/ from 127.0.0.1", lines[0])
-        self.assertIn(", no token", lines[0])
+        self.assertIn("token none", lines[0])
         self.assertIn("token 0123456789abcdef", lines[1])
         self.assertNotIn("zzz", log())
 
