@@ -71,12 +71,12 @@ static enum problem cookie_check(struct connection *c, const struct http_head *h
                                  const struct route *route, const struct instance_id *instance)
 {
     struct http_text cookies[PASS_COOKIES_MAX];
-    size_t count = route->by_host ? pass_cookies(head, is_secure(c, head), cookies) : 0;
+    size_t found = route->by_host ? pass_cookies(head, is_secure(c, head), cookies) : 0;
     enum problem problem = PROBLEM_UNAUTHORIZED;
-    for (size_t i = 0; i < count && problem != PROBLEM_NONE; i++) {
-        enum problem found = pass_check(c, route, instance, true, cookies[i], NULL);
-        if (found != PROBLEM_UNAUTHORIZED)
-            problem = found;
+    for (size_t i = 0; i < found && problem != PROBLEM_NONE; i++) {
+        enum problem checked = pass_check(c, route, instance, true, cookies[i], NULL);
+        if (checked != PROBLEM_UNAUTHORIZED)
+            problem = checked;
     }
     return problem;
 }

@@ -51,8 +51,9 @@ static bool is_ticket(struct http_text parameter, struct http_text *value)
     size_t length = equals == NULL ? parameter.length : (size_t)(equals - parameter.data);
     if (!name_is_ticket((struct http_text){parameter.data, length}))
         return false;
-    *value = equals == NULL ? (struct http_text){0}
-                            : (struct http_text){equals + 1, parameter.length - length - 1};
+    *value = (struct http_text){0};
+    if (equals != NULL)
+        *value = (struct http_text){equals + 1, parameter.length - length - 1};
     return true;
 }
 
@@ -153,8 +154,9 @@ static struct http_text cookie_name(struct http_text cookie, struct http_text *v
 {
     const char *equals = cookie.length > 0 ? memchr(cookie.data, '=', cookie.length) : NULL;
     size_t length = equals == NULL ? cookie.length : (size_t)(equals - cookie.data);
-    *value = equals == NULL ? (struct http_text){0}
-                            : trimmed((struct http_text){equals + 1, cookie.length - length - 1});
+    *value = (struct http_text){0};
+    if (equals != NULL)
+        *value = trimmed((struct http_text){equals + 1, cookie.length - length - 1});
     return trimmed((struct http_text){cookie.data, length});
 }
 

@@ -15,7 +15,13 @@
  * namespace; here they are connected, used for one request after the other, and closed when they
  * idle. A spare socket keeps its namespace alive, so spares of ended instances go with the sweep. */
 
-enum { BATCH_FIRST = 4, BATCH_MAX = 32, UPSTREAMS_KEPT_MAX = 256, PORT_POOLS_MAX = 16 };
+enum {
+    BATCH_FIRST = 4,
+    BATCH_MAX = 32,
+    UPSTREAMS_KEPT_MAX = 256,
+    PORT_POOLS_MAX = 16,
+    PORT_BATCH = 2
+};
 
 /* Other ports than the workload's are on the loopback of the instance. What listens on 127.0.0.1 alone is
  * meant for the code itself; what listens on all addresses answers here too. */
@@ -419,7 +425,9 @@ static void sockets_ask(struct pool *pool)
         return;
     pool->want = (struct gateway_sockets){
         .thread = t, .slot = pool->ref, .ipv6 = wants_ipv6(pool), .count = pool->batch};
-    if (pool->batch < BATCH_MAX)
+    if (pool->port != 0) /* somebody may try them all */
+        pool->want.count = PORT_BATCH;
+    else if (pool->batch < BATCH_MAX)
         pool->batch *= 2;
     pool->want_out = true;
     t->sockets_out++;

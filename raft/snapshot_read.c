@@ -108,6 +108,9 @@ static int domain_read(struct reader *r, const Skerry__Registry__Domain *m)
         w = state_workload(r->c, domain.workload);
     if (w == NULL || w->version_current == 0 || state_domain(r->c, domain.name) != NULL)
         return damaged(r, "a domain");
+    w = state_workload(r->c, domain.name);
+    if (w != NULL && w->version_current != 0)
+        return damaged(r, "an alias that is a workload's name");
     return state_domain_put(r->c, &domain, r->e);
 }
 
@@ -133,6 +136,8 @@ static int workload_read(struct reader *r, const Skerry__Registry__Workload *m)
     codec_usage_read(&w.usage, m->usage);
     if (!codec_text_read(w.name, sizeof w.name, m->name) || w.version_current > w.version_last)
         return damaged(r, "a workload");
+    if (r->c->maps[STATE_DOMAINS].count > 0)
+        return damaged(r, "a workload behind a domain");
     if (r->c->maps[STATE_WORKLOADS].count >= STATE_WORKLOADS_MAX * 2)
         return damaged(r, "too many workloads");
     return state_workload_put(r->c, &w, r->e);

@@ -20,11 +20,12 @@ static int ticket(struct cli *c)
 {
     const char *subject = c->args.words[0], *port = cli_value(c, "port");
     static const char *const durations[] = {"ttl", "session"};
-    char id[INSTANCE_ID_LENGTH_MAX + 1], path[320], name[256];
+    char path[320], name[256];
     bool of_instance = subject[0] >= '0' && subject[0] <= '9';
     if (port != NULL && !of_instance)
         return cli_usage(c, "--port is one of an instance: give its id");
     if (of_instance) {
+        char id[INSTANCE_ID_LENGTH_MAX + 1];
         int code = cli_instance(c, subject, id, sizeof id);
         if (code != CLI_DONE)
             return code;

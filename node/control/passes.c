@@ -73,19 +73,25 @@ enum problem routes_pass(void *user, const void *routes, const struct gateway_pa
 
 /* --- on the control thread ---------------------------------------------------------------------------- */
 
+/* Should it have been used up all the same, the browser hears so when it comes again. */
+static void answer_unrecorded(struct gateway_ask *ask, const struct err *error)
+{
+    ask->problem = PROBLEM_NO_QUORUM;
+    ask->retry_after_s = 2;
+    text_format(ask->detail, sizeof ask->detail, "the use of the ticket cannot be recorded: %s",
+                error->msg);
+    gateway_answer(ask);
+}
+
 static void used_cb(void *user, const struct err *error, const struct registry_result *result)
 {
     struct gateway_ask *ask = user;
     if (error != NULL) {
-        /* Should it have been used up all the same, the browser hears so when it comes again. */
-        ask->problem = PROBLEM_NO_QUORUM;
-        ask->retry_after_s = 2;
-        text_format(ask->detail, sizeof ask->detail, "the use of the ticket cannot be recorded: %s",
-                    error->msg);
-    } else {
-        ask->problem = result->problem;
-        text_copy(ask->detail, sizeof ask->detail, result->detail);
+        answer_unrecorded(ask, error);
+        return;
     }
+    ask->problem = result->problem;
+    text_copy(ask->detail, sizeof ask->detail, result->detail);
     gateway_answer(ask);
 }
 
@@ -98,5 +104,5 @@ void passes_redeem(struct node *n, struct gateway_ask *ask)
     const struct registry_command command = {
         .kind = REGISTRY_TICKET_USE, .wall_ms = clock_wall_ms(), .ticket = &ticket};
     if (registry_propose(n->registry, &command, used_cb, ask, &e) != 0)
-        used_cb(ask, &e, NULL);
+        answer_unrecorded(ask, &e);
 }
