@@ -247,19 +247,21 @@ static bool origin_is(struct http_text origin, struct http_text host)
 
 bool pass_origin_own(const struct http_head *head, bool forwarded)
 {
-    unsigned count, sites, modes;
+    unsigned count, sites, modes, places;
     struct http_text origin = field_value(head, "origin", &count);
     struct http_text site = field_value(head, "sec-fetch-site", &sites);
     struct http_text mode = field_value(head, "sec-fetch-mode", &modes);
+    struct http_text place = field_value(head, "sec-fetch-dest", &places);
     const struct http_field *before =
         forwarded ? http_field_find(head, HTTP_NAME_X_FORWARDED_HOST) : NULL;
-    if (count > 1 || sites > 1 || modes > 1)
+    if (count > 1 || sites > 1 || modes > 1 || places > 1)
         return false;
     if (count == 1 && !origin_is(origin, head->authority) &&
         (before == NULL || !origin_is(origin, before->value)))
         return false;
-    /* Links from elsewhere may be followed; images, scripts and frames' contents are another matter. */
+    /* Links from elsewhere may be followed; images, scripts and frames are another matter. */
     bool elsewhere =
         sites == 1 && !http_text_is(site, "same-origin") && !http_text_is(site, "none");
-    return !elsewhere || (modes == 1 && http_text_is(mode, "navigate"));
+    return !elsewhere || (modes == 1 && http_text_is(mode, "navigate") &&
+                          (places == 0 || http_text_is(place, "document")));
 }

@@ -149,6 +149,10 @@ static void pages_of_other_origins_do_not_use_it(void **state)
         {"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\n", true, true},
         {"Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nOrigin: http://e.test\r\n",
          false, false},
+        {"Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n",
+         true, true},
+        {"Sec-Fetch-Site: same-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n",
+         false, false},
         {"Sec-Fetch-Site: none\r\nSec-Fetch-Site: same-origin\r\n", false, false},
     };
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
