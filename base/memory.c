@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 void memory_free_cleanup(void *pointer_to_pointer)
@@ -90,4 +91,13 @@ void assert_failed(const char *expression, const char *file, int line)
 {
     fprintf(stderr, "skerry: broken invariant at %s:%d: %s\n", file, line, expression);
     abort();
+}
+
+void memory_descriptors_raise(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
 }

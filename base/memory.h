@@ -57,4 +57,7 @@ void assert_failed(const char *expression, const char *file, int line) __attribu
 #define container_of(pointer, type, member)                                                        \
     ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 
+/* As many files may be open from now on as root allows this process (RLIMIT_NOFILE). */
+void memory_descriptors_raise(void);
+
 #endif

@@ -468,10 +468,11 @@ static bool ask_post(struct connection *c, struct gateway_ask *ask)
 static void ask_or_refuse(struct connection *c, struct gateway_ask *ask)
 {
     c->phase = PHASE_ASK;
+    /* Control bounds how long it waits; what another node had for an answer is over. */
+    bool leaves = c->half_closed && !c->x.raw;
+    connection_set_deadline(c, leaves ? thread_now_ms(c->thread) + HALF_CLOSE_MS : UINT64_MAX);
     if (!ask_post(c, ask))
         refuse(c, PROBLEM_LIMIT_REACHED, "the node has too many requests waiting");
-    else if (c->half_closed && !c->x.raw)
-        connection_set_deadline(c, thread_now_ms(c->thread) + HALF_CLOSE_MS);
 }
 
 void dispatch_ask(struct connection *c)

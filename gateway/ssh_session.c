@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "base/words.h"
 #include "gateway/ssh_internal.h"
 
 #define TURNS_MAX 16u  /* reads of one session in a row: then others have theirs */
@@ -259,7 +260,8 @@ void ssh_session_sweep(struct ssh_session *s, uint64_t now_ms)
     }
     if (s->phase == SSH_PHASE_OPEN && s->joined && s->stream_idle_ms != UINT64_MAX &&
         now_ms > s->active_ms + s->stream_idle_ms) {
-        log_info("ssh", "%s: idle for its timeouts.stream_idle", s->peer);
+        log_info("ssh", "%s: %s: no byte for its timeouts.stream_idle",
+                 problem_word(PROBLEM_STREAM_IDLE)->code, s->peer);
         late = true;
     }
     if (s->phase == SSH_PHASE_OPEN && !calls->may(calls->user, &s->name, s->blob, s->blob_length)) {

@@ -618,6 +618,7 @@ int node_run(const struct config *config)
         log_error("node", "libsodium cannot be used on this machine");
         return 1;
     }
+    memory_descriptors_raise(); /* each join takes two */
     /* The gateway opens when the node holds its lease; what is wrong here is said at once. */
     struct gateway_tls_options tls = tls_options(config);
     if (gateway_check_certificates(&tls, &e) != 0 || lock_data(config, &lock, &e) != 0) {

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -64,7 +63,6 @@ static int write_pid(const struct up_node *n, enum up_daemon daemon, pid_t pid, 
 /* In the child: a session, a log, a user of its own. Only system calls from here on. */
 static void become_daemon(const struct up_node *n, enum up_daemon daemon, int log)
 {
-    struct rlimit files;
     sigset_t none;
     sigemptyset(&none);
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
@@ -74,10 +72,7 @@ static void become_daemon(const struct up_node *n, enum up_daemon daemon, int lo
         _exit(CLI_FAILED);
     if (null > 2)
         close(null);
-    if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
-        files.rlim_cur = files.rlim_max;
-        (void)setrlimit(RLIMIT_NOFILE, &files);
-    }
+    memory_descriptors_raise();
     umask(022);
     if (daemon == UP_RUNNER)
         return;

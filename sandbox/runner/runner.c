@@ -193,16 +193,6 @@ static int agent_load(struct runner *r, const struct runner_options *o, struct e
     return 0;
 }
 
-/* An instance costs about five descriptors. */
-static void descriptors_raise(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
-        return;
-    limit.rlim_cur = limit.rlim_max;
-    (void)setrlimit(RLIMIT_NOFILE, &limit);
-}
-
 static int filters_compile(struct runner *r, struct err *e)
 {
     int rc = 0;
@@ -390,7 +380,7 @@ int runner_run(const struct runner_options *o, struct err *e)
         r->ids_fd = -1;
     r->ready_fd = o->ready_fd;
     umask(022);
-    descriptors_raise();
+    memory_descriptors_raise(); /* an instance costs about five */
     core_limit_raise();
     struct signals signals = {.watch = LOOP_WATCH_STOPPED, .runner = r};
     CLEANUP_FD int signal_fd = -1;

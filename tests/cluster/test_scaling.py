@@ -237,6 +237,25 @@ class Cold(unittest.TestCase):
         node.cli("workload", "rm", "forced")
 
 
+class Storm(unittest.TestCase):
+    def test_starts_at_the_same_time_are_bounded(self):
+        slow = {"main.py": "import time\ntime.sleep(0.5)\n" + server(HOLDS)["main.py"]}
+        with Node("sandbox: {starts_max: 2}\n") as node:
+            node.deploy(server_spec("storm", join={"key": "header:X-Room"},
+                                    scale={"max": 20, "queue_timeout": "60s"}), slow)
+            replies, most = [], [0]
+            asks = threading.Thread(target=lambda: replies.extend(all_at_once(
+                [(node.http_port, "/w/storm/", {"X-Room": "r%d" % k}) for k in range(10)])))
+            asks.start()
+            while asks.is_alive():
+                states = [i["state"] for i in node.ps("storm")]
+                most[0] = max(most[0], states.count("starting"))
+            asks.join()
+            self.assertEqual({r.status for r in replies}, {200}, replies)
+            self.assertEqual(len({r.json()["instance"] for r in replies}), 10)
+            self.assertEqual(most[0], 2)
+
+
 class Alone(unittest.TestCase):
     """What one node, or two, shows."""
     @classmethod
@@ -275,6 +294,25 @@ class Alone(unittest.TestCase):
         late = [abs(place - k) for place, (k, _) in enumerate(ends)]
         # Threads of the test itself may swap neighbours.
         self.assertLessEqual(max(late), 3, [k for k, _ in ends])
+
+    def test_who_finds_it_full_on_another_node_waits_there(self):
+        """Longer than that node may take for its answer that it is full."""
+        self.node.deploy(server_spec("busy", join={"max_joiners": 1},
+                                     scale={"max": 1, "queue": 10, "queue_timeout": "30s"}),
+                         server(HOLDS))
+        first = self.node.get("/w/busy/").instance
+        other = self.nodes[1]
+        wait_until(lambda: other.get("/w/busy/").instance == first, what="it is known")
+        held = []
+        holder = threading.Thread(target=lambda: held.append(self.node.get("/w/busy/?hold=4")))
+        holder.start()
+        wait_until(lambda: any(i["joiners"] for i in self.node.ps("busy")), what="a joiner")
+        begun = time.monotonic()
+        answer = other.get("/w/busy/")
+        self.assertEqual((answer.status, answer.instance), (200, first), answer)
+        self.assertGreater(time.monotonic() - begun, 2)
+        holder.join()
+        self.assertEqual(held[0].status, 200)
 
     def test_the_next_one_starts_ahead(self):
         self.node.deploy(server_spec("ahead", join={"max_joiners": 10}, life={"idle": "2s"},
