@@ -186,6 +186,13 @@ check:
 	  B=$(B) tests/lib/run-cluster; clusters=$$?; \
 	  wait $$beside; beside=$$?; cat $(B)/beside.log; [ $$clusters = 0 ] && [ $$beside = 0 ]
 
+# With a kernel of its own package: control groups of version 2, whatever this machine has.
+V2 = $(B)/tests/runner_test_probe $(B)/tests/runner_test_run
+.PHONY: check-v2
+check-v2: $(V2) $(PROBES)
+	@deploy/deps --quiet --v2
+	@B=$(B) tests/sandbox/v2
+
 # With a browser of its own package, which nothing else needs.
 .PHONY: check-browser
 check-browser: all
@@ -290,6 +297,7 @@ help:
 	@echo 'make demo       start Skerry here, run the examples, explain each step (KEEP=1: leave it running)'
 	@echo 'make check      build and run all tests; SAN=address or SAN=thread for the sanitizers'
 	@echo 'make unit       the unit tests alone'
+	@echo 'make check-v2   the sandbox on control groups of version 2 and Linux 6.1, in user-mode-linux'
 	@echo 'make check-browser  pages, events and WebSockets in headless Chromium'
 	@echo 'make sim        gossip and registry of simulated clusters, SEEDS=200, and a table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'

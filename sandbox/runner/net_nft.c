@@ -1,13 +1,26 @@
 #include "sandbox/runner/net_nft.h"
 
+#include <errno.h>
+#include <linux/netlink.h>
 #include <nftables/libnftables.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/memory.h"
 
+/* Where the kernel has no netfilter libnftables ends the process. */
+static int kernel_check(struct err *e)
+{
+    CLEANUP_FD int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_NETFILTER);
+    return fd >= 0 ? 0 : err_sys(e, ERR_UNSUPPORTED, errno, "nftables: open netfilter");
+}
+
 static int run(const char *text, char **out, struct err *e)
 {
+    int supported = kernel_check(e);
+    if (supported < 0)
+        return supported;
     struct nft_ctx *nft = text == NULL ? NULL : nft_ctx_new(NFT_CTX_DEFAULT);
     if (nft == NULL)
         return err_set(e, ERR_NO_MEMORY, "nftables");

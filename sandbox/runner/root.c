@@ -291,7 +291,12 @@ static int layer_clone(int layer, int map, struct err *e)
                                          MOUNT_ATTR_NODEV,
                              .userns_fd = (unsigned)map};
     if (mount_setattr(fd, "", AT_EMPTY_PATH, &set, sizeof set) < 0)
-        return err_sys(e, ERR_UNSUPPORTED, errno, "map the ids of a layer");
+        return errno == EINVAL
+                   ? err_set(
+                         e, ERR_UNSUPPORTED,
+                         "this kernel cannot map the ids of files where the images lie; put the "
+                         "runner's `directory` on ext4, xfs or btrfs")
+                   : err_sys(e, ERR_UNSUPPORTED, errno, "map the ids of a layer");
     return steal_fd(&fd);
 }
 

@@ -506,5 +506,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_command_cannot_be_held_before_it_runs),
         cmocka_unit_test(bombs_harm_nobody),
     };
+    /* tests/sandbox/v2 has no time for all of them. */
+    if (getenv("SKERRY_PROBE") != NULL)
+        cmocka_set_test_filter(getenv("SKERRY_PROBE"));
     return cmocka_run_group_tests_name("probe", tests, setup, teardown);
 }

@@ -10,7 +10,7 @@
 
 #include "probe.h"
 
-#define CHECK_MS 10000
+#define CHECK_MS 30000
 
 void probe_add(struct probe_list *list, const char *group, const char *name, probe_run run,
                const void *with, bool killed)

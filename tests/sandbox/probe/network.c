@@ -165,7 +165,9 @@ static bool option_cannot_be_set(const void *with, struct probe_text *what)
     int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (o->option == 19)
         value = 1;
-    return fd < 0 || probe_refused(what, setsockopt(fd, o->level, o->option, &value, sizeof value));
+    int rc = fd < 0 ? -1 : setsockopt(fd, o->level, o->option, &value, sizeof value);
+    /* ENOPROTOOPT: a kernel without such tables. */
+    return fd < 0 || (rc < 0 && errno == ENOPROTOOPT) || probe_refused(what, rc);
 }
 
 static bool addresses_cannot_be_set_by_ioctl(const void *with, struct probe_text *what)
@@ -175,9 +177,12 @@ static bool addresses_cannot_be_set_by_ioctl(const void *with, struct probe_text
     int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     if (ioctl(fd, SIOCGIFADDR, &request) != 0)
         return probe_fail(what, "no address of lo: %s", strerror(errno));
-    return probe_refused(what, ioctl(fd, SIOCSIFADDR, &request)) &&
-           probe_refused(what, ioctl(fd, 0x89a0 /* SIOCBRADDBR */, "skerry-probe")) &&
-           probe_refused(what, ioctl(fd, SIOCADDRT, &request));
+    if (!probe_refused(what, ioctl(fd, SIOCSIFADDR, &request)) ||
+        !probe_refused(what, ioctl(fd, SIOCADDRT, &request)))
+        return false;
+    int rc = ioctl(fd, 0x89a0 /* SIOCBRADDBR */, "skerry-probe");
+    /* ENOPKG: a kernel without bridges. */
+    return (rc < 0 && errno == ENOPKG) || probe_refused(what, rc);
 }
 
 /* --- addresses -------------------------------------------------------------------------------- */
