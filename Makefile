@@ -249,33 +249,24 @@ fuzz-replay: $(FUZZERS:%=$(B)/fuzz-replay/%)
 	@$(FUZZ_REPLAY)
 
 # --- the rest ------------------------------------------------------------------------------------
-.PHONY: demo bench bench-core bench-stream lint format deps clean help install
+.PHONY: demo bench lint format deps clean help install
 demo: all
 	@B=$(B) deploy/demo/run $(if $(KEEP),--keep)
-bench-core: all $(PROBES)
-	@B=$(B) tests/bench/core
-# A node of NODES is killed, ROUNDS times, beside HOGS processes that burn CPU.
-ROUNDS ?= 20
-NODES ?= 5
-HOGS ?= 8
+# Skerry beside its peers, which are installed for it; ONLY=warm-join for one, ROUNDS=1 for a quick look.
+$(B)/bench/launch: tests/bench/launch.c | $(DEPS)
+	@mkdir -p $(dir $@)
+	@$(CC) $(PROBE_CFLAGS) -o $@ $<
+BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
+bench: all $(PROBES) $(BENCHES) $(B)/sim
+	@deploy/deps --quiet --bench
+	@B=$(B) tests/bench/bench
+.PHONY: bench-markdown
+bench-markdown:
+	@B=$(B) tests/bench/bench --markdown
+# A node of NODES is killed, KILLS times, beside HOGS processes that burn CPU.
 .PHONY: bench-gossip
 bench-gossip: $(B)/bench/gossip
-	@$(B)/bench/gossip $(ROUNDS) $(NODES) 0
-	@$(B)/bench/gossip $(ROUNDS) $(NODES) $(HOGS)
-bench-stream: $(B)/bench/stream
-	@B=$(B) tests/bench/stream
-.PHONY: bench-forward
-bench-forward: $(B)/bench/gateway
-	@B=$(B) tests/bench/forward
-.PHONY: bench-tls
-bench-tls: $(B)/bench/gateway
-	@B=$(B) tests/bench/tls
-# Ours beside etcd, which is installed for it; then the leader is killed, KILLS times.
-.PHONY: bench-registry
-bench-registry: all
-	@deploy/deps --quiet --bench
-	@B=$(B) tests/bench/registry
-bench: bench-core bench-gossip bench-stream bench-forward bench-tls bench-registry
+	@$(B)/bench/gossip $(or $(KILLS),20) $(or $(NODES),5) $(or $(HOGS),0)
 lint: deps-lint $(PROTO_H)
 	@B=$(B) tests/lib/lint
 format: deps-lint
@@ -301,12 +292,8 @@ help:
 	@echo 'make check-browser  pages, events and WebSockets in headless Chromium'
 	@echo 'make sim        gossip and registry of simulated clusters, SEEDS=200, and a table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
-	@echo 'make bench-core warm joins beside nginx, cold starts beside bubblewrap'
-	@echo 'make bench-forward joins that travel, beside nginx -> nginx'
-	@echo 'make bench-tls  joins and handshakes over HTTPS, beside nginx'
-	@echo 'make bench-gossip a node is killed: how long until all others know, quiet and with busy cores'
-	@echo 'make bench-stream  streams between nodes beside plain TCP and nginx'
-	@echo 'make bench-registry durable writes on three nodes beside etcd, and the end of a leader'
+	@echo 'make bench      beside nginx, haproxy, bwrap, crun, runc, etcd and serf; ONLY=name for one comparison'
+	@echo 'make bench-markdown  the last results into docs/benchmarks.md'
 	@echo 'make lint       format, static analysis, and the rules of this house'
 	@echo 'make format     clang-format in place'
 	@echo 'make deps       list and install the Debian packages that are needed'
