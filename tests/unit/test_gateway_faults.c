@@ -454,6 +454,26 @@ static void refusals_of_control_reach_the_client(void **state)
     test_answer_free(&a);
 }
 
+static void a_place_that_others_wait_for_is_not_taken(void **state)
+{
+    struct gateway_fixture *f = *state;
+    struct test_answer a;
+    atomic_store(&f->slot.slot->ends_wall_ms, 1767225600000);
+    gateway_fixture_get(f, &a, GET("/w/web/"));
+    assert_int_equal(a.status, 200);
+    assert_string_equal(test_answer_field(&a, "Skerry-Deadline"), "2026-01-01T00:00:00.000Z");
+    test_answer_free(&a);
+    /* Free as it is, control decides whose it is. */
+    atomic_store(&f->slot.slot->waited_for, true);
+    gateway_expect_problem(f, GET("/w/web/"), 503, "queue_full");
+    atomic_store(&f->slot.slot->waited_for, false);
+    atomic_store(&f->slot.slot->ends_wall_ms, UINT64_MAX);
+    gateway_fixture_get(f, &a, GET("/w/web/"));
+    assert_int_equal(a.status, 200);
+    assert_null(test_answer_field(&a, "Skerry-Deadline"));
+    test_answer_free(&a);
+}
+
 static void control_starts(struct gateway_fixture *f, struct gateway_ask *ask)
 {
     if (strcmp(ask->workload, "keyed") == 0)
@@ -626,6 +646,7 @@ int main(void)
         TEST(a_stale_connection_is_not_the_clients_trouble, gateway_start_default),
         TEST(code_may_serve_one_connection_at_a_time, start_one_at_a_time),
         TEST(refusals_of_control_reach_the_client, start_refusing),
+        TEST(a_place_that_others_wait_for_is_not_taken, start_refusing),
         TEST(a_cold_start_is_joined, start_starting),
         TEST(a_client_that_leaves_cancels_its_ask, start_keeping),
         TEST(a_draining_gateway_finishes_what_runs, gateway_start_default),
