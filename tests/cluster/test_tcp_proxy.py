@@ -55,6 +55,16 @@ class TcpProxy(unittest.TestCase):
                     for _ in range(3):
                         self.assertEqual(ask(proxy.port, b"identity\n").decode(), self.db)
 
+    def test_the_example_is_right(self):
+        self.nodes[0].cli("deploy", os.path.join(os.path.dirname(__file__), "..", "..", "deploy",
+                                                 "examples", "store.yaml"))
+        with Proxy(self.nodes[2], "store") as proxy:
+            self.assertEqual(ask(proxy.port, b"set sky dark blue\nkeys\nget nothing\n"),
+                             b"ok\nsky\n\n")
+        with Proxy(self.nodes[1], "store") as proxy:
+            self.assertEqual(ask(proxy.port, b"get sky\nx\n"),
+                             b"dark blue\nwhat? set KEY VALUE, get KEY, keys\n")
+
     def test_several_ports_declared_or_not(self):
         with Proxy(self.nodes[1], self.db, "0:7000", "127.0.0.1:0:7001", ":7001") as proxy:
             for port in proxy.ports:
