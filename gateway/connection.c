@@ -121,6 +121,8 @@ void connection_close(struct connection *c, bool reset)
     /* An end that is not clean must not look like one. */
     if (c->tls != NULL && !reset && !c->x.broken && queue_pending(&c->out) == 0)
         (void)tls_end(c->tls);
+    if (c->x.raw && c->phase == PHASE_JOIN)
+        count(&t->counters.tcp_broken, 1);
     connection_abandon(c);
     if (!idle && !c->x.counted)
         answer_count(c, 0);

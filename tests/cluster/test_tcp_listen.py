@@ -182,6 +182,7 @@ class TcpListen(unittest.TestCase):
 
     def test_resets_are_resets_on_the_other_side(self):
         for k in (0, 2):
+            broken = self.metric(k, "skerry_gateway_tcp_broken_total")
             with self.connect(k, 30000, b"reset\n") as s, self.assertRaises(ConnectionResetError):
                 all_of(s)
                 raise AssertionError("it ended as if it were whole")
@@ -190,6 +191,7 @@ class TcpListen(unittest.TestCase):
                 self.assertEqual(s.recv(1), b"x")
                 end(s)
                 wait_until(lambda: self.file_of("ended") == expected, 10, expected)
+            self.assertEqual(self.metric(k, "skerry_gateway_tcp_broken_total"), broken + 2)
             # Who goes on sending to code that has closed hears of it.
             with self.connect(k, 30000, b"send 65536\n") as s:
                 self.assertEqual(len(all_of(s)), 65536)
