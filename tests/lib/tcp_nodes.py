@@ -145,11 +145,11 @@ def ask(port, line, timeout=60):
 
 def refused(port, line=b"echo\n"):
     """Whether a connection is closed before anything came."""
-    with connect(port) as s:
-        with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(ConnectionError):  # as soon as it connects, or later
+        with connect(port) as s:
             s.sendall(line)
             return s.recv(1) == b""
-        return True
+    return True
 
 
 def abort(s):
