@@ -53,8 +53,8 @@ static bool is_there(const void *with, struct probe_text *what)
 {
     const struct call *c = with;
     long rc = syscall(c->number, c->a[0], c->a[1], c->a[2], c->a[3], c->a[4], c->a[5]);
-    /* A kernel that knows one processor's memory alone has no policies of it. */
-    if (rc < 0 && errno == ENOSYS && c->number == SYS_mbind &&
+    /* A kernel that knows one processor's memory alone has neither policies of it nor pages that move. */
+    if (rc < 0 && errno == ENOSYS && (c->number == SYS_mbind || c->number == SYS_move_pages) &&
         syscall(SYS_get_mempolicy, NULL, NULL, 0, NULL, 0) != 0)
         return errno == ENOSYS || probe_fail(what, "%s", strerror(errno));
     return rc >= 0 || (errno != EPERM && errno != ENOSYS) ||
