@@ -111,7 +111,7 @@ serve(int(os.environ["PORT"]))
 
 def spec(name, **more):
     made = {"id": name, "command": ["python3", "main.py"], "port": PORT, "protocol": "tcp",
-            "timeouts": {"start": "20s"}, "life": {"idle": "60s"},
+            "timeouts": {"start": "20s"}, "life": {"idle": "1h"},
             "deploy": {"resources": {"limits": {"pids": 400, "memory": "512M"}}}}
     made.update(more)
     return made
