@@ -1,7 +1,9 @@
 /* A node is killed: how long until every other one says dead, and whether a living one is called dead
  * meanwhile. Real processes, real sockets on 127.0.0.x, seals and all.
  *
- *     build/bench/gossip [ROUNDS [NODES [HOGS]]]      20 5 0; HOGS processes burn CPU beside them */
+ *     build/bench/gossip [ROUNDS [NODES [HOGS [SECONDS]]]]      20 5 0 0
+ *
+ * HOGS processes burn CPU beside them; before the kills all are watched for so many seconds. */
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -173,20 +175,31 @@ static uint64_t all_say(int in, uint32_t about, uint32_t count, enum gossip_stat
     return 0;
 }
 
+/* Nobody may be called dead meanwhile; how often somebody was. */
+static unsigned watch(int in, uint64_t us)
+{
+    uint64_t until_us = clock_monotonic_us() + us;
+    unsigned false_deaths = 0;
+    struct report r;
+    while (next_report(in, until_us, &r))
+        false_deaths += r.state == GOSSIP_DEAD;
+    return false_deaths;
+}
+
 int main(int argc, char **argv)
 {
     uint32_t rounds = argc > 1 ? (uint32_t)atoi(argv[1]) : 20;
     uint32_t count = argc > 2 ? (uint32_t)atoi(argv[2]) : 5;
     uint32_t hogs = argc > 3 ? (uint32_t)atoi(argv[3]) : 0;
-    if (rounds == 0 || rounds > ROUNDS_MAX || count < 2 || count > NODES_MAX || hogs > HOGS_MAX) {
-        fprintf(stderr, "usage: gossip [ROUNDS [NODES [HOGS]]]\n");
+    uint32_t seconds = argc > 4 ? (uint32_t)atoi(argv[4]) : 0;
+    if (rounds > ROUNDS_MAX || count < 2 || count > NODES_MAX || hogs > HOGS_MAX) {
+        fprintf(stderr, "usage: gossip [ROUNDS [NODES [HOGS [SECONDS]]]]\n");
         return 2;
     }
     int fds[2];
     pid_t nodes[NODES_MAX], burning[HOGS_MAX];
     static uint64_t took_ms[ROUNDS_MAX];
     unsigned false_deaths = 0, missed = 0;
-    struct report r;
     assert_always(pipe(fds) == 0);
     /* A child expects the others at their first boot, whether they were started before it or not. */
     for (uint32_t i = 0; i < count; i++)
@@ -197,12 +210,11 @@ int main(int argc, char **argv)
     }
     for (uint32_t i = 0; i < hogs; i++)
         burning[i] = start_hog();
+    false_deaths += watch(fds[0], seconds * 1000000ull);
     for (uint32_t round = 0; round < rounds; round++) {
         uint32_t victim = round % count;
         /* A quiet while, not in step with the probes; nobody may be called dead in it. */
-        uint64_t until_us = clock_monotonic_us() + 2000000 + (round * 37 % 200) * 1000;
-        while (next_report(fds[0], until_us, &r))
-            false_deaths += r.state == GOSSIP_DEAD;
+        false_deaths += watch(fds[0], 2000000 + (round * 37 % 200) * 1000);
         uint64_t begin_us = clock_monotonic_us();
         stop(nodes[victim]);
         uint64_t end_us = all_say(fds[0], victim, count, GOSSIP_DEAD, &false_deaths);
@@ -215,10 +227,12 @@ int main(int argc, char **argv)
         stop(nodes[i]);
     for (uint32_t i = 0; i < hogs; i++)
         stop(burning[i]);
+    printf("gossip: %u nodes, %u CPU hogs, %u kills", count, hogs, rounds);
     qsort(took_ms, rounds, sizeof *took_ms, compare);
-    printf("gossip: %u nodes, %u CPU hogs, %u kills: dead to all after %u ms (median), %u (p90), "
-           "%u (max); %u false deaths, %u missed\n",
-           count, hogs, rounds, (unsigned)took_ms[rounds / 2], (unsigned)took_ms[rounds * 9 / 10],
-           (unsigned)took_ms[rounds - 1], false_deaths, missed);
+    if (rounds > 0)
+        printf(": dead to all after %u ms (median), %u (p90), %u (max)",
+               (unsigned)took_ms[rounds / 2], (unsigned)took_ms[rounds * 9 / 10],
+               (unsigned)took_ms[rounds - 1]);
+    printf("; %u false deaths, %u missed\n", false_deaths, missed);
     return 0;
 }

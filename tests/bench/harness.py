@@ -273,7 +273,7 @@ def timed_ms(call):
     return (time.perf_counter() - begun) * 1e3
 
 
-__all__ = ["BUILD", "Column", "HERE", "Invalid", "LOAD_CORES", "Processes", "ROUNDS", "SERVER_CORES", "Table",
+__all__ = ["BUILD", "CORES", "Column", "HERE", "Invalid", "LOAD_CORES", "Processes", "ROUNDS", "SERVER_CORES", "Table",
            "answers", "cells", "cpu_seconds", "descendants", "fetch", "folder", "markdown_of", "percentile",
            "pin", "pinned", "pss_kib", "require_body", "seconds_each", "svg_of", "text_of", "timed_ms",
            "wait_until"]
