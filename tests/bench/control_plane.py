@@ -17,7 +17,7 @@ def told(*words):
 
 def gossip_lines():
     """For each size the figures of a simulated group, without slow members."""
-    done = subprocess.run([BUILD + "/sim", "--seeds", "0", "--table", "1000"], capture_output=True, text=True,
+    done = subprocess.run([BUILD + "/sim", "--seeds", "1", "--only", "gossip", "--table", "1000"], capture_output=True, text=True,
                           timeout=500)
     lines = [[float(word) for word in line.split()] for line in done.stdout.splitlines()
              if re.fullmatch(r"[\d.\s]+", line) and line.strip()]
