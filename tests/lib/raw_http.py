@@ -17,7 +17,14 @@ state = {"connections": 0, "requests": 0, "sent": 0, "heads": [], "signals": {}}
 gates = {}
 def gate(name):
     with lock:
-        return gates.setdefault(name, threading.Semaphore(0))
+        return gates.setdefault(name, (threading.Semaphore(0), threading.Semaphore(0)))
+# Who waits is through before open_gate returns: else the next to wait might be.
+def wait_gate(name, timeout):
+    gate(name)[0].acquire(timeout=timeout)
+    gate(name)[1].release()
+def open_gate(name):
+    gate(name)[0].release()
+    gate(name)[1].acquire(timeout=20)
 
 class Connection:
     def __init__(self, s):
@@ -115,7 +122,7 @@ def answer(c, method, path, head):
         c.send("HTTP/1.1 204 No Content\r\nX-A: b\r\n\r\n")
     elif path == "/early":
         c.send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
-        gate("early").acquire(timeout=20)
+        wait_gate("early", 20)
         c.say("after")
     elif path == "/processing":
         c.send("HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </b>\r\n\r\n")
@@ -158,7 +165,7 @@ def answer(c, method, path, head):
     elif path == "/stream":
         c.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for k in range(5):
-            gate("stream").acquire(timeout=20)
+            wait_gate("stream", 20)
             event = b"data: %d\n\n" % k
             c.send(b"%x\r\n%s\r\n" % (len(event), event))
         c.send("0\r\n\r\n")
@@ -182,10 +189,10 @@ def answer(c, method, path, head):
     elif path == "/answer-early":
         c.say("no", "403 Forbidden", "Connection: close\r\n")
         c.s.shutdown(socket.SHUT_WR)
-        gate("answer-early").acquire(timeout=20)
+        wait_gate("answer-early", 20)
         return False
     elif path == "/never-read":
-        gate("never-read").acquire(timeout=60)
+        wait_gate("never-read", 60)
         return False
     elif path == "/flood":
         c.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
@@ -218,7 +225,7 @@ def answer(c, method, path, head):
             c.send("|end of yours|")
         return False
     elif path.startswith("/go/"):
-        gate(path[4:]).release()
+        open_gate(path[4:])
         c.say("went")
     elif path == "/state":
         with lock:
