@@ -260,7 +260,9 @@ BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
 bench: all $(PROBES) $(BENCHES) $(B)/sim
 	@deploy/deps --quiet --bench
 	@B=$(B) tests/bench/bench
-.PHONY: bench-markdown
+.PHONY: bench-core bench-markdown
+bench-core:
+	@$(MAKE) --no-print-directory bench ONLY=warm-join,cold
 bench-markdown:
 	@B=$(B) tests/bench/bench --markdown
 # A node of NODES is killed, KILLS times, beside HOGS processes that burn CPU.
