@@ -26,7 +26,9 @@ void registry_root_workload_usage(const struct registry_root *root, const char *
                                   struct registry_usage *out)
 {
     const struct state_workload *w = state_workload(&root->content, name);
-    *out = w == NULL ? (struct registry_usage){0} : w->usage;
+    *out = (struct registry_usage){0};
+    if (w != NULL)
+        *out = w->usage;
 }
 
 const struct registry_workload *registry_root_workload_version(const struct registry_root *root,
