@@ -1,5 +1,6 @@
 /* Tickets: whatever the text, nothing is read that was not written under the secret; and what was written,
  * from the same bytes as fields, comes back. */
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -15,6 +16,14 @@ static void take(char *out, size_t out_size, const uint8_t *data, size_t size)
     for (size_t i = 0; i < length; i++)
         out[i] = data[i] == '\0' ? 'x' : (char)data[i];
     out[length] = '\0';
+}
+
+static bool same(const struct ticket *a, const struct ticket *b)
+{
+    return a->kind == b->kind && a->expires_wall_ms == b->expires_wall_ms &&
+           a->session_s == b->session_s && memcmp(a->nonce, b->nonce, sizeof a->nonce) == 0 &&
+           memcmp(a->host, b->host, sizeof a->host) == 0 && strcmp(a->token, b->token) == 0 &&
+           strcmp(a->subject, b->subject) == 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -33,7 +42,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     take(t.subject, sizeof t.subject, data + 4, size - 4);
     ticket_write(&t, secret, text);
     size_t length = strlen(text);
-    assert_always(ticket_read(&out, secret, text, length) && memcmp(&out, &t, sizeof t) == 0);
+    assert_always(ticket_read(&out, secret, text, length) && same(&out, &t));
     /* One bit of one character, of those that mean something. */
     text[4 + data[1] % (length - 4)] ^= 1;
     assert_always(!ticket_read(&out, secret, text, length));
