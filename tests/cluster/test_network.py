@@ -180,10 +180,13 @@ class Network(unittest.TestCase):
             answer = node.get("/w/calls/?%s:80" % INTERNET)
             self.assertEqual(answer.body.decode().split(), ["0"])
             inside = ["nsenter", "-t", str(processes_of(answer.instance)[0]), "-n"]
-            rates = [q["options"]["rate"] for where in (inside, [])
-                     for q in json.loads(sh(*where, "tc", "-j", "qdisc", "show"))
-                     if q["kind"] == "tbf"]
-            self.assertEqual(rates, [rate, rate])
+
+            def rates():
+                return [q["options"]["rate"] for where in (inside, [])
+                        for q in json.loads(sh(*where, "tc", "-j", "qdisc", "show"))
+                        if q["kind"] == "tbf"]
+            # The link of the one before goes with its namespace, a moment later.
+            wait_until(lambda want=rate: rates() == [want, want], 10, "both ends have it")
             node.cli("stop", answer.instance)
         node.deploy(dict(spec, network={"mode": "egress", "bandwidth": "2M"}), source)
         answer = node.get("/w/calls/?x")
