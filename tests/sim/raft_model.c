@@ -11,6 +11,7 @@ enum { WORKLOADS_MAX = 16, VERSIONS_MAX = 1000 };
 
 struct model_instance {
     struct instance_id id;
+    uint64_t version;
     uint64_t epoch;
     char workload[WORKLOAD_NAME_LENGTH_MAX + 1];
     char key[REGISTRY_KEY_LENGTH_MAX + 1];
@@ -22,7 +23,8 @@ struct model_workload {
     bool removed;
     uint64_t max; /* of the current version; 0: unlimited */
     uint64_t max_of[VERSIONS_MAX];
-    uint64_t version_last;
+    bool keyed_of[VERSIONS_MAX];
+    uint64_t version_last, version_current;
 };
 
 struct model {
@@ -66,8 +68,10 @@ static bool deployed(struct model *m, const struct command *c, const struct regi
     struct model_workload *w = workload_of(m, json_string_value(json_object_get(json, "id")));
     json_t *max = json_object_get(json_object_get(json, "scale"), "max");
     uint64_t value = json_is_integer(max) ? (uint64_t)json_integer_value(max) : 0;
-    json_decref(json);
+    const char *key = json_string_value(json_object_get(json_object_get(json, "join"), "key"));
     assert_always(r->version < VERSIONS_MAX);
+    w->keyed_of[r->version] = key != NULL && key[0] != '\0';
+    json_decref(json);
     if (r->changed && r->version <= w->version_last)
         return text_format(why, size, "version %" PRIu64 " of %s was given out twice", r->version,
                            w->name) &&
@@ -75,6 +79,7 @@ static bool deployed(struct model *m, const struct command *c, const struct regi
     if (r->changed)
         w->version_last = r->version;
     w->max = w->max_of[r->version] = value;
+    w->version_current = r->version;
     w->removed = false;
     return true;
 }
@@ -94,7 +99,8 @@ static bool reserved(struct model *m, const struct command *c, const struct regi
     for (size_t i = 0; i < m->count; i++) {
         if (strcmp(m->live[i].workload, asked->workload) != 0)
             continue;
-        live++;
+        /* Those that an older version shares among its joiners are on their way out. */
+        live += m->live[i].version == w->version_current || w->keyed_of[m->live[i].version];
         if (asked->key[0] != '\0' && strcmp(m->live[i].key, asked->key) == 0)
             return text_format(why, size, "key %s of %s is held by %s and by %s", asked->key,
                                asked->workload, m->live[i].id.text, asked->id.text) &&
@@ -116,7 +122,8 @@ static bool reserved(struct model *m, const struct command *c, const struct regi
         assert_always(m->live != NULL);
     }
     struct model_instance *i = &m->live[m->count++];
-    *i = (struct model_instance){.id = asked->id, .epoch = r->epoch, .owner = asked->owner};
+    *i = (struct model_instance){
+        .id = asked->id, .epoch = r->epoch, .owner = asked->owner, .version = asked->version};
     return text_copy(i->workload, sizeof i->workload, asked->workload) &&
            text_copy(i->key, sizeof i->key, asked->key);
 }
@@ -161,7 +168,8 @@ bool model_apply(struct model *m, const struct command *c, const struct registry
         struct model_workload *w = workload_of(m, c->body.name);
         assert_always(c->body.version != 0 && r->version < VERSIONS_MAX);
         w->max = w->max_of[r->version] = w->max_of[c->body.version];
-        w->version_last = r->version;
+        w->keyed_of[r->version] = w->keyed_of[c->body.version];
+        w->version_last = w->version_current = r->version;
         return true;
     }
     case REGISTRY_INSTANCE_RESERVE:
