@@ -193,11 +193,11 @@ class TcpListen(unittest.TestCase):
                 end(s)
                 wait_until(lambda: self.file_of("ended") == expected, 10, expected)
             self.assertEqual(self.metric(k, "skerry_gateway_tcp_broken_total"), broken + 2)
-            # Who goes on sending to code that has closed hears of it.
+            # Who goes on sending to code that has closed hears of it: through another node after 2 s.
             with self.connect(k, 30000, b"send 65536\n") as s:
                 self.assertEqual(len(all_of(s)), 65536)
                 with self.assertRaises(ConnectionError):
-                    for _ in range(100):
+                    for _ in range(500):
                         s.sendall(b"x")
                         time.sleep(0.02)
             self.joiners_are("db", 0)
