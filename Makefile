@@ -187,11 +187,11 @@ check:
 	  wait $$beside; beside=$$?; cat $(B)/beside.log; [ $$clusters = 0 ] && [ $$beside = 0 ]
 
 # With a kernel of its own package: control groups of version 2, whatever this machine has.
-V2 = $(B)/tests/runner_test_probe $(B)/tests/runner_test_run
+V2 = runner_test_probe runner_test_run
 .PHONY: check-v2
-check-v2: $(V2) $(PROBES)
+check-v2: $(V2:%=$(B)/tests/%) $(PROBES)
 	@deploy/deps --quiet --v2
-	@B=$(B) tests/sandbox/v2
+	@B=$(B) tests/sandbox/v2 $(V2)
 
 # With a browser of its own package, which nothing else needs.
 .PHONY: check-browser

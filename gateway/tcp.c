@@ -14,14 +14,12 @@
  * are public. Either side may end before the other; what breaks off is a reset on the other side. */
 
 enum { REFUSED };
+const char *const tcp_refusal_names[] = {[REFUSED] = "refused"};
 
 static void refuse(struct connection *c, const struct problem_report *report)
 {
-    static const char *const names[] = {[REFUSED] = "refused"};
     struct gateway_thread *t = c->thread;
     const struct problem_word *word = problem_word(report->problem);
-    t->tcp_refusals.subject = "gateway";
-    t->tcp_refusals.names = names;
     count(&t->counters.problems[report->problem], 1);
     count(c->x.answered ? &t->counters.tcp_broken : &t->counters.tcp_refused, 1);
     refusals_note(&t->tcp_refusals, REFUSED, "%s from %s, %s: %s: %s", c->x.asked_by,

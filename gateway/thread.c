@@ -373,6 +373,7 @@ int thread_open(struct gateway_thread **out, struct gateway *g, unsigned index, 
         return err_set(e, ERR_NO_MEMORY, "make a gateway thread");
     t->gateway = g;
     t->index = index;
+    t->tcp_refusals = (struct refusals){.subject = "gateway", .names = tcp_refusal_names};
     int rc = uv_loop_init(&t->loop);
     if (rc != 0) {
         free(t);

@@ -550,6 +550,7 @@ bool forward_answer_write(struct connection *c, const struct http_head *head, si
 
 /* --- tcp.c --- */
 extern const struct bridge tcp_bridge;
+extern const char *const tcp_refusal_names[];
 /* Joins it. */
 void tcp_begin(struct connection *c, const char *workload);
 

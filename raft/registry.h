@@ -82,8 +82,7 @@ struct registry_usage {
     uint64_t wall_us; /* from the execution of its command on */
     uint64_t cpu_us;
     uint64_t memory_peak_bytes; /* the highest */
-    uint64_t
-        memory_kib_ms; /* the peak, for as long as it ran: 2^20 * 1000 are a GiB for a second */
+    uint64_t memory_kib_ms;     /* the peak for as long as it ran; 2^20 * 1000: a GiB second */
     uint64_t network_in_bytes, network_out_bytes;
     uint64_t instances;
 };

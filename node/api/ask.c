@@ -287,6 +287,28 @@ void api_settle_index(struct api_request *r, uint64_t index, void (*settled)(str
     settle(r, settled);
 }
 
+/* --- proposals ---------------------------------------------------------------------------------- */
+
+void api_ask_propose(struct api_ask *a, enum registry_command_kind kind,
+                     void (*answered)(struct api_ask *a))
+{
+    a->command.kind = kind;
+    a->command.wall_ms = clock_wall_ms();
+    a->ask.command = &a->command;
+    (void)api_ask_send(a, answered);
+}
+
+static void settled_empty(struct api_request *r)
+{
+    api_answer_empty(r, MHD_HTTP_NO_CONTENT);
+}
+
+void api_ask_settled_empty(struct api_ask *a)
+{
+    if (!api_ask_result_refused(a->request, a))
+        api_settle_index(a->request, a->ask.result.index, settled_empty);
+}
+
 void api_settle_instance(struct api_request *r, const struct instance_id *id,
                          enum instance_state state, void (*settled)(struct api_request *))
 {

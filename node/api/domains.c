@@ -79,11 +79,8 @@ static void domain_put(struct api_ask *a)
 static void propose(struct api_ask *a, enum registry_command_kind kind,
                     void (*answered)(struct api_ask *a))
 {
-    a->command.kind = kind;
-    a->command.wall_ms = clock_wall_ms();
     a->command.domain = &a->domain;
-    a->ask.command = &a->command;
-    (void)api_ask_send(a, answered);
+    api_ask_propose(a, kind, answered);
 }
 
 /* Host names are one space that all workloads share: a token of one workload may not take from it. */
@@ -99,17 +96,6 @@ void api_domain_add(struct api_request *r)
 
 /* --- removing --------------------------------------------------------------------------------------- */
 
-static void removed(struct api_request *r)
-{
-    api_answer_empty(r, MHD_HTTP_NO_CONTENT);
-}
-
-static void domain_removed(struct api_ask *a)
-{
-    if (!api_ask_result_refused(a->request, a))
-        api_settle_index(a->request, a->ask.result.index, removed);
-}
-
 void api_domain_remove(struct api_request *r)
 {
     struct api_ask *a = api_ask_new(r, NODE_ASK_PROPOSE);
@@ -119,5 +105,5 @@ void api_domain_remove(struct api_request *r)
     if (domain_parse(a->domain.name, r->parameter, &e) < 0)
         api_problem(r, PROBLEM_NOT_FOUND, "%s", e.msg);
     else
-        propose(a, REGISTRY_DOMAIN_REMOVE, domain_removed);
+        propose(a, REGISTRY_DOMAIN_REMOVE, api_ask_settled_empty);
 }

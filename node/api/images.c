@@ -60,17 +60,6 @@ void api_image_get(struct api_request *r)
     calls->root_return(calls->user, root);
 }
 
-static void removed(struct api_request *r)
-{
-    api_answer_empty(r, MHD_HTTP_NO_CONTENT);
-}
-
-static void remove_answered(struct api_ask *a)
-{
-    if (!api_ask_result_refused(a->request, a))
-        api_settle_index(a->request, a->ask.result.index, removed);
-}
-
 void api_image_remove(struct api_request *r)
 {
     struct api_ask *a = api_ask_new(r, NODE_ASK_PROPOSE);
@@ -80,12 +69,9 @@ void api_image_remove(struct api_request *r)
         api_problem(r, PROBLEM_IMAGE_UNKNOWN, "no image is called %.100s", r->parameter);
         return;
     }
-    a->command.kind = REGISTRY_IMAGE_REMOVE;
-    a->command.wall_ms = clock_wall_ms();
     a->command.image = &a->image;
     a->command.name = a->image.name;
-    a->ask.command = &a->command;
-    (void)api_ask_send(a, remove_answered);
+    api_ask_propose(a, REGISTRY_IMAGE_REMOVE, api_ask_settled_empty);
 }
 
 static void collected(struct api_ask *a)

@@ -327,6 +327,11 @@ struct api_ask *api_ask_new(struct api_request *r, enum node_ask_kind kind);
 const char *api_ask_text(struct api_ask *a, const char *text, bool *failed);
 /* False: refused, a problem was answered and the ask freed. */
 bool api_ask_send(struct api_ask *a, void (*answered)(struct api_ask *a));
+/* A NODE_ASK_PROPOSE of a->command, in which what the command is about is filled already. */
+void api_ask_propose(struct api_ask *a, enum registry_command_kind kind,
+                     void (*answered)(struct api_ask *a));
+/* `answered` of one that has nothing to tell but that it is so: 204. */
+void api_ask_settled_empty(struct api_ask *a);
 /* Signal, resize or cancel for a command that is under way. */
 void api_ask_about(struct api_ask *target, enum node_ask_kind kind, unsigned signal, unsigned rows,
                    unsigned columns);

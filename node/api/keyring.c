@@ -42,23 +42,9 @@ void api_keyring_list(struct api_request *r)
 static void propose(struct api_ask *a, enum registry_command_kind kind,
                     void (*answered)(struct api_ask *a))
 {
-    a->command.kind = kind;
-    a->command.wall_ms = clock_wall_ms();
     a->command.gossip_key = a->gossip_key;
     a->command.node = &a->node;
-    a->ask.command = &a->command;
-    (void)api_ask_send(a, answered);
-}
-
-static void changed(struct api_request *r)
-{
-    api_answer_empty(r, MHD_HTTP_NO_CONTENT);
-}
-
-static void change_answered(struct api_ask *a)
-{
-    if (!api_ask_result_refused(a->request, a))
-        api_settle_index(a->request, a->ask.result.index, changed);
+    api_ask_propose(a, kind, answered);
 }
 
 static void added(struct api_request *r)
@@ -112,7 +98,7 @@ static void change_key(struct api_request *r, enum registry_keyring_verb verb)
     memcpy(a->gossip_key, key, sizeof(key));
     sodium_memzero(key, sizeof(key));
     a->command.keyring_verb = verb;
-    propose(a, REGISTRY_KEYRING, change_answered);
+    propose(a, REGISTRY_KEYRING, api_ask_settled_empty);
 }
 
 void api_keyring_use(struct api_request *r)
@@ -134,5 +120,5 @@ void api_node_remove(struct api_request *r)
         return;
     a->node.id = id;
     randombytes_buf(a->gossip_key, sizeof(a->gossip_key));
-    propose(a, REGISTRY_NODE_REMOVE, change_answered);
+    propose(a, REGISTRY_NODE_REMOVE, api_ask_settled_empty);
 }

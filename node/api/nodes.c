@@ -109,11 +109,8 @@ static void set_draining(struct api_request *r, bool draining)
         return;
     a->node.id = id;
     a->node.draining = draining;
-    a->command.kind = REGISTRY_NODE_DRAIN;
-    a->command.wall_ms = clock_wall_ms();
     a->command.node = &a->node;
-    a->ask.command = &a->command;
-    (void)api_ask_send(a, drain_answered);
+    api_ask_propose(a, REGISTRY_NODE_DRAIN, drain_answered);
 }
 
 void api_node_drain(struct api_request *r)

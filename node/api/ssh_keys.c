@@ -81,11 +81,8 @@ static bool key_fill(struct api_request *r, const json_t *body, struct registry_
 static void propose(struct api_ask *a, enum registry_command_kind kind,
                     void (*answered)(struct api_ask *a))
 {
-    a->command.kind = kind;
-    a->command.wall_ms = clock_wall_ms();
     a->command.ssh_key = &a->ssh_key;
-    a->ask.command = &a->command;
-    (void)api_ask_send(a, answered);
+    api_ask_propose(a, kind, answered);
 }
 
 void api_ssh_key_add(struct api_request *r)
@@ -99,17 +96,6 @@ void api_ssh_key_add(struct api_request *r)
 }
 
 /* --- removing --------------------------------------------------------------------------------------- */
-
-static void removed(struct api_request *r)
-{
-    api_answer_empty(r, MHD_HTTP_NO_CONTENT);
-}
-
-static void key_removed(struct api_ask *a)
-{
-    if (!api_ask_result_refused(a->request, a))
-        api_settle_index(a->request, a->ask.result.index, removed);
-}
 
 void api_ssh_key_remove(struct api_request *r)
 {
@@ -130,5 +116,5 @@ void api_ssh_key_remove(struct api_request *r)
         api_problem(r, PROBLEM_NOT_FOUND, "no SSH key has the id %.40s", r->parameter);
         return;
     }
-    propose(a, REGISTRY_SSH_KEY_REMOVE, key_removed);
+    propose(a, REGISTRY_SSH_KEY_REMOVE, api_ask_settled_empty);
 }

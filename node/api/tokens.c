@@ -130,22 +130,8 @@ void api_token_create(struct api_request *r)
                     e.msg);
         return;
     }
-    a->command.kind = REGISTRY_TOKEN_PUT;
-    a->command.wall_ms = clock_wall_ms();
     a->command.token = &a->token;
-    a->ask.command = &a->command;
-    (void)api_ask_send(a, token_put);
-}
-
-static void removed(struct api_request *r)
-{
-    api_answer_empty(r, MHD_HTTP_NO_CONTENT);
-}
-
-static void token_revoked(struct api_ask *a)
-{
-    if (!api_ask_result_refused(a->request, a))
-        api_settle_index(a->request, a->ask.result.index, removed);
+    api_ask_propose(a, REGISTRY_TOKEN_PUT, token_put);
 }
 
 void api_token_revoke(struct api_request *r)
@@ -157,9 +143,6 @@ void api_token_revoke(struct api_request *r)
         api_problem(r, PROBLEM_NOT_FOUND, "no token has the id %.40s", r->parameter);
         return;
     }
-    a->command.kind = REGISTRY_TOKEN_REVOKE;
-    a->command.wall_ms = clock_wall_ms();
     a->command.token = &a->token;
-    a->ask.command = &a->command;
-    (void)api_ask_send(a, token_revoked);
+    api_ask_propose(a, REGISTRY_TOKEN_REVOKE, api_ask_settled_empty);
 }

@@ -307,22 +307,11 @@ static struct api_ask *named_command(struct api_request *r, enum registry_comman
     return NULL;
 }
 
-static void removed(struct api_request *r)
-{
-    api_answer_empty(r, MHD_HTTP_NO_CONTENT);
-}
-
-static void remove_answered(struct api_ask *a)
-{
-    if (!api_ask_result_refused(a->request, a))
-        api_settle_index(a->request, a->ask.result.index, removed);
-}
-
 void api_workload_remove(struct api_request *r)
 {
     struct api_ask *a = named_command(r, REGISTRY_WORKLOAD_REMOVE);
     if (a != NULL)
-        (void)api_ask_send(a, remove_answered);
+        (void)api_ask_send(a, api_ask_settled_empty);
 }
 
 void api_workload_rollback(struct api_request *r)

@@ -270,26 +270,30 @@ void blanks_start(struct blanks *b)
         refill_at(b, 0);
 }
 
+/* False: there is none. */
+static bool stock_take(struct blanks *b, struct spare *out)
+{
+    while (b->stock_count > 0) {
+        *out = b->stock[--b->stock_count];
+        if (spare_alive(out))
+            return true;
+        spare_end(b, out);
+    }
+    return false;
+}
+
 int blanks_take(struct blanks *b, struct spare *out, struct err *e)
 {
-    /* Many starts in a row do not put it off for ever. */
-    if (b->stock_max > 0 && b->refill.position == 0)
-        refill_at(b, REFILL_AFTER_MS);
     /* What is half made is waited for rather than begun anew; what cannot be made so, may be here. */
     struct err ignored;
     if (b->stock_count == 0 && b->ordered != NULL && ordered_take(b, &b->stock[0], &ignored) == 0)
         b->stock_count = 1;
-    int rc = -1;
-    while (rc != 0 && b->stock_count > 0) {
-        *out = b->stock[--b->stock_count];
-        rc = spare_alive(out) ? 0 : -1;
-        if (rc != 0)
-            spare_end(b, out);
-    }
-    if (rc != 0)
-        rc = spare_make(b, out, e);
+    int rc = stock_take(b, out) ? 0 : spare_make(b, out, e);
+    /* Many starts in a row do not put it off for ever. */
     if (b->stock_count == 0)
         blanks_start(b);
+    else if (b->refill.position == 0)
+        refill_at(b, REFILL_AFTER_MS);
     return rc;
 }
 

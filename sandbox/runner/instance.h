@@ -66,7 +66,6 @@ struct instance {
     char id[INSTANCE_ID_LENGTH_MAX + 1];
     uint64_t epoch;
     enum instance_phase phase;
-    bool held;    /* its main command waits inside for the commit */
     bool started; /* commit came; the code may have run */
     bool told;    /* the node knows of it, so it must learn of its end */
 

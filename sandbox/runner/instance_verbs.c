@@ -82,9 +82,7 @@ int instance_hold_main(struct instance *i, struct err *e)
     if (w == NULL)
         return err_set(e, ERR_NO_MEMORY, "start");
     w->kind = WAITING_HOLD;
-    int rc = main_send(i, w, &command, e);
-    i->held = rc == 0;
-    return rc;
+    return main_send(i, w, &command, e);
 }
 
 static int main_go(struct instance *i, const struct asker *asker, struct err *e)
@@ -93,16 +91,15 @@ static int main_go(struct instance *i, const struct asker *asker, struct err *e)
     if (w == NULL)
         return err_set(e, ERR_NO_MEMORY, "commit");
     w->kind = WAITING_START;
-    if (i->held) {
-        Skerry__Agent__Empty empty = SKERRY__AGENT__EMPTY__INIT;
-        Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
-        message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_GO;
-        message.go = &empty;
-        return instance_ask(i, &message, NULL, 0, w, e);
-    }
     Skerry__Agent__Command command = SKERRY__AGENT__COMMAND__INIT;
     command_of_main(i, &command);
-    return main_send(i, w, &command, e);
+    if (!command.hold)
+        return main_send(i, w, &command, e);
+    Skerry__Agent__Empty empty = SKERRY__AGENT__EMPTY__INIT;
+    Skerry__Agent__ToAgent message = SKERRY__AGENT__TO_AGENT__INIT;
+    message.verb_case = SKERRY__AGENT__TO_AGENT__VERB_GO;
+    message.go = &empty;
+    return instance_ask(i, &message, NULL, 0, w, e);
 }
 
 void instance_commit(struct instance *i, uint64_t epoch, const struct asker *asker)
