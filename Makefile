@@ -44,7 +44,7 @@ SANDBOX_SHARED := $(wildcard sandbox/shared/*.c)
 NODE_LIB := $(BASE) $(wildcard raft/*.c gateway/*.c scheduler/*.c gossip/*.c sandbox/*.c) \
             $(SANDBOX_SHARED) $(filter-out node/main.c,$(wildcard node/*.c node/*/*.c))
 RUNNER_LIB := $(BASE_RUNNER) $(SANDBOX_SHARED) $(filter-out sandbox/runner/main.c,$(wildcard sandbox/runner/*.c))
-AGENT_SRC := $(wildcard sandbox/agent/*.c) $(SANDBOX_SHARED) base/err.c base/memory.c base/clock.c base/buffer.c
+AGENT_SRC := $(wildcard sandbox/agent/*.c) $(filter-out sandbox/shared/userns.c,$(SANDBOX_SHARED)) base/err.c base/memory.c base/clock.c base/buffer.c
 
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 # The runner has one thread, and clones in ways that the thread sanitizer does not follow: it and its
@@ -140,7 +140,7 @@ $(B)/skerry: $(B)/obj/node/main.o $(B)/libskerry.a $(B)/obj/embedded_runner.o $(
 UNIT := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/test_*.c))
 UNIT_RUNNER := $(patsubst tests/unit/%.c,$(B)/tests/%,$(wildcard tests/unit/runner_test_*.c))
 # These start runners, or use user ids, control groups and networks of the machine: one after the other.
-UNIT_MACHINE := $(addprefix $(B)/tests/runner_test_,run hostile restart probe layers leaks groups net_egress net_names)
+UNIT_MACHINE := $(addprefix $(B)/tests/runner_test_,run hostile restart probe layers leaks groups io rootless net_egress net_names)
 TEST_LIB := $(call obj,$(filter-out tests/lib/probe%.c tests/lib/fuzz_main.c,$(wildcard tests/lib/*.c)))
 $(B)/tests/test_%: $(B)/obj/tests/unit/test_%.o $(TEST_LIB) $(B)/libskerry.a
 	@mkdir -p $(dir $@)
@@ -149,11 +149,16 @@ $(B)/tests/runner_test_%: $(RO)/tests/unit/runner_test_%.o $(B)/librunner.a $(B)
 	@mkdir -p $(dir $@)
 	@$(CC) $(RUNNER_LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(call pkg,--libs,$(LIBS_RUNNER) $(LIBS_TEST))
 # What the node packs, the store must take: these have both sides.
-$(B)/tests/runner_test_image $(B)/tests/runner_test_probe: $(call robj,node/cli/pack.c node/cli/pack_walk.c)
+$(B)/tests/runner_test_image $(B)/tests/runner_test_probe $(B)/tests/runner_test_rootless \
+$(B)/tests/runner_test_io: \
+	$(call robj,node/cli/pack.c node/cli/pack_walk.c)
+$(B)/tests/runner_test_probe $(B)/tests/runner_test_rootless $(B)/tests/runner_test_io: \
+	$(call robj,tests/lib/runner_import.c)
 
 # A real runner and a plain client of it.
 $(B)/tests/runner_test_run $(B)/tests/runner_test_hostile $(B)/tests/runner_test_restart \
-$(B)/tests/runner_test_probe $(B)/tests/runner_test_layers $(B)/tests/runner_test_leaks: \
+$(B)/tests/runner_test_probe $(B)/tests/runner_test_layers $(B)/tests/runner_test_leaks \
+$(B)/tests/runner_test_rootless $(B)/tests/runner_test_io: \
 	$(call robj,tests/lib/runner_fixture.c)
 
 # Programs to measure by hand.
@@ -170,7 +175,8 @@ $(B)/probe/%: tests/sandbox/%.c | $(DEPS)
 $(B)/probe/probe: $(wildcard tests/sandbox/probe/*.c) tests/sandbox/probe/probe.h
 	@mkdir -p $(dir $@)
 	@$(CC) $(PROBE_CFLAGS) -o $@ $(filter %.c,$^)
-$(B)/tests/runner_test_probe: | $(PROBES)
+$(B)/tests/runner_test_probe $(B)/tests/runner_test_rootless: | $(PROBES)
+$(B)/tests/runner_test_rootless: | $(B)/skerry-runner $(B)/skerry
 
 .PHONY: unit check check-programs
 unit: $(UNIT) $(UNIT_RUNNER) $(B)/skerry
@@ -187,7 +193,7 @@ check:
 	  wait $$beside; beside=$$?; cat $(B)/beside.log; [ $$clusters = 0 ] && [ $$beside = 0 ]
 
 # With a kernel of its own package: control groups of version 2, whatever this machine has.
-V2 = runner_test_probe runner_test_run
+V2 = runner_test_probe runner_test_run runner_test_rootless runner_test_io
 .PHONY: check-v2
 check-v2: $(V2:%=$(B)/tests/%) $(PROBES)
 	@deploy/deps --quiet --v2
@@ -253,11 +259,14 @@ fuzz-replay: $(FUZZERS:%=$(B)/fuzz-replay/%)
 demo: all
 	@B=$(B) deploy/demo/run $(if $(KEEP),--keep)
 # Skerry beside its peers, which are installed for it; ONLY=warm-join for one, ROUNDS=1 for a quick look.
-$(B)/bench/launch: tests/bench/launch.c | $(DEPS)
+$(B)/bench/launch $(B)/bench/ask: $(B)/bench/%: tests/bench/%.c | $(DEPS)
 	@mkdir -p $(dir $@)
 	@$(CC) $(PROBE_CFLAGS) -o $@ $<
+$(B)/bench/allocations.so: tests/bench/preload/allocations.c | $(DEPS)
+	@mkdir -p $(dir $@)
+	@$(CC) -O2 -Wall -Wextra -Werror -fPIC -shared -o $@ $<
 BENCHES := $(patsubst tests/bench/%.c,$(B)/bench/%,$(wildcard tests/bench/*.c))
-bench: all $(PROBES) $(BENCHES) $(B)/sim
+bench: all $(PROBES) $(BENCHES) $(B)/bench/allocations.so $(B)/sim
 	@deploy/deps --quiet --bench
 	@B=$(B) tests/bench/bench
 .PHONY: bench-core bench-markdown
@@ -294,7 +303,7 @@ help:
 	@echo 'make check-browser  pages, events and WebSockets in headless Chromium'
 	@echo 'make sim        gossip and registry of simulated clusters, SEEDS=200, and a table up to 1,000 nodes'
 	@echo 'make fuzz       all fuzzers, FUZZ_SECONDS=600 each (clang)'
-	@echo 'make bench      beside nginx, haproxy, bwrap, crun, runc, etcd and serf; ONLY=name for one comparison'
+	@echo 'make bench      beside nginx, haproxy, bwrap, crun, runc, podman, etcd and serf; ONLY=name for one comparison'
 	@echo 'make bench-markdown  the last results into docs/benchmarks.md'
 	@echo 'make lint       format, static analysis, and the rules of this house'
 	@echo 'make format     clang-format in place'

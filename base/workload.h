@@ -67,7 +67,8 @@ struct workload {
     } healthcheck;
     struct {
         uint64_t cpus_thousandths, memory_bytes, pids, disk_bytes;
-    } limits; /* deploy.resources.limits */
+        uint64_t io_bytes; /* a second, read from disks; BYTES_NONE: what the node lets it */
+    } limits;              /* deploy.resources.limits */
     struct {
         int mode;                      /* enum network_mode */
         struct field_list allow, deny; /* as base/destination.h; no allow: all that is not denied */

@@ -625,6 +625,20 @@ void connection_exchange_done(struct connection *c)
         connection_set_deadline(c, after_ms(c, c->thread->gateway->options.body_timeout_ms));
 }
 
+size_t connection_send_now(struct connection *c, const char *data, size_t length)
+{
+    if (length == 0 || queue_pending(&c->out) > 0 || c->tls != NULL)
+        return 0;
+    ssize_t n;
+    do
+        n = send(c->fd, data, length, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    if (n <= 0)
+        return 0; /* why is found when the rest is flushed */
+    count(&c->thread->counters.bytes_out, (uint64_t)n);
+    return (size_t)n;
+}
+
 void connection_flush(struct connection *c)
 {
     struct gateway_thread *t = c->thread;

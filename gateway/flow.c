@@ -156,6 +156,20 @@ ptrdiff_t flow_push(struct flow *flow, struct block_pool *pool, struct queue *to
     return (ptrdiff_t)n;
 }
 
+size_t flow_as_is(const struct flow *flow, size_t length)
+{
+    if (flow->done || flow->chunked_out || flow->body == HTTP_BODY_CHUNKED)
+        return 0;
+    return flow->body == HTTP_BODY_LENGTH && length >= flow->remaining ? 0 : length;
+}
+
+void flow_passed(struct flow *flow, size_t length)
+{
+    flow->content_bytes += length;
+    if (flow->body == HTTP_BODY_LENGTH)
+        flow->remaining -= length;
+}
+
 bool flow_source_closed(struct flow *flow, struct block_pool *pool, struct queue *to)
 {
     struct http_fault fault;

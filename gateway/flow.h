@@ -27,6 +27,11 @@ void flow_free(struct flow *flow);
  * Returns how many it took, or HTTP_REFUSED. */
 ptrdiff_t flow_push(struct flow *flow, struct block_pool *pool, struct queue *to, const char *data,
                     size_t length, struct http_fault *fault);
+/* How many of these bytes of the source go on just as they are, so that they need not be queued. The last ones
+ * do: who has them knows that the join is over. */
+size_t flow_as_is(const struct flow *flow, size_t length);
+/* So many of them have. */
+void flow_passed(struct flow *flow, size_t length);
 /* The source closed: true if that is a clean end (UNTIL_CLOSE only). */
 bool flow_source_closed(struct flow *flow, struct block_pool *pool, struct queue *to);
 /* Queues the closing chunk with trailer lines ("Name: value\r\n"...). */

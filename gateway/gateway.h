@@ -33,6 +33,8 @@
 #define GATEWAY_KEY_LENGTH_MAX 128
 #define GATEWAY_REQUEST_ID_SIZE 40
 #define GATEWAY_SOCKETS_MAX 64
+/* So many a thread asks for at first; more when these are used up soon. */
+#define GATEWAY_SOCKETS_FIRST 4
 
 struct gateway;
 struct gateway_thread;
@@ -139,6 +141,7 @@ struct gateway_ask {
     uint64_t asked_us; /* monotonic */
     bool portless;     /* joins without a connection to the code: one without a port will do */
     bool forwarded;    /* another node sent it here: it is served here or refused, never sent on */
+    unsigned too_late; /* of control: how often others got the last place of scale.max before it */
 
     /* answer */
     node_id elsewhere; /* with PROBLEM_NONE: not here, nothing was entered; forward the join to this

@@ -15,6 +15,9 @@
 enum {
     /* ContentType of a handshake record (RFC 8446, 5.1): the first byte of every client that is one. */
     RECORD_HANDSHAKE = 22,
+    /* One costs what a dozen joins do: many that come at once are spread over turns of the loop, in each of
+     * which who is connected already is served. */
+    HANDSHAKES_A_TURN = 2,
 };
 
 static void begin_requests(struct connection *c)
@@ -48,14 +51,31 @@ static bool look_at_first_byte(struct connection *c)
     c->tls = tls_new(c->thread->certificates, c->fd);
     if (c->tls == NULL)
         connection_close(c, true);
+    else
+        c->thread->tls_begun++;
     return c->tls != NULL;
+}
+
+static void turn_cb(uv_idle_t *idle);
+
+static void turn_start(struct gateway_thread *t)
+{
+    if (!uv_is_closing((uv_handle_t *)&t->tls_turn))
+        uv_idle_start(&t->tls_turn, turn_cb);
+}
+
+/* Whether this turn has room for one more; else its socket stays readable, and is told of again. */
+static bool may_begin(struct gateway_thread *t)
+{
+    turn_start(t);
+    return t->tls_begun < HANDSHAKES_A_TURN;
 }
 
 void handshake_progress(struct connection *c)
 {
     struct thread_counters *counters = &c->thread->counters;
     char why[96];
-    if (c->tls == NULL && !look_at_first_byte(c))
+    if (c->tls == NULL && (!may_begin(c->thread) || !look_at_first_byte(c)))
         return;
     switch (tls_handshake(c->tls, why, sizeof why)) {
     case TLS_DONE:
@@ -98,6 +118,7 @@ void handshake_forget_due(struct connection *c)
 static void turn_cb(uv_idle_t *idle)
 {
     struct gateway_thread *t = container_of(idle, struct gateway_thread, tls_turn);
+    t->tls_begun = 0;
     for (unsigned n = t->tls_due_count; n > 0 && t->tls_due_first != NULL; n--) {
         struct connection *c = t->tls_due_first;
         handshake_forget_due(c);
@@ -123,6 +144,5 @@ void handshake_note_due(struct connection *c)
         t->tls_due_first = c;
     t->tls_due_last = c;
     t->tls_due_count++;
-    if (!uv_is_closing((uv_handle_t *)&t->tls_turn))
-        uv_idle_start(&t->tls_turn, turn_cb);
+    turn_start(t);
 }

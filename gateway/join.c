@@ -332,6 +332,10 @@ static void take_body(struct connection *c, const char *data, size_t length)
 {
     struct exchange *x = &c->x;
     struct http_fault fault;
+    size_t now = connection_send_now(c, data, flow_as_is(&x->down, length));
+    flow_passed(&x->down, now);
+    data += now;
+    length -= now;
     ptrdiff_t n = flow_push(&x->down, &c->thread->blocks, &c->out, data, length, &fault);
     if (n < 0) {
         bad_answer(c, fault.why);

@@ -296,9 +296,8 @@ void remote_end_sending(struct remote *r)
 
 void remote_set_mask(struct remote *r, int mask)
 {
-    unsigned read = (mask & UV_READABLE) != 0 ? SECURE_WANT_READ
-                    : r->their_end            ? SECURE_WANT_HANGUP
-                                              : 0u;
+    /* After their END comes a RESET at most, and that at any time: they get what nobody reads any more. */
+    unsigned read = (mask & UV_READABLE) != 0 || r->their_end ? SECURE_WANT_READ : 0u;
     secure_stream_want(r->stream, read | ((mask & UV_WRITABLE) != 0 ? SECURE_WANT_WRITE : 0u));
 }
 
@@ -472,8 +471,8 @@ static void take_record(struct remote *r, const struct record *record)
         r->skipping = record->kind != RECORD_END;
     } else if (record->kind == RECORD_HEAD) {
         take_head(r, record);
-    } else if (c == NULL || !r->granted) {
-        protocol_broken(r, "bytes before an answer");
+    } else if (c == NULL || !r->granted || r->their_end) {
+        protocol_broken(r, "bytes outside an answer");
     } else if (record->kind == RECORD_DATA) {
         join_take(c, record->data, record->size);
     } else {
@@ -505,7 +504,7 @@ static void take_bytes(struct remote *r, const char *bytes, size_t length)
 static size_t room(struct remote *r)
 {
     struct connection *c = r->u.connection;
-    if (c == NULL || !c->x.answered)
+    if (c == NULL || !c->x.answered || r->their_end)
         return SCRATCH_BYTES;
     size_t size = queue_room(&c->out);
     return size <= FLOW_FRAME_BYTES_MAX ? 0 : size - FLOW_FRAME_BYTES_MAX;

@@ -161,6 +161,7 @@ struct pool {
     unsigned parallel_seen; /* an answer was whole while another connection idled */
     uint64_t suspect_after_ms;
     struct connection *waiting_first, *waiting_last;
+    unsigned waiting_count;
 };
 
 /* A connection to code. On another node's behalf `remote` is set: then it is a stream to that node, and
@@ -170,7 +171,7 @@ struct upstream {
     struct gateway_thread *thread;
     struct pool *pool;
     struct remote *remote;
-    struct connection *connection;  /* NULL: idle */
+    struct connection *connection;  /* NULL: idle; not `connected`: it waits until it may write */
     struct upstream *newer, *older; /* in the pool's idle list */
     int fd;
     int mask; /* what is polled for */
@@ -305,6 +306,7 @@ struct connection {
     struct connection *previous, *next;           /* all of the thread */
     struct connection *wait_previous, *wait_next; /* waiters of a pool or peer, or for routes */
     struct pool *waits_for;
+    bool waits_for_fresh; /* a connection that carried nothing before */
     bool waits_for_routes;
     bool routes_final; /* this look at the routes is the last for the request */
     unsigned routes_patience_ms;
@@ -347,6 +349,7 @@ struct gateway_thread {
     uv_idle_t tls_turn;                /* active while a connection is due: */
     struct connection *tls_due_first, *tls_due_last;
     unsigned tls_due_count;
+    unsigned tls_begun; /* handshakes, in this turn of the loop */
     const void *routes;
     bool started;
     bool draining, shut, closing, inbox_closing;
@@ -450,6 +453,8 @@ void connection_linger(struct connection *c);
 /* Goes on wherever it stands: the next request, or closing. */
 void connection_advance(struct connection *c);
 void connection_flush(struct connection *c);
+/* What of this goes to the client at once, without being queued: nothing while something is, or over TLS. */
+size_t connection_send_now(struct connection *c, const char *data, size_t length);
 /* Moves what the client sends of the request's body into the flow, as far as `to` has room. False:
  * the connection or the exchange ended by it. */
 bool connection_pump_body(struct connection *c, struct queue *to);

@@ -15,13 +15,7 @@
  * namespace; here they are connected, used for one request after the other, and closed when they
  * idle. A spare socket keeps its namespace alive, so spares of ended instances go with the sweep. */
 
-enum {
-    BATCH_FIRST = 4,
-    BATCH_MAX = 32,
-    UPSTREAMS_KEPT_MAX = 256,
-    PORT_POOLS_MAX = 16,
-    PORT_BATCH = 2
-};
+enum { BATCH_MAX = 32, UPSTREAMS_KEPT_MAX = 256, PORT_POOLS_MAX = 16, PORT_BATCH = 2 };
 
 /* Other ports than the workload's are on the loopback of the instance. What listens on 127.0.0.1 alone is
  * meant for the code itself; what listens on all addresses answers here too. */
@@ -89,6 +83,24 @@ static void pool_use(struct pool *pool)
     pool->thread->pools_used = pool;
 }
 
+/* To the first that waits for one, which begins as it does on a new connection: in a turn of its own. */
+static bool hand_on(struct upstream *u)
+{
+    struct connection *c = u->pool->waiting_first;
+    if (c == NULL || c->waits_for_fresh)
+        return false;
+    upstream_stop_waiting(c);
+    c->phase = PHASE_JOIN;
+    c->x.upstream = u;
+    u->connection = c;
+    u->connected = false;
+    u->reused = true;
+    count(&u->thread->counters.upstream_reuses, 1);
+    upstream_set_mask(u, UV_WRITABLE);
+    c->bridge->set_deadline(c);
+    return true;
+}
+
 void upstream_release(struct upstream *u, enum upstream_end end)
 {
     struct gateway_thread *t = u->thread;
@@ -111,6 +123,9 @@ void upstream_release(struct upstream *u, enum upstream_end end)
         return;
     }
     queue_clear(&t->blocks, &u->in);
+    u->reading_stopped = false;
+    if (hand_on(u))
+        return;
     u->idle_until_ms = thread_now_ms(t) + u->idle_max_ms;
     if (pool->idle_first != NULL && pool->parallel_seen < PARALLEL_SEEN_MIN)
         pool->parallel_seen++;
@@ -121,7 +136,6 @@ void upstream_release(struct upstream *u, enum upstream_end end)
     else
         pool->idle_last = u;
     pool->idle_first = u;
-    u->reading_stopped = false;
     upstream_set_mask(u, UV_READABLE);
     pool_use(pool);
 }
@@ -159,7 +173,7 @@ static struct pool *pool_new(struct gateway_thread *t, struct slot_ref ref)
     if (pool == NULL)
         return NULL;
     pool->thread = t;
-    pool->batch = BATCH_FIRST;
+    pool->batch = GATEWAY_SOCKETS_FIRST;
     pool->ref = ref;
     return pool;
 }
@@ -168,7 +182,7 @@ static void pool_reset(struct pool *pool, struct slot_ref ref)
 {
     pool_empty(pool);
     pool->ref = ref;
-    pool->batch = BATCH_FIRST;
+    pool->batch = GATEWAY_SOCKETS_FIRST;
     pool->one_at_a_time = false;
     pool->suspect_after_ms = 0;
     pool->parallel_seen = 0;
@@ -378,10 +392,12 @@ static void connect_with(struct connection *c, struct pool *pool, int fd)
 
 /* --- sockets --- */
 
-static void wait_add(struct connection *c, struct pool *pool)
+static void wait_add(struct connection *c, struct pool *pool, bool fresh)
 {
     c->phase = PHASE_SOCKET;
     c->waits_for = pool;
+    c->waits_for_fresh = fresh;
+    pool->waiting_count++;
     c->wait_next = NULL;
     c->wait_previous = pool->waiting_last;
     if (pool->waiting_last != NULL)
@@ -406,6 +422,7 @@ void upstream_stop_waiting(struct connection *c)
         pool->waiting_last = c->wait_previous;
     c->wait_previous = c->wait_next = NULL;
     c->waits_for = NULL;
+    pool->waiting_count--;
 }
 
 static void refuse_waiting(struct pool *pool)
@@ -423,8 +440,12 @@ static void sockets_ask(struct pool *pool)
     const struct gateway_calls *calls = &t->gateway->options.calls;
     if (pool->want_out)
         return;
+    unsigned count = pool->waiting_count > pool->batch ? pool->waiting_count : pool->batch;
     pool->want = (struct gateway_sockets){
-        .thread = t, .slot = pool->ref, .ipv6 = wants_ipv6(pool), .count = pool->batch};
+        .thread = t,
+        .slot = pool->ref,
+        .ipv6 = wants_ipv6(pool),
+        .count = count < GATEWAY_SOCKETS_MAX ? count : GATEWAY_SOCKETS_MAX};
     if (pool->port != 0) /* somebody may try them all */
         pool->want.count = PORT_BATCH;
     else if (pool->batch < BATCH_MAX)
@@ -461,9 +482,11 @@ static void sockets_answered(struct inbox_message *message, void *owner)
         upstream_stop_waiting(c);
         connect_with(c, pool, pool->spare[--pool->spare_count]);
     }
-    if (pool->waiting_first != NULL && current && failed)
+    /* Without a runner for a while: one that is used may come free, and the sweep asks again. */
+    bool later = want->error == ERR_UNAVAILABLE && pool->upstream_count > 0;
+    if (pool->waiting_first != NULL && current && failed && !later)
         refuse_waiting(pool);
-    else if (pool->waiting_first != NULL)
+    else if (pool->waiting_first != NULL && !(failed && later))
         sockets_ask(pool);
     thread_check_closed(t);
 }
@@ -515,7 +538,7 @@ void upstream_acquire(struct connection *c, bool fresh)
         connect_with(c, pool, pool->spare[--pool->spare_count]);
         return;
     }
-    wait_add(c, pool);
+    wait_add(c, pool, fresh);
     c->bridge->set_deadline(c);
     sockets_ask(pool);
 }
@@ -576,6 +599,15 @@ static void poll_cb(uv_poll_t *poll, int status, int events)
     if (c == NULL) { /* idle: it was closed, or says what nobody asked */
         idle_remove(u);
         upstream_close(u);
+        return;
+    }
+    if (!u->connected && u->reused) {
+        if (idle_usable(c, u)) {
+            connected(u);
+        } else {
+            upstream_release(u, UPSTREAM_BROKEN_OFF);
+            upstream_acquire(c, true);
+        }
         return;
     }
     if (!u->connected) {
@@ -698,9 +730,11 @@ void upstream_sweep(struct gateway_thread *t)
         if (now_ms - pool->spare_used_ms > SPARE_SOCKETS_IDLE_MS) {
             while (pool->spare_count > 0)
                 memory_close(&pool->spare[--pool->spare_count]);
-            pool->batch = BATCH_FIRST;
+            pool->batch = GATEWAY_SOCKETS_FIRST;
         }
-        if (pool->idle_first == NULL && pool->spare_count == 0) {
+        if (pool->waiting_first != NULL)
+            sockets_ask(pool);
+        if (pool->idle_first == NULL && pool->spare_count == 0 && pool->waiting_first == NULL) {
             *link = pool->next_used;
             pool->used = false;
         } else {

@@ -100,8 +100,8 @@ static int check_options(const struct gossip_options *o, struct err *e)
         o->reconnect_interval_ms == 0)
         return err_set(e, ERR_INVALID, "intervals and numbers of gossip must not be 0");
     if (o->probe_timeout_ms > o->probe_interval_ms || o->suspicion_min_ms > o->suspicion_max_ms ||
-        o->confirmations > GOSSIP_CONFIRMATIONS_MAX || o->indirect_probes > GOSSIP_INDIRECT_MAX ||
-        o->gossip_fanout > GOSSIP_FANOUT_MAX)
+        o->members_max >= NOWHERE || o->confirmations > GOSSIP_CONFIRMATIONS_MAX ||
+        o->indirect_probes > GOSSIP_INDIRECT_MAX || o->gossip_fanout > GOSSIP_FANOUT_MAX)
         return err_set(e, ERR_INVALID, "options of gossip out of range");
     return 0;
 }
@@ -116,13 +116,8 @@ static int set_meta(struct gossip *g, const struct gossip_meta *meta, struct err
                        "what others shall know of this node (name, zone, labels) is above %d bytes "
                        "or no text",
                        GOSSIP_META_BYTES_MAX);
-    uint8_t *bytes = realloc(self->meta, size);
-    if (bytes == NULL)
+    if (!gossip_meta_set(g, self, gossip_meta_version(self) + 1, encoded, size))
         return err_set(e, ERR_NO_MEMORY, "no memory for gossip's meta");
-    self->meta = bytes;
-    memcpy(bytes, encoded, size);
-    self->meta_size = (uint16_t)size;
-    self->meta_version++;
     gossip_changed(g, self, GOSSIP_CHANGED_META);
     gossip_enqueue(g, self, TOPIC_META);
     return 0;
@@ -229,14 +224,14 @@ static int take_remove(struct gossip *g, const struct gossip_event *event, struc
     if (event->from == g->options.self.id)
         return 0; /* node/ knows what to do then */
     struct member *m = gossip_find(g, event->from);
+    if (m != NULL && m->removed)
+        return 0;
     /* One that is not known may be heard of later. */
     if (m == NULL)
         m = gossip_add(g, event->from);
-    if (m == NULL)
+    if (m == NULL || !gossip_activity_begin(g, m))
         return err_set(e, ERR_NO_MEMORY, "no room for node %llu in gossip",
                        (unsigned long long)event->from);
-    if (m->removed)
-        return 0;
     gossip_changed(g, m, GOSSIP_CHANGED_STATE);
     m->removed = true;
     gossip_set_state(g, m, GOSSIP_LEFT);
@@ -329,7 +324,8 @@ static void finish(struct gossip *g, struct gossip_actions *out)
     for (size_t i = 0; i < g->change_count; i++) {
         struct member *m = gossip_find(g, g->changes[i].id);
         g->changes[i].state = m->state;
-        m->change = NONE;
+        gossip_activity(g, m)->change = NONE;
+        gossip_activity_settle(g, m);
     }
     *out = (struct gossip_actions){.sends = g->sends,
                                    .send_count = g->send_count,
@@ -348,8 +344,8 @@ int gossip_step(struct gossip *g, const struct gossip_event *event, uint64_t now
     g->change_count = 0;
     g->send_count = 0;
     g->sync_count = 0;
-    for (uint32_t i = 0; !g->started && i < g->member_capacity; i++)
-        g->members[i].change = NONE; /* what gossip_new changed nobody needs to hear */
+    if (!g->started) /* what gossip_new changed nobody needs to hear */
+        gossip_activity(g, &g->members[g->self])->change = NONE;
     advance_time(g, now_ms);
     int rc = take(g, event, e);
     finish(g, out);
@@ -367,9 +363,9 @@ static void show(const struct member *m, struct gossip_member *out)
                                   .removed = m->removed,
                                   .since_ms = m->since_ms,
                                   .address = m->address,
-                                  .meta_version = m->meta_version,
-                                  .load_version = m->load_version,
-                                  .load_heard_ms = m->load_heard_ms};
+                                  .meta_version = gossip_meta_version(m),
+                                  .load_version = gossip_load_version(m),
+                                  .load_heard_ms = m->load == NULL ? 0 : m->load->heard_ms};
 }
 
 bool gossip_member_get(const struct gossip *g, node_id id, struct gossip_member *out)
@@ -395,13 +391,14 @@ bool gossip_member_next(const struct gossip *g, size_t *cursor, struct gossip_me
 bool gossip_meta_get(const struct gossip *g, node_id id, struct gossip_meta *out)
 {
     const struct member *m = gossip_find(g, id);
-    return m != NULL && m->meta != NULL && packet_decode_meta(out, m->meta, m->meta_size);
+    return m != NULL && m->meta != NULL && packet_decode_meta(out, m->meta->bytes, m->meta->size);
 }
 
 bool gossip_load_get(const struct gossip *g, node_id id, struct gossip_load *out)
 {
     const struct member *m = gossip_find(g, id);
-    return m != NULL && m->load != NULL && packet_decode_load(out, m->load, m->load_size);
+    return m != NULL && m->load != NULL &&
+           packet_decode_load(out, m->load->kept->bytes, m->load->kept->size);
 }
 
 void gossip_counts(const struct gossip *g, struct gossip_counts *out)

@@ -126,6 +126,15 @@ struct gossip_member {
 
 /* --- options ------------------------------------------------------------------------------------ */
 
+/* Where the bytes are kept that are told of members. They are never changed, so that of many machines in
+ * one process, as in a simulation, equal ones need exist only once. */
+struct gossip_store {
+    void *user;
+    /* The same bytes, until as many drops; NULL: no memory. */
+    const void *(*keep)(void *user, const void *bytes, size_t size);
+    void (*drop)(void *user, const void *bytes);
+};
+
 struct gossip_options {
     struct {
         node_id id;
@@ -133,9 +142,10 @@ struct gossip_options {
         struct address address;
         const struct gossip_meta *meta; /* copied */
     } self;
-    uint64_t seed;         /* of all random choices */
-    uint32_t members_max;  /* beyond it the longest dead is forgotten, else an update dropped */
-    uint32_t packet_bytes; /* of an unsealed packet: with SEAL_BYTES below the path's MTU */
+    struct gossip_store store; /* without `keep`: each machine has its own memory */
+    uint64_t seed;             /* of all random choices */
+    uint32_t members_max;      /* beyond it the longest dead is forgotten, else an update dropped */
+    uint32_t packet_bytes;     /* of an unsealed packet: with SEAL_BYTES below the path's MTU */
 
     uint32_t probe_interval_ms;
     uint32_t probe_timeout_ms;    /* then others are asked to probe */
@@ -150,7 +160,7 @@ struct gossip_options {
     uint32_t transmit_multiplier; /* an update is sent this * log10(members + 1) times */
     uint32_t load_interval_ms;    /* own load is told at most as often */
     uint32_t load_bytes_max;      /* of others' loads in a packet */
-    uint32_t sync_interval_ms;    /* with one random member; longer in groups above 32 */
+    uint32_t sync_interval_ms;    /* with one random member; less often in groups above 32 */
     uint32_t
         reconnect_interval_ms; /* sync with a dead member; all nodes together as often for one */
     uint32_t dead_keep_ms;     /* then a dead member may be forgotten */
@@ -161,7 +171,7 @@ struct gossip_options {
 #define GOSSIP_FANOUT_MAX 8
 #define GOSSIP_PACKET_BYTES_MAX 1300
 #define GOSSIP_PACKET_BYTES_MIN 900 /* a state with all confirmations and a meta must fit */
-/* Everything but self and seed. */
+/* Everything but self, store and seed. */
 void gossip_options_defaults(struct gossip_options *options);
 
 /* --- steps -------------------------------------------------------------------------------------- */

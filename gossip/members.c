@@ -51,7 +51,7 @@ static bool grow(struct gossip *g)
     if (capacity > g->options.members_max)
         capacity = g->options.members_max;
     uint32_t table_size = 16;
-    while (table_size < 2 * capacity)
+    while (table_size / 4 * 3 < capacity)
         table_size *= 2;
     struct member *members = realloc(g->members, capacity * sizeof *members);
     if (members == NULL)
@@ -61,10 +61,6 @@ static bool grow(struct gossip *g)
     if (order == NULL)
         return false;
     g->order = order;
-    struct gossip_change *changes = realloc(g->changes, capacity * sizeof *changes);
-    if (changes == NULL)
-        return false;
-    g->changes = changes;
     uint32_t *table = realloc(g->table, table_size * sizeof *table);
     if (table == NULL)
         return false;
@@ -76,27 +72,27 @@ static bool grow(struct gossip *g)
     return true;
 }
 
+static void order_swap(struct gossip *g, uint32_t a, uint32_t b)
+{
+    uint32_t moved = g->order[a];
+    g->order[a] = g->order[b];
+    g->order[b] = moved;
+    g->members[g->order[a]].order = a & NOWHERE;
+    g->members[g->order[b]].order = b & NOWHERE;
+}
+
 static void order_add(struct gossip *g, struct member *m)
 {
     /* At a random place: who was there goes to the end. */
     uint32_t at = (uint32_t)gossip_random_below(g, g->order_count + 1ull);
-    uint32_t moved = g->order_count++;
-    if (at != moved) {
-        g->order[moved] = g->order[at];
-        g->members[g->order[moved]].order = moved;
-    }
-    g->order[at] = (uint32_t)(m - g->members);
-    m->order = at;
+    uint32_t last = g->order_count++;
+    order_swap(g, m->order, last);
+    order_swap(g, at, last);
 }
 
 static void order_remove(struct gossip *g, struct member *m)
 {
-    uint32_t last = --g->order_count;
-    if (m->order != last) {
-        g->order[m->order] = g->order[last];
-        g->members[g->order[last]].order = m->order;
-    }
-    m->order = NONE;
+    order_swap(g, m->order, --g->order_count);
 }
 
 /* Not for one that this step's changes name. */
@@ -105,26 +101,32 @@ static void forget(struct gossip *g, struct member *m)
     for (unsigned t = 0; t < TOPIC_COUNT; t++)
         gossip_dequeue(g, m, t);
     gossip_suspicion_end(g, m);
+    gossip_activity_end(g, m);
     g->state_counts[m->state]--;
-    free(m->meta);
-    free(m->load);
+    gossip_drop(g, m->meta);
+    gossip_load_drop(g, m);
+    order_swap(g, m->order, --g->others);
+    uint32_t place = (uint32_t)(m - g->members);
+    if (place < g->free_from)
+        g->free_from = place;
     *m = (struct member){0};
     g->member_count--;
 }
 
-static bool forgettable(const struct member *m)
+static bool forgettable(const struct gossip *g, const struct member *m)
 {
-    return m->id != 0 && m->state >= GOSSIP_DEAD && m->change == NONE &&
-           (m->removed || !m->seeded) && m->order == NONE;
+    const struct activity *a = gossip_activity(g, m);
+    return (m->removed || !m->seeded) && (a == NULL || a->change == NONE);
 }
 
 void gossip_forget_old(struct gossip *g)
 {
     bool any = false;
     uint64_t keep_ms = g->options.dead_keep_ms;
-    for (uint32_t i = 0; i < g->member_capacity; i++) {
-        struct member *m = &g->members[i];
-        if (i != g->self && forgettable(m) && g->now_ms + g->lateness_ms - m->since_ms > keep_ms) {
+    /* Backwards: the last one takes the place of one that is forgotten. */
+    for (uint32_t i = g->others; i > g->order_count; i--) {
+        struct member *m = &g->members[g->order[i - 1]];
+        if (forgettable(g, m) && g->now_ms + g->lateness_ms - m->since_ms > keep_ms) {
             forget(g, m);
             any = true;
         }
@@ -136,9 +138,9 @@ void gossip_forget_old(struct gossip *g)
 static void forget_oldest(struct gossip *g)
 {
     struct member *oldest = NULL;
-    for (uint32_t i = 0; i < g->member_capacity; i++) {
-        struct member *m = &g->members[i];
-        if (i != g->self && forgettable(m) && (oldest == NULL || m->since_ms < oldest->since_ms))
+    for (uint32_t i = g->order_count; i < g->others; i++) {
+        struct member *m = &g->members[g->order[i]];
+        if (forgettable(g, m) && (oldest == NULL || m->since_ms < oldest->since_ms))
             oldest = m;
     }
     if (oldest == NULL)
@@ -156,49 +158,43 @@ struct member *gossip_add(struct gossip *g, node_id id)
         g->counts.dropped++;
         return NULL;
     }
-    struct member *m = g->members;
-    if (g->member_count == 0 || g->members[g->member_count].id == 0)
-        m = &g->members[g->member_count]; /* as long as nothing was forgotten */
-    while (m->id != 0)
-        m++;
+    while (g->members[g->free_from].id != 0)
+        g->free_from++;
+    struct member *m = &g->members[g->free_from];
     *m = (struct member){.id = id,
                          .state = GOSSIP_DEAD,
                          .since_ms = g->now_ms + g->lateness_ms,
-                         .order = NONE,
-                         .suspicion = NONE,
-                         .change = NONE};
+                         .order = NOWHERE,
+                         .activity = NONE};
+    if (!gossip_activity_begin(g, m)) {
+        m->id = 0;
+        return NULL;
+    }
+    if (id != g->options.self.id) {
+        g->order[g->others] = g->free_from;
+        m->order = g->others++ & NOWHERE;
+    }
     g->member_count++;
     g->state_counts[GOSSIP_DEAD]++;
-    table_put(g, (uint32_t)(m - g->members));
+    table_put(g, g->free_from++);
     return m;
 }
 
 void gossip_free_members(struct gossip *g)
 {
     for (uint32_t i = 0; i < g->member_capacity; i++) {
-        free(g->members[i].meta);
-        free(g->members[i].load);
+        gossip_drop(g, g->members[i].meta);
+        gossip_load_drop(g, &g->members[i]);
     }
     free(g->members);
     free(g->table);
     free(g->order);
     free(g->changes);
+    free(g->activities);
     free(g->suspicions);
 }
 
 /* --- merging ---------------------------------------------------------------------------------- */
-
-void gossip_changed(struct gossip *g, struct member *m, uint32_t changed)
-{
-    if (m->change == NONE) {
-        m->change = (uint32_t)g->change_count;
-        g->changes[g->change_count++] = (struct gossip_change){
-            .id = m->id,
-            .from = m->boot == 0 && !m->seeded && !m->removed ? GOSSIP_STATE_COUNT
-                                                              : (enum gossip_state)m->state};
-    }
-    g->changes[m->change].changed |= changed;
-}
 
 void gossip_set_state(struct gossip *g, struct member *m, enum gossip_state state)
 {
@@ -206,13 +202,13 @@ void gossip_set_state(struct gossip *g, struct member *m, enum gossip_state stat
         gossip_changed(g, m, GOSSIP_CHANGED_STATE);
         g->state_counts[m->state]--;
         g->state_counts[state]++;
-        m->state = (uint8_t)state;
+        m->state = state & 3u;
         m->since_ms = g->now_ms + g->lateness_ms;
     }
-    bool probed = state <= GOSSIP_SUSPECT && (uint32_t)(m - g->members) != g->self;
-    if (probed && m->order == NONE)
+    bool probed = state <= GOSSIP_SUSPECT, was = m->order < g->order_count;
+    if (m->order != NOWHERE && probed && !was)
         order_add(g, m);
-    else if (!probed && m->order != NONE)
+    else if (m->order != NOWHERE && !probed && was)
         order_remove(g, m);
     if (state != GOSSIP_SUSPECT)
         gossip_suspicion_end(g, m);
@@ -228,7 +224,7 @@ void gossip_describe(const struct gossip *g, const struct member *m, struct pack
                                 .incarnation = m->incarnation,
                                 .address = m->address};
     if (m->state == GOSSIP_SUSPECT) {
-        const struct suspicion *s = &g->suspicions[m->suspicion];
+        const struct suspicion *s = &g->suspicions[gossip_activity(g, m)->suspicion];
         out->by_count = s->by_count;
         memcpy(out->by, s->by, sizeof s->by);
     }
@@ -286,13 +282,17 @@ static void merge_state(struct gossip *g, const struct packet_item *item, node_i
             gossip_suspicion_add(g, m, item->by, item->by_count);
         return;
     }
+    if (!gossip_activity_begin(g, m))
+        return;
     bool quiet = synced != 0 && synced != item->id && m->boot == 0;
     uint32_t changed = GOSSIP_CHANGED_STATE;
     if (item->boot != m->boot || !address_pack_equal(&item->address, &m->address))
         changed |= GOSSIP_CHANGED_META;
     gossip_changed(g, m, changed);
-    if (item->boot != m->boot)
-        m->meta_version = m->load_version = 0;
+    if (item->boot != m->boot) {
+        m->meta_old = true;
+        gossip_load_drop(g, m);
+    }
     if (item->boot != m->boot || item->incarnation != m->incarnation)
         gossip_suspicion_end(g, m);
     m->boot = item->boot;
@@ -311,29 +311,17 @@ static void merge_bytes(struct gossip *g, const struct packet_item *item, node_i
 {
     struct member *m = gossip_find(g, item->id);
     bool meta = item->kind == PACKET_META;
-    if (m == NULL || m == &g->members[g->self] || m->removed || item->boot != m->boot ||
-        item->version <= (meta ? m->meta_version : m->load_version))
+    if (m == NULL || m == &g->members[g->self] || m->removed || item->boot != m->boot)
         return;
-    bool quiet =
-        synced != 0 && synced != item->id && (meta ? m->meta_version : m->load_version) == 0;
-    uint8_t **bytes = meta ? &m->meta : &m->load;
-    uint8_t *grown = realloc(*bytes, item->size > 0 ? item->size : 1);
-    if (grown == NULL) {
-        g->counts.dropped++;
+    uint32_t known = meta ? gossip_meta_version(m) : gossip_load_version(m);
+    if (item->version <= known || !gossip_activity_begin(g, m))
         return;
-    }
-    *bytes = grown;
-    memcpy(grown, item->bytes, item->size);
-    if (meta) {
-        m->meta_size = (uint16_t)item->size;
-        m->meta_version = item->version;
-    } else {
-        m->load_size = (uint16_t)item->size;
-        m->load_version = item->version;
-        m->load_heard_ms = g->now_ms + g->lateness_ms;
-    }
+    bool set = meta ? gossip_meta_set(g, m, item->version, item->bytes, item->size)
+                    : gossip_load_set(g, m, item->version, item->bytes, item->size);
+    if (!set)
+        return gossip_activity_settle(g, m);
     gossip_changed(g, m, meta ? GOSSIP_CHANGED_META : GOSSIP_CHANGED_LOAD);
-    if (!quiet)
+    if (synced == 0 || synced == item->id || known != 0)
         gossip_enqueue(g, m, meta ? TOPIC_META : TOPIC_LOAD);
 }
 

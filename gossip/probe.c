@@ -41,7 +41,7 @@ void gossip_probe(struct gossip *g, struct member *m, bool regular)
                         .ask_ms = g->now_ms + stretched(g, g->options.probe_timeout_ms),
                         .end_ms = g->now_ms + stretched(g, g->options.probe_interval_ms)};
     struct packet_head head = {.kind = PACKET_PING,
-                               .flags = m->meta_version == 0 ? PACKET_WANT_META : 0,
+                               .flags = gossip_meta_version(m) == 0 ? PACKET_WANT_META : 0,
                                .sequence = p->sequence};
     gossip_send_member(g, m, &head);
 }
@@ -172,8 +172,8 @@ static void shuffle(struct gossip *g)
         uint32_t j = (uint32_t)gossip_random_below(g, i), k = g->order[j];
         g->order[j] = g->order[i - 1];
         g->order[i - 1] = k;
-        g->members[k].order = i - 1;
-        g->members[g->order[j]].order = j;
+        g->members[k].order = (i - 1) & NOWHERE;
+        g->members[g->order[j]].order = j & NOWHERE;
     }
 }
 

@@ -9,12 +9,15 @@
 /* The first round after an update: soon, but with what comes right behind it. */
 enum { GOSSIP_SOON_MS = 10 };
 
+/* In a larger group each node syncs less often. */
+enum { SYNC_MEMBERS = 32 };
+
 /* --- queues ----------------------------------------------------------------------------------- */
 
 static void link_last(struct gossip *g, struct member *m, enum topic topic, uint8_t transmits)
 {
     struct topic_queue *q = &g->queues[topic];
-    struct topic_link *link = &m->topics[topic];
+    struct topic_link *link = gossip_link(g, m, topic);
     uint32_t at = (uint32_t)(m - g->members);
     link->transmits = transmits;
     link->queued = true;
@@ -23,7 +26,7 @@ static void link_last(struct gossip *g, struct member *m, enum topic topic, uint
     if (link->prev == NONE)
         q->first[transmits] = at;
     else
-        g->members[link->prev].topics[topic].next = at;
+        gossip_link(g, &g->members[link->prev], topic)->next = at;
     q->last[transmits] = at;
     q->count++;
 }
@@ -31,17 +34,17 @@ static void link_last(struct gossip *g, struct member *m, enum topic topic, uint
 void gossip_dequeue(struct gossip *g, struct member *m, enum topic topic)
 {
     struct topic_queue *q = &g->queues[topic];
-    struct topic_link *link = &m->topics[topic];
-    if (!link->queued)
+    struct topic_link *link = gossip_link(g, m, topic);
+    if (link == NULL || !link->queued)
         return;
     if (link->prev == NONE)
         q->first[link->transmits] = link->next;
     else
-        g->members[link->prev].topics[topic].next = link->next;
+        gossip_link(g, &g->members[link->prev], topic)->next = link->next;
     if (link->next == NONE)
         q->last[link->transmits] = link->prev;
     else
-        g->members[link->next].topics[topic].prev = link->prev;
+        gossip_link(g, &g->members[link->next], topic)->prev = link->prev;
     link->queued = false;
     q->count--;
 }
@@ -64,10 +67,12 @@ static uint32_t transmits_max(const struct gossip *g)
 
 static void told(struct gossip *g, struct member *m, enum topic topic)
 {
-    uint32_t transmits = m->topics[topic].transmits + 1u;
+    uint32_t transmits = gossip_link(g, m, topic)->transmits + 1u;
     gossip_dequeue(g, m, topic);
     if (transmits < transmits_max(g))
         link_last(g, m, topic, (uint8_t)transmits);
+    else
+        gossip_activity_settle(g, m);
 }
 
 /* --- packets ---------------------------------------------------------------------------------- */
@@ -80,13 +85,17 @@ static bool describe(const struct gossip *g, const struct member *m, enum topic 
         return m->boot != 0 && !m->removed;
     }
     bool meta = topic == TOPIC_META;
+    uint32_t version = meta ? gossip_meta_version(m) : gossip_load_version(m);
+    if (version == 0 || m->removed)
+        return false;
+    const struct kept *kept = meta ? m->meta : m->load->kept;
     *out = (struct packet_item){.kind = meta ? PACKET_META : PACKET_LOAD,
                                 .id = m->id,
                                 .boot = m->boot,
-                                .version = meta ? m->meta_version : m->load_version,
-                                .bytes = meta ? m->meta : m->load,
-                                .size = meta ? m->meta_size : m->load_size};
-    return out->version != 0 && !m->removed;
+                                .version = version,
+                                .bytes = kept->bytes,
+                                .size = kept->size};
+    return true;
 }
 
 /* False when there is no room for it. What must not be told counts as told, and so leaves. */
@@ -96,7 +105,9 @@ static bool write_topic(struct gossip *g, struct packet_writer *w, struct member
     struct packet_item item;
     if (describe(g, m, topic, &item) && !packet_write_item(w, &item))
         return false;
-    m->topics[topic].packet = g->packet;
+    struct topic_link *link = gossip_link(g, m, topic);
+    if (link != NULL)
+        link->packet = g->packet;
     return true;
 }
 
@@ -108,8 +119,9 @@ static void fill(struct gossip *g, struct packet_writer *w, enum topic topic)
         uint32_t next;
         for (uint32_t at = q->first[transmits]; at != NONE; at = next) {
             struct member *m = &g->members[at];
-            next = m->topics[topic].next;
-            if (m->topics[topic].packet == g->packet)
+            const struct topic_link *link = gossip_link(g, m, topic);
+            next = link->next;
+            if (link->packet == g->packet)
                 continue;
             if (!write_topic(g, w, m, topic))
                 return;
@@ -132,11 +144,12 @@ void gossip_send(struct gossip *g, node_id to, uint64_t to_boot, const struct ad
     struct member *target = gossip_find(g, head->target);
     if (head->kind == PACKET_PING)
         (void)write_topic(g, &w, self, TOPIC_STATE);
-    if (m != NULL && m->state != GOSSIP_ALIVE)
+    bool buddy = m != NULL && m->state != GOSSIP_ALIVE;
+    if (buddy)
         (void)write_topic(g, &w, m, TOPIC_STATE);
     /* And whoever is asked about one, or answers, says what it believes: a refutation that passed one of
      * them by arrives with that. */
-    if (target != NULL && target->topics[TOPIC_STATE].packet != g->packet)
+    if (target != NULL && !(buddy && target == m))
         (void)write_topic(g, &w, target, TOPIC_STATE);
     if (meta)
         (void)write_topic(g, &w, self, TOPIC_META);
@@ -196,7 +209,7 @@ static void gossip_tick(struct gossip *g)
     /* When somebody comes there is an update again. */
     bool more = !alone && g->queues[TOPIC_STATE].count + g->queues[TOPIC_META].count > 0;
     g->gossip_ms = more ? g->now_ms + g->options.gossip_interval_ms : NEVER;
-    if (g->leaving && (alone || !g->members[g->self].topics[TOPIC_STATE].queued))
+    if (g->leaving && (alone || !gossip_is_queued(g, &g->members[g->self], TOPIC_STATE)))
         g->left = true;
 }
 
@@ -208,12 +221,25 @@ static void sync_with(struct gossip *g, const struct member *m)
 
 static void sync_tick(struct gossip *g)
 {
-    /* A state has the size of the group; so that its bytes per second have not, each node syncs less
-     * often in groups above 32. */
-    uint64_t interval = g->options.sync_interval_ms * (1 + g->order_count / 32ull);
+    uint64_t interval = g->options.sync_interval_ms;
     g->sync_ms = g->now_ms + interval / 2 + gossip_random_below(g, interval);
-    if (g->order_count > 0 && !g->leaving)
+    /* A state has the size of the group; so that its bytes per second have not, each node syncs less
+     * often in groups above 32. By chance, for a node that starts does not know yet how large it is: or
+     * all of a group that starts at once would sync within one interval. */
+    if (g->order_count > 0 && !g->leaving &&
+        gossip_random_below(g, 1 + g->order_count / SYNC_MEMBERS) == 0)
         sync_with(g, &g->members[g->order[gossip_random_below(g, g->order_count)]]);
+}
+
+/* The k-th of the dead: those that left lie among them. */
+static const struct member *dead_member(const struct gossip *g, uint64_t k)
+{
+    for (uint32_t i = g->order_count; i < g->others; i++) {
+        const struct member *m = &g->members[g->order[i]];
+        if (m->state == GOSSIP_DEAD && k-- == 0)
+            return m;
+    }
+    return NULL;
 }
 
 /* One dead member is tried as often by the whole group as it would be by a single node: the chance is
@@ -223,18 +249,12 @@ static void reconnect_tick(struct gossip *g)
     uint64_t interval = g->options.reconnect_interval_ms;
     g->reconnect_ms = g->now_ms + interval / 2 + gossip_random_below(g, interval);
     gossip_forget_old(g);
-    if (g->leaving)
+    uint32_t dead = g->state_counts[GOSSIP_DEAD];
+    if (g->leaving || gossip_random_below(g, g->order_count + 1ull) >= dead)
         return;
-    struct member *chosen = NULL;
-    uint32_t dead = 0;
-    for (uint32_t i = 0; i < g->member_capacity; i++) {
-        struct member *m = &g->members[i];
-        if (m->id != 0 && m->state == GOSSIP_DEAD && !m->removed &&
-            gossip_random_below(g, ++dead) == 0)
-            chosen = m;
-    }
-    if (chosen != NULL && gossip_random_below(g, g->order_count + 1ull) < dead)
-        sync_with(g, chosen);
+    const struct member *m = dead_member(g, gossip_random_below(g, dead));
+    assert_always(m != NULL);
+    sync_with(g, m);
 }
 
 void gossip_reconnect_soon(struct gossip *g)
@@ -248,20 +268,14 @@ void gossip_reconnect_soon(struct gossip *g)
 static void load_tick(struct gossip *g)
 {
     struct member *self = &g->members[g->self];
-    uint8_t *bytes = realloc(self->load, PACKET_LOAD_BYTES_MAX);
+    const struct load *told = self->load;
     g->load_ms = NEVER;
-    if (bytes == NULL) {
-        g->counts.dropped++;
+    if (told != NULL && told->kept->size == g->load_wanted_size &&
+        memcmp(told->kept->bytes, g->load_wanted, g->load_wanted_size) == 0)
         return;
-    }
-    self->load = bytes;
-    if (self->load_version != 0 && self->load_size == g->load_wanted_size &&
-        memcmp(bytes, g->load_wanted, g->load_wanted_size) == 0)
+    if (!gossip_load_set(g, self, gossip_load_version(self) + 1, g->load_wanted,
+                         g->load_wanted_size))
         return;
-    memcpy(bytes, g->load_wanted, g->load_wanted_size);
-    self->load_size = (uint16_t)g->load_wanted_size;
-    self->load_version++;
-    self->load_heard_ms = g->now_ms + g->lateness_ms;
     gossip_changed(g, self, GOSSIP_CHANGED_LOAD);
     gossip_enqueue(g, self, TOPIC_LOAD);
 }
@@ -273,11 +287,13 @@ void gossip_tell_load(struct gossip *g, const struct gossip_load *load)
     g->load_wanted_size = size;
     if (g->load_ms != NEVER)
         return; /* it goes with the one that waits */
-    const struct member *self = &g->members[g->self];
-    uint64_t told_ms =
-        self->load_heard_ms > g->lateness_ms ? self->load_heard_ms - g->lateness_ms : 0;
-    uint64_t next_ms = told_ms + g->options.load_interval_ms;
-    g->load_ms = self->load_version == 0 || next_ms < g->now_ms ? g->now_ms : next_ms;
+    const struct load *told = g->members[g->self].load;
+    g->load_ms = g->now_ms;
+    if (told == NULL)
+        return;
+    uint64_t told_ms = told->heard_ms > g->lateness_ms ? told->heard_ms - g->lateness_ms : 0;
+    if (told_ms + g->options.load_interval_ms > g->now_ms)
+        g->load_ms = told_ms + g->options.load_interval_ms;
 }
 
 /* ---------------------------------------------------------------------------------------------- */

@@ -24,21 +24,45 @@ struct topic_link {
     bool queued;
 };
 
+/* What was told of a member, encoded. Never changed: a store may have it for several machines. */
+struct kept {
+    uint32_t version; /* never 0 */
+    uint16_t size;
+    uint8_t bytes[];
+};
+
+struct load {
+    uint64_t heard_ms; /* by the steps' clock */
+    const struct kept *kept;
+    struct topic_link link;
+};
+
+/* There is one of these in each node for each, so a member has only what every one needs; what few
+ * have at a time is an activity. */
 struct member {
     node_id id; /* 0: a free place */
     uint64_t boot;
-    uint64_t since_ms, load_heard_ms; /* by the steps' clock */
-    uint32_t incarnation;
-    uint32_t meta_version, load_version;
-    uint32_t order;     /* place among those that are probed, or NONE */
-    uint32_t suspicion; /* place among the suspicions, or NONE */
-    uint32_t change;    /* place among this step's changes, or NONE */
-    uint16_t meta_size, load_size;
-    uint8_t state;
-    bool removed, seeded;
+    uint64_t since_ms;       /* by the steps' clock */
+    const struct kept *meta; /* NULL: never heard */
+    struct load *load;       /* NULL: not heard since its boot */
     struct address address;
-    uint8_t *meta, *load; /* encoded; the meta of an older boot stays until there is a newer one */
-    struct topic_link topics[TOPIC_COUNT];
+    uint32_t incarnation;
+    uint32_t activity;   /* place among the activities, or NONE */
+    uint32_t order : 27; /* place among the others, or NOWHERE: this node itself */
+    uint32_t state : 2;  /* enum gossip_state */
+    bool removed : 1, seeded : 1;
+    bool meta_old : 1; /* an older boot's, which stays until there is a newer one */
+};
+_Static_assert(sizeof(struct member) == 72, "10,000 nodes that know each other are simulated");
+#define NOWHERE ((1u << 27) - 1)
+
+/* What goes on with a member. It has one while it is suspected, or something of it is told on, and
+ * through each step that changes it; this node itself always. */
+struct activity {
+    uint32_t member;
+    uint32_t suspicion;                   /* place among the suspicions, or NONE */
+    uint32_t change;                      /* place among this step's changes, or NONE */
+    struct topic_link topics[TOPIC_LOAD]; /* a load has its own */
 };
 
 struct suspicion {
@@ -81,11 +105,16 @@ struct gossip {
     uint32_t self;
     uint32_t *table; /* open addressing by id; a power of two */
     uint32_t table_size;
-    uint32_t *order; /* alive and suspect ones but self, shuffled */
-    uint32_t order_count, order_next;
+    uint32_t free_from; /* no place below is free */
+    /* All but self: first those that are alive or suspect, shuffled, then those that are gone. */
+    uint32_t *order;
+    uint32_t order_count, order_next; /* of the former; who is probed next */
+    uint32_t others;                  /* both together */
     uint32_t state_counts[GOSSIP_STATE_COUNT];
     struct suspicion *suspicions;
     uint32_t suspicion_count, suspicion_capacity;
+    struct activity *activities;
+    uint32_t activity_count, activity_capacity; /* and of changes */
 
     struct topic_queue queues[TOPIC_COUNT];
     uint32_t packet; /* serial of the one being filled */
@@ -117,11 +146,46 @@ struct gossip {
 /* gossip.c */
 uint64_t gossip_random_below(struct gossip *g, uint64_t bound); /* 0 for 0 */
 
+/* activity.c: what goes on with members, and the bytes that were told of them */
+static inline struct activity *gossip_activity(const struct gossip *g, const struct member *m)
+{
+    return m->activity == NONE ? NULL : &g->activities[m->activity];
+}
+/* False, and counted: no memory. Else it lasts at least until the end of the step if this changes the
+ * member, so that changing, queueing and suspecting it will not fail. */
+bool gossip_activity_begin(struct gossip *g, struct member *m);
+void gossip_activity_end(struct gossip *g, struct member *m);
+/* Ends it if nothing goes on any more. */
+void gossip_activity_settle(struct gossip *g, struct member *m);
+void gossip_changed(struct gossip *g, struct member *m, uint32_t changed);
+struct topic_link *gossip_link(const struct gossip *g, const struct member *m, enum topic topic);
+bool gossip_is_queued(const struct gossip *g, const struct member *m, enum topic topic);
+/* NULL, and counted: no memory. */
+const struct kept *gossip_keep(struct gossip *g, uint32_t version, const uint8_t *bytes,
+                               size_t size);
+void gossip_drop(struct gossip *g, const struct kept *kept); /* or NULL */
+/* False, and counted: no memory; what was there stays. */
+bool gossip_meta_set(struct gossip *g, struct member *m, uint32_t version, const uint8_t *bytes,
+                     size_t size);
+bool gossip_load_set(struct gossip *g, struct member *m, uint32_t version, const uint8_t *bytes,
+                     size_t size);
+void gossip_load_drop(struct gossip *g, struct member *m);
+
+/* 0: not known, or of an older boot. */
+static inline uint32_t gossip_meta_version(const struct member *m)
+{
+    return m->meta == NULL || m->meta_old ? 0 : m->meta->version;
+}
+
+static inline uint32_t gossip_load_version(const struct member *m)
+{
+    return m->load == NULL ? 0 : m->load->kept->version;
+}
+
 /* members.c: the table, and merging what is said of a member */
 struct member *gossip_find(const struct gossip *g, node_id id);
-struct member *gossip_add(struct gossip *g, node_id id); /* NULL: no room */
+struct member *gossip_add(struct gossip *g, node_id id); /* with an activity; NULL: no room */
 void gossip_forget_old(struct gossip *g);
-void gossip_changed(struct gossip *g, struct member *m, uint32_t changed);
 /* `synced`: 0 for what a packet brought, else whose sync did. Of that, what this node hears for the
  * first time is not told on, but for the other's own: a newcomer need not repeat the whole group. And
  * tombstones of unknown ones are not taken, or those forgotten would come back for ever. */

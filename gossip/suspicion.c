@@ -61,8 +61,8 @@ static struct suspicion *begin(struct gossip *g, struct member *m)
         g->suspicions = grown;
         g->suspicion_capacity = capacity;
     }
-    m->suspicion = g->suspicion_count++;
-    struct suspicion *s = &g->suspicions[m->suspicion];
+    gossip_activity(g, m)->suspicion = g->suspicion_count;
+    struct suspicion *s = &g->suspicions[g->suspicion_count++];
     *s = (struct suspicion){
         .member = (uint32_t)(m - g->members), .begin_ms = g->now_ms, .again_ms = g->now_ms};
     return s;
@@ -87,7 +87,7 @@ void gossip_suspicion_verify(struct gossip *g, struct member *m)
 
 void gossip_suspicion_add(struct gossip *g, struct member *m, const node_id *by, uint32_t count)
 {
-    struct suspicion *s = &g->suspicions[m->suspicion];
+    struct suspicion *s = &g->suspicions[gossip_activity(g, m)->suspicion];
     bool news = false;
     for (uint32_t i = 0; i < count; i++)
         news |= name(s, by[i]);
@@ -99,23 +99,27 @@ void gossip_suspicion_add(struct gossip *g, struct member *m, const node_id *by,
 
 void gossip_suspicion_end(struct gossip *g, struct member *m)
 {
-    if (m->suspicion == NONE)
+    struct activity *a = gossip_activity(g, m);
+    if (a == NULL || a->suspicion == NONE)
         return;
     uint32_t last = --g->suspicion_count;
-    if (m->suspicion != last) {
-        g->suspicions[m->suspicion] = g->suspicions[last];
-        g->members[g->suspicions[last].member].suspicion = m->suspicion;
+    if (a->suspicion != last) {
+        struct suspicion *moved = &g->suspicions[a->suspicion];
+        *moved = g->suspicions[last];
+        gossip_activity(g, &g->members[moved->member])->suspicion = a->suspicion;
     }
-    m->suspicion = NONE;
+    a->suspicion = NONE;
 }
 
 void gossip_suspect(struct gossip *g, struct member *m)
 {
     if (m->state > GOSSIP_SUSPECT)
         return;
-    if (m->suspicion == NONE && begin(g, m) == NULL)
+    if (!gossip_activity_begin(g, m))
         return;
-    struct suspicion *s = &g->suspicions[m->suspicion];
+    if (gossip_activity(g, m)->suspicion == NONE && begin(g, m) == NULL)
+        return gossip_activity_settle(g, m);
+    struct suspicion *s = &g->suspicions[gossip_activity(g, m)->suspicion];
     if (s->evidence)
         return;
     g->counts.suspicions++;

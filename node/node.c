@@ -86,8 +86,10 @@ static void registry_changed(void *user)
     struct node *n = user;
     struct registry_root *root = registry_root(n->registry);
     /* Held as long as it is compared with: nothing else comes to lie where its maps are. */
-    if (n->reconciled &&
-        (n->workloads_root == NULL || !registry_root_workloads_same(n->workloads_root, root))) {
+    bool workloads =
+        n->workloads_root == NULL || !registry_root_workloads_same(n->workloads_root, root);
+    imports_follow(n, root, workloads);
+    if (n->reconciled && workloads) {
         steps_sync_workloads(n);
         if (n->workloads_root != NULL)
             registry_root_release(n->workloads_root);

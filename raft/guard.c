@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "raft/entries.h"
 #include "raft/membership.h"
 
 #define NOT_ASKED ((raft_index)-1)
@@ -22,6 +23,12 @@ struct append {
     struct append *next;
     raft_index asked_index; /* as in struct guard */
     raft_term asked_term;
+    raft_index before; /* of a leader's: the last index before its entries; else 0 */
+};
+
+/* First in, first out. */
+struct appends {
+    struct append *first, *last;
 };
 
 /* A message that goes nowhere any more. */
@@ -50,6 +57,7 @@ struct guard {
     raft_io_recv_cb recv;
     raft_io_close_cb close;
     unsigned writes;       /* appends and installed snapshots in flight */
+    struct appends held;   /* stored, and libraft does not know yet */
     struct append *stuck;  /* not stored; libraft hears of their end when it has closed */
     struct unsent *unsent; /* likewise */
     struct membership membership;
@@ -125,15 +133,6 @@ static int written(struct guard *g, const char *what, int rv)
     return rv;
 }
 
-static bool lone_voter(const struct raft *raft)
-{
-    unsigned others = 0;
-    for (unsigned i = 0; i < raft->configuration.n; i++)
-        others += raft->configuration.servers[i].role == RAFT_VOTER &&
-                  raft->configuration.servers[i].id != raft->id;
-    return others == 0;
-}
-
 /* The lone voter has made itself leader, of a term in which it may have led before and in which others
  * may hold entries that it has lost. Nothing was appended yet: it leads the next term. */
 static bool term_raise(struct guard *g)
@@ -156,7 +155,7 @@ static void leadership_follow(struct guard *g)
     bool leader = raft->state == RAFT_LEADER;
     if (leader && g->leader && raft->current_term == g->barrier_term)
         return;
-    if (leader && lone_voter(raft) && !term_raise(g))
+    if (leader && membership_lone_voter(raft) && !term_raise(g))
         return;
     g->leader = leader;
     g->told_count = 0;
@@ -229,6 +228,52 @@ static void wait_deliver(struct guard *g)
     }
 }
 
+static void append_tell(struct append *a, int status)
+{
+    struct guard *g = a->guard;
+    struct raft_io_append *outer = a->outer;
+    g->asked_index = a->asked_index;
+    g->asked_term = a->asked_term;
+    free(a);
+    outer->cb(outer, status);
+    g->asked_index = NOT_ASKED;
+}
+
+/* What stands before the barrier is committed with it. After voters have gone, libraft commits what the others
+ * have only with the next that it hears is stored. */
+static bool must_hold(struct guard *g, const struct append *a)
+{
+    const struct raft *raft = raft_of(g);
+    return raft->state == RAFT_LEADER && g->barrier_index != 0 && a->before >= g->barrier_index &&
+           a->before > raft->commit_index && !membership_quorum_has(raft, a->before);
+}
+
+static struct append *held_pop(struct guard *g)
+{
+    struct append *a = g->held.first;
+    if (a != NULL)
+        g->held.first = a->next;
+    return a;
+}
+
+static void held_push(struct guard *g, struct append *a)
+{
+    a->next = NULL;
+    if (g->held.first == NULL)
+        g->held.first = a;
+    else
+        g->held.last->next = a;
+    g->held.last = a;
+}
+
+static void held_release(struct guard *g)
+{
+    while (g->held.first != NULL && !must_hold(g, g->held.first)) {
+        append_tell(held_pop(g), 0);
+        leadership_follow(g);
+    }
+}
+
 static int membership_end(struct guard *g, int rv)
 {
     if (rv != 0)
@@ -243,6 +288,7 @@ static void after(struct guard *g)
         membership_end(g, membership_follow(&g->membership, raft_of(g)));
         leadership_follow(g);
         wait_deliver(g);
+        held_release(g);
         /* What libraft could not handle makes it deaf for good, and it tells nobody. */
         if (raft_of(g)->state == RAFT_UNAVAILABLE)
             fail(g, "libraft's own work", RAFT_SHUTDOWN);
@@ -336,45 +382,11 @@ static void tick_cb(struct raft_io *inner)
     after(g);
 }
 
-/* What libraft would have owned. */
-static void message_drop(struct raft_message *m)
-{
-    if (m->type == RAFT_IO_APPEND_ENTRIES && m->append_entries.n_entries > 0) {
-        raft_free(m->append_entries.entries[0].batch);
-        raft_free(m->append_entries.entries);
-    } else if (m->type == RAFT_IO_INSTALL_SNAPSHOT) {
-        raft_configuration_close(&m->install_snapshot.conf);
-        raft_free(m->install_snapshot.data.base);
-    }
-}
-
-/* A leader that knows nothing of a follower asks for everything from the first entry on. What the follower
- * has only in its snapshot libraft would take for new and put behind its last entry. It is committed, and
- * so the same: left out. */
-static void skip_snapshot(const struct raft_log *log, struct raft_append_entries *m)
-{
-    raft_index last = log->snapshot.last_index;
-    if (m->n_entries == 0 || m->prev_log_index >= log->offset || m->prev_log_index >= last)
-        return;
-    raft_index covered = last - m->prev_log_index;
-    if (covered < m->n_entries) {
-        m->n_entries -= (unsigned)covered;
-        memmove(m->entries, m->entries + covered, m->n_entries * sizeof *m->entries);
-    } else {
-        raft_free(m->entries[0].batch);
-        raft_free(m->entries);
-        m->entries = NULL;
-        m->n_entries = 0;
-    }
-    m->prev_log_index = last;
-    m->prev_log_term = log->snapshot.last_term;
-}
-
 static void recv_cb(struct raft_io *inner, struct raft_message *m)
 {
     struct guard *g = inner->data;
     if (g->failed || g->closing) {
-        message_drop(m);
+        entries_drop(m);
         return;
     }
     if (!g->options.off && must_wait(g, m)) {
@@ -382,11 +394,11 @@ static void recv_cb(struct raft_io *inner, struct raft_message *m)
         return;
     }
     if (!g->options.off && m->type == RAFT_IO_APPEND_ENTRIES)
-        skip_snapshot(&raft_of(g)->log, &m->append_entries);
+        entries_skip(&raft_of(g)->log, &m->append_entries);
     if (!g->options.off && m->type == RAFT_IO_APPEND_ENTRIES &&
         membership_end(
             g, membership_append_comes(&g->membership, raft_of(g), &m->append_entries)) != 0) {
-        message_drop(m);
+        entries_drop(m);
         return;
     }
     if (m->type == RAFT_IO_APPEND_ENTRIES) {
@@ -413,12 +425,10 @@ static void append_cb(struct raft_io_append *inner, int status)
         g->stuck = a;
         return;
     }
-    struct raft_io_append *outer = a->outer;
-    g->asked_index = a->asked_index;
-    g->asked_term = a->asked_term;
-    free(a);
-    outer->cb(outer, status);
-    g->asked_index = NOT_ASKED;
+    if (!g->options.off && !g->closing && (g->held.first != NULL || must_hold(g, a)))
+        held_push(g, a);
+    else
+        append_tell(a, status);
     if (!g->closing)
         after(g);
 }
@@ -450,12 +460,12 @@ static void close_cb(struct raft_io *inner)
     struct guard *g = inner->data;
     /* libraft is unavailable by now: told that a write is done it only gives the memory back. Told that it
      * failed, what led once would cut its log from there on, and that may be beyond its end by now. */
+    for (struct append *a = held_pop(g); a != NULL; a = held_pop(g))
+        append_tell(a, 0);
     while (g->stuck != NULL) {
         struct append *a = g->stuck;
         g->stuck = a->next;
-        struct raft_io_append *outer = a->outer;
-        free(a);
-        outer->cb(outer, 0);
+        append_tell(a, 0);
     }
     while (g->unsent != NULL) {
         struct unsent *u = g->unsent;
@@ -498,6 +508,8 @@ static int io_load(struct raft_io *io, raft_term *term, raft_id *voted_for,
         errmsg_take(g);
         return rv;
     }
+    if (!g->options.off && !entries_part(*entries, *n_entries))
+        return RAFT_NOMEM;
     return membership_loaded(&g->membership, *snapshot, *start_index, *entries, *n_entries);
 }
 
@@ -622,6 +634,8 @@ static int io_append(struct raft_io *io, struct raft_io_append *req,
     a->guard = g;
     a->asked_index = g->asked_index;
     a->asked_term = g->asked_term;
+    if (raft_of(g)->state == RAFT_LEADER)
+        a->before = raft_last_index(raft_of(g)) - n;
     a->outer = req;
     a->inner.data = a;
     req->cb = cb;

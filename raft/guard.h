@@ -6,6 +6,11 @@
  *   stored here. libraft counts replicas of entries of older terms and calls them committed, which a
  *   later leader may overwrite (Raft paper, figure 8). It counts up to the last entry that the leader
  *   itself has stored: once that is the barrier, all counting is of the leader's own term.
+ * - A leader hears that entries are stored once those before them, from its barrier on, are committed. libraft
+ *   commits up to what the leader has stored or nothing: while that is always ahead of what the others have
+ *   stored, as under a steady stream, it would commit nothing at all.
+ * - What is loaded has memory of its own for each entry. libraft frees what entries share when its log has none
+ *   of them left, though a message or a write under way still does (found by tests/sim).
  * - A failed append, truncate, set_term, set_vote, or installed snapshot ends everything: libraft would
  *   stay leader and use the index of the lost entry again. From then on nothing passes in either
  *   direction, and the owner must end the process.

@@ -259,3 +259,27 @@ void membership_close(struct membership *m)
 {
     raft_configuration_close(&m->before);
 }
+
+bool membership_lone_voter(const struct raft *raft)
+{
+    unsigned others = 0;
+    for (unsigned i = 0; i < raft->configuration.n; i++)
+        others += raft->configuration.servers[i].role == RAFT_VOTER &&
+                  raft->configuration.servers[i].id != raft->id;
+    return others == 0;
+}
+
+bool membership_quorum_has(const struct raft *raft, raft_index index)
+{
+    unsigned voters = 0;
+    unsigned have = 0;
+    for (unsigned i = 0; i < raft->configuration.n; i++) {
+        const struct raft_server *server = &raft->configuration.servers[i];
+        if (server->role != RAFT_VOTER)
+            continue;
+        voters++;
+        have += (server->id == raft->id ? raft->last_stored
+                                        : raft->leader_state.progress[i].match_index) >= index;
+    }
+    return have > voters / 2;
+}

@@ -17,6 +17,7 @@
 #define SKERRY_RAFT_MEMBERSHIP_H
 
 #include <raft.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 struct membership {
@@ -51,5 +52,10 @@ void membership_installed(struct raft *raft);
  * lead again without it. */
 int membership_vote_begin(struct raft *raft);
 void membership_vote_end(struct raft *raft, int role);
+
+/* No other server is a voter. */
+bool membership_lone_voter(const struct raft *raft);
+/* Of a leader: whether its voters, as they are now, have stored up to there. */
+bool membership_quorum_has(const struct raft *raft, raft_index index);
 
 #endif

@@ -59,15 +59,23 @@ struct proposals *proposer_next_queue(struct proposer *p)
     return p->waiting.first != NULL ? &p->waiting : NULL;
 }
 
-/* All of what was under way is known: the next may go. */
-static void finish(struct proposer *p)
+/* Of the i-th that is under way, or of the next. */
+static size_t place(const struct proposer *p, size_t i)
 {
-    if (p->under_way == NOTHING || !p->called_back)
-        return;
-    if (p->under_way == BATCH && p->unanswered > 0 && !p->lost)
-        return;
+    return (p->first + i) % PROPOSER_BATCHES_MAX;
+}
+
+static struct batch *batch_at(struct proposer *p, size_t i)
+{
+    return &p->batches[place(p, i)];
+}
+
+/* libraft has none of it any more. Who was not answered is asked again. */
+static void batch_end(struct proposer *p, struct batch *b)
+{
     struct proposals again = {0};
-    for (struct proposal *i = proposals_pop(&p->batch); i != NULL; i = proposals_pop(&p->batch)) {
+    for (struct proposal *i = proposals_pop(&b->proposals); i != NULL;
+         i = proposals_pop(&b->proposals)) {
         if (i->answered)
             proposals_push(&p->done, i);
         else if (i->cb == NULL)
@@ -78,35 +86,61 @@ static void finish(struct proposer *p)
     p->counts.asked_again += again.count;
     proposals_push_front(&p->again, &again);
     /* A lost barrier says nothing: whoever waits for it waits for the next. */
-    if (p->lost) {
-        barriers_move(&p->barriers_asked, &p->barriers_waiting);
-        p->barriers_waiting = p->barriers_asked;
-        p->barriers_asked = (struct barriers){0};
+    if (b->lost) {
+        barriers_move(&b->barriers, &p->barriers_waiting);
+        p->barriers_waiting = b->barriers;
     } else {
-        barriers_move(&p->barriers_done, &p->barriers_asked);
+        barriers_move(&p->barriers_done, &b->barriers);
     }
-    p->under_way = NOTHING;
-    p->lost = false;
+    b->barriers = (struct barriers){0};
     proposer_wake(p);
+}
+
+/* Those that are known to be lost, the last first: what they asked goes again in the order of before. libraft
+ * calls back for all when leadership is lost; until the last one nothing is done. */
+static void lost_end(struct proposer *p)
+{
+    for (size_t i = 0; i < p->under_way; i++)
+        if (!batch_at(p, i)->called_back)
+            return;
+    while (p->under_way > 0) {
+        struct batch *b = batch_at(p, --p->under_way);
+        b->lost = true;
+        batch_end(p, b);
+    }
+}
+
+/* Ends what is known whole: there is room for the next. */
+static void finish(struct proposer *p)
+{
+    while (p->under_way > 0) {
+        struct batch *b = batch_at(p, 0);
+        if (b->lost)
+            lost_end(p);
+        if (!b->called_back || b->expected != NULL || b->lost)
+            return;
+        p->first = (p->first + 1) % PROPOSER_BATCHES_MAX;
+        p->under_way--;
+        batch_end(p, b);
+    }
+}
+
+static void called_back(struct batch *b, int status)
+{
+    b->called_back = true;
+    b->lost = b->lost || status != 0;
+    finish(b->proposer);
 }
 
 static void apply_cb(struct raft_apply *request, int status, void *result)
 {
-    struct proposer *p = request->data;
     (void)result;
-    p->called_back = true;
-    if (status != 0)
-        p->lost = true;
-    finish(p);
+    called_back(request->data, status);
 }
 
 static void barrier_cb(struct raft_barrier *request, int status)
 {
-    struct proposer *p = request->data;
-    p->called_back = true;
-    if (status != 0)
-        p->lost = true;
-    finish(p);
+    called_back(request->data, status);
 }
 
 /* Copies for libraft, which takes them over. False without memory. */
@@ -126,88 +160,101 @@ static bool buffers_fill(struct raft_buffer *buffers, const struct proposals *ba
     return true;
 }
 
-static void batch_take(struct proposer *p)
+static void batch_take(struct proposer *p, struct proposals *out)
 {
     size_t bytes = 0;
-    while (p->batch.count < PROPOSER_BATCH_MAX) {
+    while (out->count < PROPOSER_BATCH_MAX) {
         struct proposals *q = proposer_next_queue(p);
         if (q == NULL)
             break;
         bytes += q->first->length;
-        if (p->batch.count > 0 && bytes > PROPOSER_BATCH_BYTES_MAX)
+        if (out->count > 0 && bytes > PROPOSER_BATCH_BYTES_MAX)
             break;
-        proposals_push(&p->batch, proposals_pop(q));
+        proposals_push(out, proposals_pop(q));
     }
 }
 
 /* False: libraft did not take it, and nothing of it is in the log. */
-static bool batch_ask(struct proposer *p)
+static bool batch_apply(struct proposer *p, struct batch *b)
 {
     struct raft_buffer buffers[PROPOSER_BATCH_MAX];
-    batch_take(p);
-    bool filled = buffers_fill(buffers, &p->batch);
-    if (filled) {
-        p->under_way = BATCH;
-        p->called_back = false;
-        p->unanswered = p->batch.count;
-        p->expected = p->batch.first;
-        p->term = p->options.raft->current_term;
-        p->apply.data = p;
-        int rv =
-            raft_apply(p->options.raft, &p->apply, buffers, (unsigned)p->batch.count, apply_cb);
-        if (rv == 0) {
-            for (struct proposal *i = p->batch.first; i != NULL; i = i->next)
-                i->asked++;
-            p->counts.batches++;
-            return true;
-        }
-        for (size_t i = 0; i < p->batch.count; i++)
+    if (!buffers_fill(buffers, &b->proposals))
+        return false;
+    b->apply.data = b;
+    if (raft_apply(p->options.raft, &b->apply, buffers, (unsigned)b->proposals.count, apply_cb) !=
+        0) {
+        for (size_t i = 0; i < b->proposals.count; i++)
             raft_free(buffers[i].base);
-        p->under_way = NOTHING;
+        return false;
     }
-    /* In the order in which they were taken; one that was never asked may stand among `again`. */
-    proposals_push_front(&p->again, &p->batch);
-    return false;
+    for (struct proposal *i = b->proposals.first; i != NULL; i = i->next)
+        i->asked++;
+    p->counts.batches++;
+    return true;
 }
 
-static bool barrier_ask(struct proposer *p)
+static bool barrier_ask(struct proposer *p, struct batch *b)
 {
-    p->under_way = BARRIER;
-    p->called_back = false;
-    p->barrier.data = p;
-    if (raft_barrier(p->options.raft, &p->barrier, barrier_cb) == 0) {
-        p->counts.barriers++;
-        return true;
+    b->barrier.data = b;
+    if (raft_barrier(p->options.raft, &b->barrier, barrier_cb) != 0)
+        return false;
+    p->counts.barriers++;
+    return true;
+}
+
+/* Of all that waits as much as goes at once. */
+static bool batch_ask(struct proposer *p)
+{
+    struct batch *b = batch_at(p, p->under_way);
+    *b = (struct batch){.proposer = p, .term = p->options.raft->current_term};
+    batch_take(p, &b->proposals);
+    b->expected = b->proposals.first;
+    if (!(b->proposals.count > 0 ? batch_apply(p, b) : barrier_ask(p, b))) {
+        /* In the order in which they were taken; one that was never asked may stand among `again`. */
+        proposals_push_front(&p->again, &b->proposals);
+        return false;
     }
-    p->under_way = NOTHING;
-    return false;
+    /* A batch that commits proves as much as a barrier. */
+    barriers_move(&b->barriers, &p->barriers_waiting);
+    p->under_way++;
+    return true;
+}
+
+static size_t under_way_count(const struct proposer *p)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < p->under_way; i++)
+        count += p->batches[place(p, i)].proposals.count;
+    return count;
 }
 
 /* libraft tells of a lost leadership through its callback, which for a batch may have come before. */
 static void loss_notice(struct proposer *p)
 {
     const struct raft *raft = p->options.raft;
-    if (p->under_way != BATCH || !p->called_back)
+    if (p->under_way == 0 || !batch_at(p, 0)->called_back)
         return;
-    if (raft->state == RAFT_LEADER && raft->current_term == p->term)
+    if (raft->state == RAFT_LEADER && raft->current_term == batch_at(p, 0)->term)
         return;
-    p->lost = true;
+    batch_at(p, 0)->lost = true;
     finish(p);
+}
+
+/* Each batch costs a write to the disks of all, so one more goes only with as many proposals as are under
+ * way: few who ask do not wait for each other, and many go in few batches. */
+static bool is_worth_one(struct proposer *p)
+{
+    if (proposer_next_queue(p) == NULL)
+        return p->barriers_waiting.first != NULL;
+    return p->again.count + p->waiting.count >= under_way_count(p);
 }
 
 void proposer_ask(struct proposer *p, bool leads)
 {
     loss_notice(p);
-    if (p->closed || !leads || p->under_way != NOTHING)
-        return;
-    /* A batch that commits proves as much as a barrier. */
-    bool asked = false;
-    if (proposer_next_queue(p) != NULL)
-        asked = batch_ask(p);
-    else if (p->barriers_waiting.first != NULL)
-        asked = barrier_ask(p);
-    if (asked)
-        barriers_move(&p->barriers_asked, &p->barriers_waiting);
+    while (!p->closed && leads && p->under_way < PROPOSER_BATCHES_MAX && is_worth_one(p))
+        if (!batch_ask(p))
+            return;
 }
 
 static bool is_foreign(const struct proposal *i, const void *user)
@@ -248,6 +295,15 @@ static bool is_session(const struct command_session *a, const struct command_ses
     return a->node == b->node && a->boot == b->boot && a->sequence == b->sequence;
 }
 
+/* The batch whose answers come next. NULL: of none. */
+static struct batch *batch_answered(struct proposer *p)
+{
+    for (size_t i = 0; i < p->under_way; i++)
+        if (batch_at(p, i)->expected != NULL)
+            return batch_at(p, i);
+    return NULL;
+}
+
 /* A proposal of this node that is in no batch, and was asked before. */
 static struct proposal *asked_find(struct proposer *p, const struct command_session *asked)
 {
@@ -265,12 +321,12 @@ static struct proposal *asked_find(struct proposer *p, const struct command_sess
 void proposer_applied(struct proposer *p, const struct command_session *asked,
                       const struct registry_result *result)
 {
-    struct proposal *i = p->under_way == BATCH ? p->expected : NULL;
+    struct batch *b = batch_answered(p);
+    struct proposal *i = b != NULL ? b->expected : NULL;
     if (i != NULL && is_session(&i->session, asked)) {
         i->answered = true;
         i->result = *result;
-        p->expected = i->next;
-        p->unanswered--;
+        b->expected = i->next;
         finish(p);
         return;
     }
@@ -383,12 +439,14 @@ void proposer_expire(struct proposer *p, uint64_t now_ms)
     proposals_append(&expired, &waiting);
     struct barriers barriers = {0};
     barriers_expire(&p->barriers_waiting, now_ms, &barriers);
-    barriers_expire(&p->barriers_asked, now_ms, &barriers);
+    for (size_t n = 0; n < p->under_way; n++)
+        barriers_expire(&batch_at(p, n)->barriers, now_ms, &barriers);
 
-    /* What is under way stays in the batch, without anybody who waits for it. */
-    for (struct proposal *i = p->batch.first; i != NULL; i = i->next)
-        if (i->cb != NULL && !i->answered && i->deadline_ms <= now_ms)
-            give_up(i);
+    /* What is under way stays in its batch, without anybody who waits for it. */
+    for (size_t n = 0; n < p->under_way; n++)
+        for (struct proposal *i = batch_at(p, n)->proposals.first; i != NULL; i = i->next)
+            if (i->cb != NULL && !i->answered && i->deadline_ms <= now_ms)
+                give_up(i);
     for (struct proposal *i = proposals_pop(&told); i != NULL; i = proposals_pop(&told))
         proposer_answer(i, NULL);
     for (struct proposal *i = proposals_pop(&expired); i != NULL; i = proposals_pop(&expired)) {
@@ -488,12 +546,20 @@ int proposer_propose_foreign(struct proposer *p, const struct command_session *s
     return 0;
 }
 
+static size_t barriers_waiting(const struct proposer *p)
+{
+    size_t count = p->barriers_waiting.count;
+    for (size_t i = 0; i < p->under_way; i++)
+        count += p->batches[place(p, i)].barriers.count;
+    return count;
+}
+
 int proposer_barrier(struct proposer *p, uint64_t now_ms, proposer_barrier_cb cb, void *user,
                      struct err *e)
 {
     if (p->closed)
         return err_set(e, ERR_CANCELED, "the registry is closing");
-    size_t waiting = p->barriers_waiting.count + p->barriers_asked.count;
+    size_t waiting = barriers_waiting(p);
     if (waiting >= p->options.waiting_max)
         return err_set(e, ERR_LIMIT, "%zu barriers wait, as many as may", waiting);
     struct barrier *b = calloc(1, sizeof *b);
@@ -519,15 +585,18 @@ void proposer_close(struct proposer *p)
     proposals_append(&all, &p->waiting);
     for (struct proposal *i = proposals_pop(&all); i != NULL; i = proposals_pop(&all))
         proposer_answer(i, i->told ? NULL : &e);
-    for (struct proposal *i = p->batch.first; i != NULL; i = i->next) {
-        registry_result_cb cb = i->cb;
-        i->cb = NULL;
-        if (cb != NULL)
-            cb(i->user, i->answered ? NULL : &e, i->answered ? &i->result : NULL);
+    struct barriers barriers = {0};
+    for (size_t n = 0; n < p->under_way; n++) {
+        for (struct proposal *i = batch_at(p, n)->proposals.first; i != NULL; i = i->next) {
+            registry_result_cb cb = i->cb;
+            i->cb = NULL;
+            if (cb != NULL)
+                cb(i->user, i->answered ? NULL : &e, i->answered ? &i->result : NULL);
+        }
+        barriers_move(&barriers, &batch_at(p, n)->barriers);
     }
-    barriers_move(&p->barriers_asked, &p->barriers_waiting);
-    struct barriers *q = &p->barriers_asked;
-    for (struct barrier *b = barriers_pop(q); b != NULL; b = barriers_pop(q)) {
+    barriers_move(&barriers, &p->barriers_waiting);
+    for (struct barrier *b = barriers_pop(&barriers); b != NULL; b = barriers_pop(&barriers)) {
         b->cb(b->user, &e);
         free(b);
     }
@@ -537,17 +606,20 @@ void proposer_free(struct proposer *p)
 {
     if (p == NULL)
         return;
-    struct proposals *const queues[] = {&p->batch, &p->again, &p->waiting,
-                                        &p->away,  &p->done,  &p->over};
+    struct proposals all = {0};
+    struct proposals *const queues[] = {&p->again, &p->waiting, &p->away, &p->done, &p->over};
     for (size_t q = 0; q < ARRAY_SIZE(queues); q++)
-        for (struct proposal *i = proposals_pop(queues[q]); i != NULL; i = proposals_pop(queues[q]))
-            proposal_free(i);
+        proposals_append(&all, queues[q]);
+    for (size_t n = 0; n < p->under_way; n++)
+        proposals_append(&all, &batch_at(p, n)->proposals);
+    for (struct proposal *i = proposals_pop(&all); i != NULL; i = proposals_pop(&all))
+        proposal_free(i);
     free(p);
 }
 
 size_t proposer_waiting(const struct proposer *p)
 {
-    return p->again.count + p->waiting.count + p->batch.count + p->away.count + p->over.count;
+    return p->again.count + p->waiting.count + under_way_count(p) + p->away.count + p->over.count;
 }
 
 bool proposer_wanting(struct proposer *p)
@@ -557,8 +629,8 @@ bool proposer_wanting(struct proposer *p)
 
 bool proposer_idle(const struct proposer *p)
 {
-    return proposer_waiting(p) == 0 && p->done.first == NULL && p->barriers_waiting.first == NULL &&
-           p->barriers_asked.first == NULL && p->barriers_done.first == NULL;
+    return proposer_waiting(p) == 0 && barriers_waiting(p) == 0 && p->done.first == NULL &&
+           p->barriers_done.first == NULL;
 }
 
 struct proposer_counts proposer_counts(const struct proposer *p)

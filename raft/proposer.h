@@ -1,9 +1,9 @@
-/* raft/proposer.h - one batch of commands, or one barrier, under way at a time.
+/* raft/proposer.h - a few batches of commands under way at a time.
  *
  * libraft 0.15 acknowledges nothing under a steady stream of single proposals, and calls back for a
- * batch when its first entry is applied. So commands wait here while a batch is under way, then go
- * together (group commit), and what becomes of each is learnt from the state machine: proposer_applied
- * finds the proposal by its session's number.
+ * batch when its first entry is applied. So commands wait here while batches are under way, until there are
+ * as many as those have or one has ended, and go together (group commit). What becomes of each is learnt
+ * from the state machine: proposer_applied finds the proposal by its session's number.
  *
  *     waiting -> in a batch, or away with another node that leads -> answered
  *        ^              |
@@ -31,6 +31,8 @@
 #include "raft/registry.h"
 
 #define PROPOSER_BATCH_MAX 256
+/* Who comes while a batch is under way need not wait for its way to other nodes and back. */
+#define PROPOSER_BATCHES_MAX 4
 /* A batch is one message and one write: beyond a command that is alone, no larger than this. */
 #define PROPOSER_BATCH_BYTES_MAX (1024u * 1024u)
 #define PROPOSER_APPLY_WAIT_MS 1000u
@@ -78,7 +80,7 @@ void proposer_applied(struct proposer *p, const struct command_session *asked,
                       const struct registry_result *result);
 /* Hands out what has been answered. */
 void proposer_deliver(struct proposer *p);
-/* Asks for what waits, if this node leads and nothing is under way. */
+/* Asks for what waits, if this node leads and not too much is under way. */
 void proposer_ask(struct proposer *p, bool leads);
 /* This node does not lead: barriers and foreign proposals that wait end, with ERR_CONFLICT and
  * ERR_UNAVAILABLE. */

@@ -42,7 +42,19 @@ struct barriers {
     size_t count;
 };
 
-enum under_way { NOTHING, BATCH, BARRIER };
+/* What libraft was asked for at once; without proposals it is a barrier. */
+struct batch {
+    struct proposer *proposer;
+    raft_term term; /* in which it was asked */
+    /* libraft's, until it has called back: for a batch when the first entry was applied. */
+    struct raft_apply apply;
+    struct raft_barrier barrier;
+    bool called_back;
+    bool lost;
+    struct proposals proposals;
+    struct proposal *expected; /* the first that is not answered: they come in order; NULL: none */
+    struct barriers barriers;
+};
 
 struct proposer {
     struct proposer_options options;
@@ -52,21 +64,12 @@ struct proposer {
     struct proposals over; /* `once`, and its term is over: to be told */
     size_t away_told;
     size_t answered_elsewhere; /* in `away` and `again` */
-    struct barriers barriers_waiting, barriers_asked, barriers_done;
+    struct barriers barriers_waiting, barriers_done;
     bool closed;
 
-    /* What libraft has. Its requests are ours again when it has called back, which for a batch is when
-     * the first entry was applied. */
-    enum under_way under_way;
-    raft_term term; /* in which it was asked */
-    bool called_back;
-    bool lost;
-    struct raft_apply apply;
-    struct raft_barrier barrier;
-    struct proposals batch;
-    struct proposal
-        *expected;     /* of the batch: the first that is not answered; they come in order */
-    size_t unanswered; /* of the batch */
+    /* A ring; what was asked first is at `first`. */
+    struct batch batches[PROPOSER_BATCHES_MAX];
+    size_t first, under_way;
 
     struct proposer_counts counts;
 };

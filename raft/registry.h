@@ -387,7 +387,7 @@ int registry_open(struct registry **out, uv_loop_t *loop, const struct registry_
  * included. Roots may be given back later. */
 void registry_close(struct registry *r, void (*cb)(void *user), void *user);
 
-/* Session, sequence number, batching (one batch in flight), encoding and the way to the leader are done
+/* Session, sequence number, batching, encoding and the way to the leader are done
  * here, on any node; with a new leader the same number is asked again, until the deadline. The commands of
  * instances and REGISTRY_NODE_PUT are taken from the owner, or the node, alone. */
 int registry_propose(struct registry *r, const struct registry_command *command,

@@ -236,6 +236,22 @@ static void count_others(struct scheduler *s, const struct scheduler_event *even
     scheduler_want(s, w);
 }
 
+static bool stranded(const struct scheduler_workload *w)
+{
+    return w->shared.waiters != NULL && !scheduler_may_hope(w, &w->shared) &&
+           !scheduler_has_room(w);
+}
+
+static void send_stranded(struct scheduler *s, const char *name)
+{
+    struct scheduler_workload *w = NULL;
+    HASH_FIND_STR(s->workloads, name, w);
+    if (w != NULL && stranded(w))
+        scheduler_group_refuse(s, &w->shared, PROBLEM_LIMIT_REACHED,
+                               "other nodes run as many instances as scale.max allows",
+                               RETRY_FULL_MS);
+}
+
 static int handle(struct scheduler *s, const struct scheduler_event *event, struct err *e)
 {
     struct instance *i = NULL;
@@ -262,6 +278,9 @@ static int handle(struct scheduler *s, const struct scheduler_event *event, stru
         return 0;
     case SCHEDULER_OTHERS:
         count_others(s, event);
+        return 0;
+    case SCHEDULER_STRANDED:
+        send_stranded(s, event->name);
         return 0;
     case SCHEDULER_SHUTDOWN:
         shut_down(s);
@@ -391,6 +410,20 @@ bool scheduler_waited_for(const struct scheduler *s, const char *name)
     struct scheduler_workload *w = NULL;
     HASH_FIND_STR(s->workloads, name, w);
     return w != NULL && w->waiters > 0;
+}
+
+bool scheduler_hopes(const struct scheduler *s, const char *name)
+{
+    struct scheduler_workload *w = NULL;
+    HASH_FIND_STR(s->workloads, name, w);
+    return w != NULL && scheduler_may_hope(w, &w->shared);
+}
+
+bool scheduler_stranded(const struct scheduler *s, const char *name)
+{
+    struct scheduler_workload *w = NULL;
+    HASH_FIND_STR(s->workloads, name, w);
+    return w != NULL && stranded(w);
 }
 
 bool scheduler_place_waited_for(const struct scheduler *s, scheduler_instance instance)

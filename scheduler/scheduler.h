@@ -76,6 +76,8 @@ enum scheduler_event_kind {
                             and on arrival; instances that start go on */
     SCHEDULER_OTHERS, /* name, count: live instances of the workload on other nodes, which count for
                             scale.max; replaced: one of the current version is ready there */
+    SCHEDULER_STRANDED, /* name: while scheduler_stranded, those who wait without a key are refused as
+                            LIMIT_REACHED: they may wait where the instances are */
     SCHEDULER_SHUTDOWN, /* waiters are refused with PROBLEM_DRAINING, nothing starts any more */
     SCHEDULER_TICK,
 };
@@ -149,6 +151,10 @@ struct scheduler_counts {
 };
 void scheduler_counts(const struct scheduler *s, struct scheduler_counts *out);
 bool scheduler_waited_for(const struct scheduler *s, const char *name);
+/* Whether an instance that all share runs or starts here: one without a key may wait for room in it. */
+bool scheduler_hopes(const struct scheduler *s, const char *name);
+/* Whether some wait without a key where none does, and others have what scale.max allows. */
+bool scheduler_stranded(const struct scheduler *s, const char *name);
 /* Whether a place in this instance would be somebody's who waits. */
 bool scheduler_place_waited_for(const struct scheduler *s, scheduler_instance instance);
 /* Older instances of it still take joiners, until one of the current version is ready. */

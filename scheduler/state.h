@@ -195,6 +195,8 @@ static inline bool scheduler_has_room(const struct scheduler_workload *w)
 }
 /* Refuses who waits for a start that will not come while the workload backs off, or all are held. */
 void scheduler_waiters_give_up(struct scheduler *s, struct scheduler_workload *w);
+void scheduler_group_refuse(struct scheduler *s, struct group *g, enum problem problem,
+                            const char *detail, uint64_t retry_after_ms);
 void scheduler_waiters_refuse_all(struct scheduler *s, struct scheduler_workload *w,
                                   enum problem problem, const char *detail,
                                   uint64_t retry_after_ms);

@@ -492,8 +492,8 @@ void scheduler_waiters_give_up(struct scheduler *s, struct scheduler_workload *l
     }
 }
 
-static void group_refuse(struct scheduler *s, struct group *g, enum problem problem,
-                         const char *detail, uint64_t retry_after_ms)
+void scheduler_group_refuse(struct scheduler *s, struct group *g, enum problem problem,
+                            const char *detail, uint64_t retry_after_ms)
 {
     while (g->waiters != NULL)
         scheduler_waiter_refuse(s, g->waiters, NULL, problem, detail, retry_after_ms);
@@ -502,11 +502,11 @@ static void group_refuse(struct scheduler *s, struct group *g, enum problem prob
 void scheduler_waiters_refuse_all(struct scheduler *s, struct scheduler_workload *load,
                                   enum problem problem, const char *detail, uint64_t retry_after_ms)
 {
-    group_refuse(s, &load->shared, problem, detail, retry_after_ms);
+    scheduler_group_refuse(s, &load->shared, problem, detail, retry_after_ms);
     struct group *g, *next;
     HASH_ITER(hh, load->groups, g, next)
     {
-        group_refuse(s, g, problem, detail, retry_after_ms);
+        scheduler_group_refuse(s, g, problem, detail, retry_after_ms);
         scheduler_group_settle(load, g);
     }
     while (load->queue != NULL) /* the exclusive ones are left */

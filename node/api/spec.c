@@ -22,6 +22,9 @@ static bool put(struct api_request *r, json_t *object, const char *name, json_t 
     return false;
 }
 
+/* Of a workload file's deploy.resources.limits. */
+static const char *const limits[] = {"cpus", "memory", "pids", "disk", "io"};
+
 static bool put_limit(struct api_request *r, json_t *spec, const char *name, json_t *value)
 {
     json_t *deploy = json_object_get(spec, "deploy");
@@ -55,7 +58,6 @@ static json_t *query_list(const struct api_request *r, const char *name)
 static bool spec_of_query(struct api_request *r, json_t *spec)
 {
     static const char *const plain[] = {"image", "source", "user"};
-    static const char *const limits[] = {"memory", "cpus", "pids", "disk"};
     const char *network = api_query(r, "network");
     bool read_only = false;
     if (!put(r, spec, "command", query_list(r, "command")) ||
@@ -85,7 +87,6 @@ static bool spec_of_query(struct api_request *r, json_t *spec)
 static bool spec_of_json(struct api_request *r, const json_t *body, json_t *spec)
 {
     static const char *const same[] = {"command", "image", "source", "user", "read_only"};
-    static const char *const limits[] = {"cpus", "memory", "pids", "disk"};
     const char *network;
     for (size_t i = 0; i < ARRAY_SIZE(same); i++) {
         json_t *value = json_object_get(body, same[i]);
@@ -108,7 +109,7 @@ static bool spec_of_json(struct api_request *r, const json_t *body, json_t *spec
             known = known || strcmp(key, limits[i]) == 0;
         if (!known) {
             api_problem(r, PROBLEM_BAD_REQUEST,
-                        "body: limits.%.40s: there are cpus, memory, pids and disk", key);
+                        "body: limits.%.40s: there are cpus, memory, pids, disk and io", key);
             return false;
         }
         if (!put_limit(r, spec, key, json_incref(value)))

@@ -226,9 +226,10 @@ static int help_all(FILE *out)
         fprintf(out, "  %-24s %s\n", commands[i]->name, commands[i]->summary);
     fprintf(
         out,
-        "\n`skerry COMMAND --help` tells more. Address: --addr or SKERRY_ADDR, else %s.\n"
-        "Token: --token-file or SKERRY_TOKEN. Exit codes: 0 done, 1 failed, 2 usage, 3 not found,\n"
-        "4 no node reachable, 5 refused (auth), 6 refused for now (retry).\n",
+        "\n`skerry COMMAND --help` tells more. Address: --addr or SKERRY_ADDR, else a node of "
+        "yours, else\n"
+        "%s. Token: --token-file or SKERRY_TOKEN. Exit codes: 0 done, 1 failed,\n"
+        "2 usage, 3 not found, 4 no node reachable, 5 refused (auth), 6 refused for now (retry).\n",
         CLIENT_ADDRESS_DEFAULT);
     return out == stdout ? CLI_DONE : CLI_USAGE;
 }

@@ -112,7 +112,7 @@ enum cli_exit cli_exit_of_status(unsigned status);
 enum cli_exit cli_exit_of_err(const struct err *e);
 
 /* CLI_DONE for root, else CLI_REFUSED after telling why (node/up/up.c). */
-int cli_need_root(const struct cli *c);
+int cli_need_sandboxes(const struct cli *c);
 
 /* --- calls (node/cli/call.c) --- */
 int cli_client(struct cli *c, struct client **out);

@@ -13,6 +13,8 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "node/cli/home.h"
+#include "sandbox/shared/userns.h"
 
 #define HEAD_BYTES_MAX (64u * 1024)
 #define CONNECT_TIMEOUT_MS 5000L
@@ -30,13 +32,12 @@ struct client {
 /* The socket that is meant when nobody says: a user's own node before the machine's. */
 static char *default_socket(void)
 {
-    const char *run = getenv("XDG_RUNTIME_DIR");
-    if (geteuid() != 0 && run != NULL && run[0] == '/') {
-        char *path = text_new("%s/skerry/api.sock", run);
-        if (path == NULL || access(path, F_OK) == 0)
-            return path;
-        free(path);
-    }
+    char path[sizeof((struct sockaddr_un){0}.sun_path)];
+    if (geteuid() == 0 && userns_is_machine())
+        return strdup(CLIENT_ADDRESS_DEFAULT);
+    for (int link = 0; link < HOME_LINK_COUNT; link++)
+        if (home_socket((enum home_link)link, path, sizeof path) && access(path, F_OK) == 0)
+            return strdup(path);
     return strdup(CLIENT_ADDRESS_DEFAULT);
 }
 

@@ -19,6 +19,8 @@
 
 #include "base/memory.h"
 #include "node/cli/cli.h"
+#include "node/cli/home.h"
+#include "sandbox/shared/userns.h"
 
 enum verdict { VERDICT_OK, VERDICT_WARN, VERDICT_FAIL };
 
@@ -105,17 +107,21 @@ static void check_namespaces(struct report *r)
              strtol(text, NULL, 10));
 }
 
+/* Root of the machine has all ids; everybody else what a user namespace gives. */
 static void check_uids(struct report *r)
 {
-    char text[256] = "";
-    unsigned long long inside = 0, outside = 0, count = 0;
-    if (!read_small("/proc/self/uid_map", text, sizeof text) ||
-        sscanf(text, "%llu %llu %llu", &inside, &outside, &count) != 3 || count >= 0x7ff00000ull)
+    enum userns_ids ids = USERNS_MACHINE;
+    char lack[256] = "";
+    struct err e = {0};
+    if (userns_is_machine())
         tell(r, "user ids", VERDICT_OK, NULL, "instances take theirs from 1879048192 on");
+    else if (userns_probe(&ids, lack, sizeof lack, &e) != 0)
+        tell(r, "user ids", VERDICT_FAIL, NULL, "%s", e.msg);
+    else if (ids == USERNS_RANGE)
+        tell(r, "user ids", VERDICT_OK, NULL,
+             "%u subordinate ids of this user, which all instances share", USERNS_RANGE_IDS);
     else
-        tell(r, "user ids", VERDICT_FAIL,
-             "Run Skerry on the machine itself, or in a container without a user namespace.",
-             "only %llu user ids exist here: this is inside a user namespace", count);
+        tell(r, "user ids", VERDICT_WARN, lack, "instances have the id of this user and no other");
 }
 
 static void check_filters(struct report *r)
@@ -142,6 +148,18 @@ static void check_file_systems(struct report *r)
          overlay ? "there" : "the overlay file system is missing");
     tell(r, "tmpfs", strstr(text, "\ttmpfs\n") != NULL ? VERDICT_OK : VERDICT_FAIL,
          "Use a kernel with CONFIG_TMPFS.", "what instances write lies in memory");
+    bool erofs = strstr(text, "\terofs\n") != NULL;
+    bool tool =
+        access("/usr/bin/mkfs.erofs", X_OK) == 0 || access("/usr/sbin/mkfs.erofs", X_OK) == 0;
+    if (!userns_is_machine()) {
+        tell(r, "erofs", VERDICT_OK, NULL, "only root mounts it: images are kept as folders");
+        return;
+    }
+    tell(r, "erofs", erofs && tool ? VERDICT_OK : VERDICT_WARN,
+         tool ? "modprobe erofs, if this kernel has it." : "apt-get install erofs-utils", "%s",
+         erofs && tool ? "images are kept as files that are mounted"
+         : tool        ? "not loaded; if it cannot be, images are kept as folders"
+                       : "mkfs.erofs is missing: images are kept as folders");
 }
 
 /* --- control groups --------------------------------------------------------------------------- */
@@ -155,6 +173,19 @@ static bool has_word(const char *text, const char *word)
             return true;
     }
     return false;
+}
+
+/* Whether this process may share out what its own group of version 2 has; `own`: /proc/self/cgroup. */
+static bool groups_delegated(const char *own)
+{
+    char path[512];
+    const char *line = strncmp(own, "0::", 3) == 0 ? own : strstr(own, "\n0::");
+    if (line == NULL)
+        return false;
+    line += line[0] == '\n' ? 4 : 3;
+    return text_format(path, sizeof path, "/sys/fs/cgroup%.*s/cgroup.subtree_control",
+                       (int)strcspn(line, "\n"), line) &&
+           access(path, W_OK) == 0;
 }
 
 static void check_cgroups(struct report *r)
@@ -174,7 +205,12 @@ static void check_cgroups(struct report *r)
                           : first ? " (v1)"
                                   : "");
     }
-    if (missing[0] == '\0')
+    if (!userns_is_machine() && !groups_delegated(own))
+        tell(
+            r, "control groups", VERDICT_WARN,
+            "Run as root for limits, or have systemd delegate groups: Delegate=yes in a user unit.",
+            "none is delegated to this user: limits are not enforced");
+    else if (missing[0] == '\0')
         tell(r, "control groups", VERDICT_OK, NULL, "%s", found + 1);
     else
         tell(r, "control groups", VERDICT_FAIL,
@@ -288,7 +324,13 @@ static void check_egress(struct cli *c, struct report *r)
 static void check_space(struct report *r)
 {
     struct statvfs fs;
+    char home[512] = "", *slash;
     const char *path = access("/var/lib/skerry", F_OK) == 0 ? "/var/lib/skerry" : "/var/lib";
+    if (!userns_is_machine() && home_state(home, sizeof home))
+        path = home;
+    /* What is not there yet lies where its folder does. */
+    while (access(path, F_OK) != 0 && (slash = strrchr(home, '/')) != NULL && slash != home)
+        *slash = '\0';
     char text[CLI_UNIT_SIZE];
     if (statvfs(path, &fs) == 0) {
         uint64_t bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
@@ -315,10 +357,9 @@ static void check_time(struct report *r)
 
 static void check_user(struct report *r)
 {
-    bool root = geteuid() == 0;
-    tell(r, "user", root ? VERDICT_OK : VERDICT_WARN,
-         "The runner needs root; everything else does not.", "%s",
-         root ? "root, as the runner needs" : "not root");
+    bool root = userns_is_machine();
+    tell(r, "user", VERDICT_OK, NULL, "%s",
+         root ? "root" : "not root: sandboxes without egress, in a user namespace");
 }
 
 static int doctor(struct cli *c)

@@ -137,7 +137,7 @@ static int gc(struct cli *c)
 const struct cli_command cli_image_gc_command = {
     .name = "image gc",
     .arguments = "",
-    .summary = "remove files that no image, workload or instance names",
+    .summary = "remove the node's files that no image, workload or instance names",
     .flags = CLI_API | CLI_JSON,
     .run = gc,
 };

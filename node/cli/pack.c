@@ -165,7 +165,9 @@ static int begin_entry(struct pack *p, const char *path, const struct stat *st, 
     archive_entry_set_perm(p->entry, S_ISLNK(st->st_mode) ? 0777 : packed_mode(p, st));
     archive_entry_set_uid(p->entry, 0);
     archive_entry_set_gid(p->entry, 0);
-    archive_entry_set_mtime(p->entry, 0, 0);
+    /* The store keeps times of an image's files, and of nothing else. */
+    bool keeps = p->options.kind == PACK_IMAGE && S_ISREG(st->st_mode);
+    archive_entry_set_mtime(p->entry, keeps ? st->st_mtime : 0, 0);
     archive_entry_set_size(p->entry, S_ISREG(st->st_mode) ? st->st_size : 0);
     if (target != NULL)
         archive_entry_set_symlink(p->entry, target);

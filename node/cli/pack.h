@@ -1,8 +1,8 @@
 /* node/cli/pack.h - a folder or a file as a tar stream, for `source:` and `skerry image import`.
  *
- * The same content gives the same bytes: names in order, owner 0, time 0. Sources have their modes
- * normalized as the store does (folders 0755, files 0644 or 0755); images keep theirs without
- * setuid and setgid. A file that is given as an image is an archive already and is streamed as it
+ * The same content gives the same bytes: names in order, owner 0. Sources have no times, and their modes
+ * normalized as the store does (folders 0755, files 0644 or 0755); images keep modes without setuid and
+ * setgid, and the times of files. A file that is given as an image is an archive already and is streamed as it
  * is.
  *
  * pack_open walks the tree once without reading files, so that what cannot be packed is refused

@@ -78,16 +78,20 @@ static int add_limits(struct cli *c, json_t *spec)
     int code = CLI_DONE;
     const char *memory = cli_value(c, "memory"), *disk = cli_value(c, "disk");
     const char *cpus = cli_value(c, "cpus"), *pids = cli_value(c, "pids");
+    const char *io = cli_value(c, "io");
     if (memory != NULL && bytes_parse(&n, memory, &e) != 0)
         code = cli_usage(c, "--memory: %s", e.msg);
     else if (disk != NULL && bytes_parse(&n, disk, &e) != 0)
         code = cli_usage(c, "--disk: %s", e.msg);
+    else if (io != NULL && bytes_parse(&n, io, &e) != 0)
+        code = cli_usage(c, "--io: %s", e.msg);
     else if (cpus != NULL && decimal_parse(&n, cpus, &e) != 0)
         code = cli_usage(c, "--cpus: %s", e.msg);
     else if (pids != NULL && (pids[0] == '\0' || strspn(pids, "0123456789") != strlen(pids)))
         code = cli_usage(c, "--pids: %.40s is no number", pids);
     add_text(c, limits, "memory", "memory");
     add_text(c, limits, "disk", "disk");
+    add_text(c, limits, "io", "io");
     add_text(c, limits, "cpus", "cpus");
     if (pids != NULL)
         json_object_set_new(limits, "pids", json_integer(strtoll(pids, NULL, 10)));
@@ -132,6 +136,7 @@ static const struct cli_option run_options[] = {
     {0, "cpus", "N", "limit: 0.5"},
     {0, "pids", "N", "limit of processes and threads"},
     {0, "disk", "SIZE", "limit of what it may write"},
+    {0, "io", "SIZE", "limit of what is read from a disk, a second"},
     {0, "network", "MODE", "none (default) or egress"},
     {0, "user", "UID[:GID]", "inside"},
     {0, "read-only", NULL, "the root file system"},

@@ -71,7 +71,7 @@ const struct cli_command cli_serve_command = {
     .text =
         "Runs until SIGTERM or SIGINT, then lets joins finish; a second signal ends at once.\n"
         "Instances outlive it: they are taken up again at the next start. It needs no root; the\n"
-        "sandboxes are made by `skerry runner`, which does.\n\n"
+        "sandboxes are made by `skerry runner`, best as root.\n\n"
         "  skerry serve --config /etc/skerry/skerry.yaml --bootstrap\n"
         "  skerry serve --http 0.0.0.0:80 --api 127.0.0.1:8081",
     .options = serve_options,
@@ -132,11 +132,13 @@ static int runner(struct cli *c)
 const struct cli_command cli_runner_command = {
     .name = "runner",
     .arguments = "[--config FILE]",
-    .summary = "run the part that makes sandboxes, as root",
-    .text = "A program of its own that this one carries. It listens on a unix socket only, for one "
-            "node\n"
-            "on this machine. What it allows at most comes from a root-owned file, by default\n"
-            "/etc/skerry/runner.yaml; docs/configuration.md has its keys.",
+    .summary = "run the part that makes sandboxes",
+    .text = "A program of its own that this one carries, for root; an ordinary user's is root of a "
+            "user\n"
+            "namespace. It listens on a unix socket only, for one node on this machine. What it "
+            "allows at\n"
+            "most comes from a root-owned file, by default /etc/skerry/runner.yaml;\n"
+            "docs/configuration.md has its keys.",
     .flags = CLI_RAW,
     .run = runner,
 };

@@ -307,11 +307,11 @@ void adopt_connected(void *user, const Skerry__Runner__HelloReply *hello)
     log_info("runner", "connected: version %s, cgroup %s", hello->version, hello->cgroup);
     for (size_t k = 0; k < hello->n_warnings; k++)
         log_warn("runner", "%s", hello->warnings[k]);
-    for (size_t k = 0; k < hello->n_unenforced; k++)
+    if (hello->n_unenforced > 0)
         log_warn("runner",
-                 "limits on %s are NOT enforced on this machine; workloads that ask for "
-                 "them are refused unless sandbox.allow_unenforced is set",
-                 hello->unenforced[k]);
+                 "%zu kinds of limits are NOT enforced on this machine; skerry status names "
+                 "them",
+                 hello->n_unenforced);
     n->reconciled = false;
     node_progress(n);
 }

@@ -168,6 +168,13 @@ struct import {
     uint64_t id;
 };
 
+/* What was imported here and nothing names yet: whoever sent it is about to. */
+struct landed {
+    char digest[80];
+    uint64_t until_ms; /* 0: free */
+};
+#define LANDED_MAX 32u
+
 struct node {
     const struct config *config;
     uv_loop_t loop;
@@ -201,6 +208,8 @@ struct node {
     scheduler_waiter waiter_next;
     struct autopsy *autopsies;
     struct import *imports;
+    struct landed landed[LANDED_MAX];
+    unsigned landed_next;
     struct strong_read *strong_reads; /* node/control/asks.c */
 
     /* node/control/steps.c */
@@ -327,6 +336,8 @@ void steps_run(struct node *n, const struct scheduler_event *event);
 void steps_defer(struct node *n, const struct scheduler_event *event);
 /* Holds the instance and looks at it again when no step is under way. */
 void steps_poke(struct instance *i);
+/* joins_waiter_again when no step is under way, if it waits then. */
+void steps_defer_again(struct node *n, const struct waiter *w);
 int steps_open(struct node *n, struct err *e) ERR_CHECKED;
 void steps_close(struct node *n);
 /* Tells the scheduler of new, changed and removed workloads. */
@@ -345,6 +356,7 @@ void joins_answer_ran(struct node *n, struct gateway_ask *ask, enum problem prob
                       const char *detail, uint64_t retry_after_ms);
 /* One that another node refused; ask->refused names it. */
 void joins_ask_again(struct node *n, struct gateway_ask *ask);
+void joins_waiter_again(struct node *n, struct waiter *w);
 void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const char *detail,
                   uint64_t retry_after_ms, const struct instance *i);
 /* Asks for sockets ahead, unless there are some or they are on their way. */
@@ -388,6 +400,8 @@ void sockets_ask(struct node *n, struct node_ask *ask);
 void execs_ended(struct instance *i, const Skerry__Runner__ExecEnded *ended);
 void execs_instance_ended(struct instance *i);
 void imports_ask(struct node *n, struct node_ask *ask);
+/* The registry changed; `workloads`: those too. */
+void imports_follow(struct node *n, struct registry_root *root, bool workloads);
 void imports_collect(struct node *n, struct node_ask *ask);
 void imports_ended(struct node *n, const Skerry__Runner__ImportEnded *ended);
 void imports_runner_gone(struct node *n);

@@ -2,9 +2,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "node/control/control.h"
 #include "node/layers/layers.h"
+
+/* How long what has landed is kept without a name: `skerry deploy` names what it sends a moment later. */
+#define LANDED_KEEP_MS 60000u
+
+static void landed_add(struct node *n, const char *digest)
+{
+    struct landed *l = &n->landed[n->landed_next++ % LANDED_MAX];
+    text_copy(l->digest, sizeof l->digest, digest);
+    l->until_ms = clock_monotonic_ms() + LANDED_KEEP_MS;
+}
+
+static bool landed_waits(const struct node *n, const char *digest)
+{
+    for (size_t k = 0; k < LANDED_MAX; k++)
+        if (n->landed[k].until_ms > clock_monotonic_ms() &&
+            strcmp(n->landed[k].digest, digest) == 0)
+            return true;
+    return false;
+}
 
 static void import_answer_cb(void *user, const struct err *error,
                              const Skerry__Runner__Reply *reply, int *descriptors,
@@ -73,6 +93,7 @@ void imports_ended(struct node *n, const Skerry__Runner__ImportEnded *ended)
         text_copy(ask->end.detail, sizeof ask->end.detail, ended->message);
     } else {
         text_copy(ask->import.digest, sizeof ask->import.digest, ended->digest);
+        landed_add(n, ended->digest);
         ask->import.bytes = ended->bytes;
         ask->import.files = ended->files;
     }
@@ -131,6 +152,34 @@ static bool search_image(void *user, const struct registry_image *i)
     return !s->found;
 }
 
+static bool named_by_image(struct registry_root *root, const char *digest)
+{
+    struct digest_search s = {.digest = digest, .root = root};
+    registry_root_images(root, search_image, &s);
+    return s.found;
+}
+
+static bool named_by_workload(struct registry_root *root, const char *digest)
+{
+    struct digest_search s = {.digest = digest, .root = root};
+    registry_root_workloads(root, NULL, search_workload, &s);
+    return s.found;
+}
+
+/* From its first name on, names alone decide. */
+void imports_follow(struct node *n, struct registry_root *root, bool workloads)
+{
+    uint64_t now = clock_monotonic_ms();
+    for (size_t k = 0; k < LANDED_MAX; k++) {
+        struct landed *l = &n->landed[k];
+        if (l->until_ms == 0)
+            continue;
+        if (l->until_ms <= now || named_by_image(root, l->digest) ||
+            (workloads && named_by_workload(root, l->digest)))
+            l->until_ms = 0;
+    }
+}
+
 static void collection_done(struct collection *c)
 {
     if (--c->waiting > 0)
@@ -167,12 +216,8 @@ static void image_list_cb(void *user, const struct err *error, const Skerry__Run
     struct registry_root *root = registry_root(c->node->registry);
     for (size_t k = 0; k < reply->images->n_images; k++) {
         const Skerry__Runner__ImageEntry *entry = reply->images->images[k];
-        struct digest_search s = {.digest = entry->digest, .root = root, .found = entry->users > 0};
-        if (!s.found)
-            registry_root_images(root, search_image, &s);
-        if (!s.found)
-            registry_root_workloads(root, NULL, search_workload, &s);
-        if (s.found)
+        if (entry->users > 0 || landed_waits(c->node, entry->digest) ||
+            named_by_image(root, entry->digest) || named_by_workload(root, entry->digest))
             continue;
         Skerry__Runner__ImageRemove m = SKERRY__RUNNER__IMAGE_REMOVE__INIT;
         m.digest = entry->digest;

@@ -135,6 +135,7 @@ static void fill_limits(const struct instance *i, Skerry__Runner__Prepare *p)
     p->memory_bytes = i->spec->limits.memory_bytes;
     p->pids = control_narrow(i->spec->limits.pids);
     p->disk_bytes = i->spec->limits.disk_bytes;
+    p->io_bytes = i->spec->limits.io_bytes == BYTES_NONE ? 0 : i->spec->limits.io_bytes;
     p->life_max_ms = instance_life_bound_ms(i, i->spec->life.max_ms);
     p->drain_ms = narrow_ms(i->spec->timeouts.drain_ms);
     p->log_bytes_max = i->node->config->logs.bytes_max;

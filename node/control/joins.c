@@ -14,6 +14,9 @@
 #include "node/control/places.h"
 #include "node/errands/errands.h"
 
+/* How often one that came too late for the last place of scale.max asks again. */
+#define TOO_LATE_MAX 4u
+
 /* --- waiters ---------------------------------------------------------------------------------------- */
 
 struct waiter *waiter_new(struct node *n, struct gateway_ask *gateway_ask,
@@ -181,11 +184,27 @@ static bool refused_elsewhere(struct node *n, struct gateway_ask *ask, enum prob
     return answer_place(n, ask, &found);
 }
 
+/* Others have started meanwhile what scale.max allows. By now that is known here, and who asks again may
+ * wait for room in it; one of another node only if there are some here. */
+static bool came_too_late(struct node *n, const struct gateway_ask *ask, enum problem problem)
+{
+    if (problem != PROBLEM_LIMIT_REACHED || ask->instance[0] != '\0' ||
+        ask->too_late == TOO_LATE_MAX)
+        return false;
+    return !ask->forwarded || ask->kind == WORKLOAD_COMMAND || ask->key[0] != '\0' ||
+           scheduler_hopes(n->scheduler, ask->workload);
+}
+
 void joins_refuse(struct node *n, struct waiter *w, enum problem problem, const char *detail,
                   uint64_t retry_after_ms, const struct instance *i)
 {
     struct gateway_ask *ask = w->gateway_ask;
     struct node_ask *node_ask = w->node_ask;
+    if (ask != NULL && came_too_late(n, ask, problem)) {
+        ask->too_late++;
+        steps_defer_again(n, w);
+        return;
+    }
     waiter_free(n, w);
     if (ask == NULL && asks_elsewhere(n, node_ask, problem, i))
         return;
@@ -535,6 +554,14 @@ static void ask_now(struct node *n, struct gateway_ask *ask, bool sure)
 static void ask_surely(struct node *n, struct gateway_ask *ask)
 {
     ask_now(n, ask, true);
+}
+
+void joins_waiter_again(struct node *n, struct waiter *w)
+{
+    struct gateway_ask *ask = w->gateway_ask;
+    waiter_free(n, w);
+    places_tell(n, ask->workload);
+    joins_ask_again(n, ask);
 }
 
 void joins_ask_again(struct node *n, struct gateway_ask *ask)

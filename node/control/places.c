@@ -147,7 +147,10 @@ static bool find_successor(void *user, const struct registry_instance *i)
     return !s->found;
 }
 
-/* What others have of it. */
+static bool to_owner(struct node *n, const struct registry_root *root,
+                     const struct places_want *want, struct places_found *out);
+
+/* What others have of it. Those who wait here in vain go where they may wait. */
 static void tell_others(struct node *n, const struct registry_root *root,
                         const struct registry_workload *w)
 {
@@ -159,6 +162,10 @@ static void tell_others(struct node *n, const struct registry_root *root,
                                            .count = others_of(n, root, w),
                                            .idle_elsewhere = places_idle_elsewhere(n, w),
                                            .replaced = s.found});
+    struct places_found owner;
+    if (scheduler_stranded(n->scheduler, w->name) &&
+        to_owner(n, root, &(struct places_want){.workload = w->name}, &owner))
+        steps_run(n, &(struct scheduler_event){.kind = SCHEDULER_STRANDED, .name = w->name});
 }
 
 /* --- verdicts ------------------------------------------------------------------------------------------- */
@@ -212,7 +219,8 @@ static void to_holder(struct node *n, const struct places_want *want,
     }
 }
 
-/* scale.max is reached: where the workload's instances are, the request may wait for room. */
+/* scale.max is reached: where the workload's instances are, the request may wait for room. A node that
+ * refused to start one may have some now; it is asked when all that have some refused. */
 static bool to_owner(struct node *n, const struct registry_root *root,
                      const struct places_want *want, struct places_found *out)
 {
@@ -223,10 +231,15 @@ static bool to_owner(struct node *n, const struct registry_root *root,
     registry_root_live(root, 0, tally_owner, &t);
     /* A node that is drained, or has lost its lease, still lets joiners in. */
     size_t count = 0;
+    bool fresh = false;
     for (size_t k = 0; k < list.count; k++) {
         struct placement_node *p = &list.nodes[k];
-        if (!p->self && p->alive && !p->refused && p->of_workload > 0)
-            list.nodes[count++] = *p;
+        if (p->self || !p->alive || p->of_workload == 0 || (fresh && p->refused))
+            continue;
+        if (!fresh && !p->refused)
+            count = 0;
+        fresh = fresh || !p->refused;
+        list.nodes[count++] = *p;
     }
     const struct placement_node *a = NULL;
     if (count > 0) {
@@ -440,6 +453,15 @@ uint64_t places_idle_elsewhere(struct node *n, const struct registry_workload *w
         return wanted;
     uint64_t here = wanted / count + (before < wanted % count ? 1 : 0);
     return wanted - here;
+}
+
+void places_tell(struct node *n, const char *workload)
+{
+    struct registry_root *root = registry_root(n->registry);
+    const struct registry_workload *w = registry_root_workload(root, workload, strlen(workload));
+    if (w != NULL)
+        tell_others(n, root, w);
+    registry_root_release(root);
 }
 
 struct ticking {

@@ -48,6 +48,8 @@ void places_run(struct node *n, const struct workload *spec, const struct places
 /* After it has refused: HERE means that the refusal stands. */
 void places_after(struct node *n, const struct places_want *want, enum problem problem,
                   const struct instance *i, struct places_found *out);
+/* Tells the scheduler what others have of it now. */
+void places_tell(struct node *n, const char *workload);
 /* Tells the scheduler what others have of the workloads that are waited for or kept ahead. Some times a
  * second. */
 void places_tick(struct node *n);

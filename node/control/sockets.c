@@ -73,9 +73,12 @@ static void sockets_cb(void *user, const struct err *error, const Skerry__Runner
     gateway_sockets_answer(want);
 }
 
+/* To a thread that begins with the instance, and to all while there is no runner to ask. */
 static bool give_spare(struct instance *i, struct gateway_sockets *want)
 {
-    if (i->spare_count == 0 || i->spare_ipv6 != want->ipv6)
+    bool begins = want->count <= GATEWAY_SOCKETS_FIRST;
+    if (i->spare_count == 0 || i->spare_ipv6 != want->ipv6 ||
+        (!begins && sandbox_connected(i->node->sandbox)))
         return false;
     /* A few at a time: other threads may want one too while the runner is away. */
     unsigned give = i->spare_count > 2 ? 2 : 1;

@@ -172,6 +172,22 @@ static void warn_certificate(const struct node *n, json_t *warnings)
                 n->config->name, (long long)(left > 0 ? left : -left) / 3600);
 }
 
+static void warn_unenforced(const struct node *n, json_t *warnings)
+{
+    char names[128] = "";
+    for (size_t k = 0; n->hello != NULL && k < n->hello->n_unenforced; k++) {
+        size_t length = strlen(names);
+        (void)text_format(names + length, sizeof names - length, "%s%s", k == 0 ? "" : ", ",
+                          n->hello->unenforced[k]);
+    }
+    if (names[0] != '\0')
+        status_warn(warnings, "%s  limits not enforced: %s; workloads that set one %s",
+                    n->config->name, names,
+                    n->config->sandbox.allow_unenforced
+                        ? "run here without it (sandbox.allow_unenforced)"
+                        : "are refused here unless sandbox.allow_unenforced is set");
+}
+
 bool status_self(const struct node *n, json_t *warnings)
 {
     const char *name = n->config->name;
@@ -182,11 +198,7 @@ bool status_self(const struct node *n, json_t *warnings)
                     name, n->config->runner_socket);
     else if (!n->reconciled)
         status_warn(warnings, "%s  instances are being re-adopted", name);
-    for (size_t k = 0; n->hello != NULL && k < n->hello->n_unenforced; k++)
-        status_warn(warnings,
-                    "%s  %s limits not enforced; workloads that set `%s` are refused here unless "
-                    "sandbox.allow_unenforced is set",
-                    name, n->hello->unenforced[k], n->hello->unenforced[k]);
+    warn_unenforced(n, warnings);
     for (size_t k = 0; n->hello != NULL && k < n->hello->n_warnings; k++)
         status_warn(warnings, "%s  %s", name, n->hello->warnings[k]);
     warn_certificate(n, warnings);

@@ -15,6 +15,7 @@ struct deferred {
     struct scheduler_event event;
     struct instance *instance; /* of `event`, or to be poked: held by its `pending` */
     bool poke;
+    scheduler_waiter again; /* 0: none */
 };
 
 /* --- what the scheduler asks ------------------------------------------------------------------- */
@@ -228,7 +229,10 @@ static void idle_cb(uv_idle_t *idle)
     n->deferred_head = n->deferred_tail = NULL;
     while (d != NULL) {
         struct deferred *next = d->next;
-        if (!d->poke)
+        struct waiter *again = d->again != 0 ? waiter_find(n, d->again) : NULL;
+        if (again != NULL)
+            joins_waiter_again(n, again);
+        else if (!d->poke && d->again == 0)
             steps_run(n, &d->event);
         if (d->instance != NULL)
             instance_unpend(d->instance);
@@ -239,16 +243,11 @@ static void idle_cb(uv_idle_t *idle)
         uv_idle_stop(idle);
 }
 
-static void defer(struct node *n, const struct scheduler_event *event, struct instance *poke)
+static void defer(struct node *n, const struct deferred *what)
 {
-    struct deferred *d = calloc(1, sizeof *d);
+    struct deferred *d = malloc(sizeof *d);
     assert_always(d != NULL); /* losing an end would leak an instance for ever */
-    if (event != NULL)
-        d->event = *event;
-    d->poke = poke != NULL;
-    d->instance = poke != NULL           ? poke
-                  : event->instance != 0 ? instance_by_handle(n, event->instance)
-                                         : NULL;
+    *d = *what;
     if (d->instance != NULL)
         d->instance->pending++;
     if (n->deferred_tail != NULL)
@@ -261,12 +260,19 @@ static void defer(struct node *n, const struct scheduler_event *event, struct in
 
 void steps_defer(struct node *n, const struct scheduler_event *event)
 {
-    defer(n, event, NULL);
+    defer(n, &(struct deferred){
+                 .event = *event,
+                 .instance = event->instance != 0 ? instance_by_handle(n, event->instance) : NULL});
 }
 
 void steps_poke(struct instance *i)
 {
-    defer(i->node, NULL, i);
+    defer(i->node, &(struct deferred){.instance = i, .poke = true});
+}
+
+void steps_defer_again(struct node *n, const struct waiter *w)
+{
+    defer(n, &(struct deferred){.again = w->handle});
 }
 
 void steps_run(struct node *n, const struct scheduler_event *event)

@@ -18,17 +18,35 @@
 #include "node/cli/client.h"
 #include "node/up/node.h"
 
-enum { WAIT_STEP_MS = 20, CMDLINE_MAX = 8192, CALL_MS = 10000 };
+enum { WAIT_STEP_MS = 20, CMDLINE_MAX = 8192, CALL_MS = 10000, EXEC_MS = 5000 };
 
-/* Whether the process was started with this configuration file. */
-static bool is_ours(pid_t pid, const char *config)
+static ssize_t read_cmdline(pid_t pid, char *text, size_t size)
 {
-    char path[64], text[CMDLINE_MAX];
+    char path[64];
     (void)text_format(path, sizeof path, "/proc/%d/cmdline", (int)pid);
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    return fd < 0 ? -1 : read(fd, text, size);
+}
+
+static bool has_program(pid_t pid)
+{
+    char path[64], to[1];
+    (void)text_format(path, sizeof path, "/proc/%d/exe", (int)pid);
+    return readlink(path, to, sizeof to) >= 0 || errno == EACCES;
+}
+
+/* Whether the process was started with this configuration file. Without arguments is a zombie, which has no
+ * program either, and for a moment one that is being executed: the runner is twice. */
+static bool is_ours(pid_t pid, const char *config)
+{
+    char text[CMDLINE_MAX];
+    uint64_t end = clock_monotonic_ms() + EXEC_MS;
+    ssize_t n;
+    while ((n = read_cmdline(pid, text, sizeof text - 1)) == 0 && has_program(pid) &&
+           clock_monotonic_ms() < end)
+        (void)poll(NULL, 0, 1);
     if (n <= 0)
-        return false; /* a zombie has none */
+        return false;
     text[n] = '\0';
     for (const char *p = text; p < text + n; p += strlen(p) + 1) {
         if (strcmp(p, config) == 0)
@@ -76,8 +94,9 @@ static void become_daemon(const struct up_node *n, enum up_daemon daemon, int lo
     umask(022);
     if (daemon == UP_RUNNER)
         return;
-    if (setgroups(0, NULL) < 0 || setresgid(n->gid, n->gid, n->gid) < 0 ||
-        setresuid(n->uid, n->uid, n->uid) < 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+    if ((n->root && (setgroups(0, NULL) < 0 || setresgid(n->gid, n->gid, n->gid) < 0 ||
+                     setresuid(n->uid, n->uid, n->uid) < 0)) ||
+        prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         _exit(CLI_FAILED);
 }
 
@@ -111,9 +130,20 @@ int up_node_start(const struct up_node *n, enum up_daemon daemon, const char *co
     CLEANUP_FD int log = open(log_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (self < 0 || log < 0)
         return err_sys(e, ERR_IO, errno, "open %s", self < 0 ? "/proc/self/exe" : log_path);
+    int begun[2];
+    if (pipe2(begun, O_CLOEXEC) < 0)
+        return err_sys(e, ERR_IO, errno, "pipe");
     pid_t pid = fork();
+    int cause = errno;
+    if (pid != 0)
+        close(begun[1]);
+    /* Exec closes its end: from then on its arguments are its own, by which it is known. */
+    while (pid > 0 && read(begun[0], &(char){0}, 1) < 0 && errno == EINTR)
+        ;
+    if (pid != 0)
+        close(begun[0]);
     if (pid < 0)
-        return err_sys(e, ERR_IO, errno, "start %s", up_daemon_names[daemon]);
+        return err_sys(e, ERR_IO, cause, "start %s", up_daemon_names[daemon]);
     if (pid == 0) {
         become_daemon(n, daemon, log);
         syscall(SYS_execveat, self, "", daemon == UP_SERVE ? serve : runner, environ,
@@ -220,13 +250,11 @@ int up_node_wait_ready(const struct up_node *n, unsigned timeout_ms, struct err 
 {
     uint64_t end = clock_monotonic_ms() + timeout_ms;
     char why[160] = "";
-    /* The first look may come before exec has given a new daemon its arguments. */
-    uint64_t sure = clock_monotonic_ms() + 500;
     for (;;) {
         if (answers_ready(n, why, sizeof why))
             return 0;
         uint64_t now = clock_monotonic_ms();
-        for (int daemon = UP_SERVE; now > sure && daemon <= UP_RUNNER; daemon++) {
+        for (int daemon = UP_SERVE; daemon <= UP_RUNNER; daemon++) {
             if (has_ended(n, (enum up_daemon)daemon, -1))
                 return err_set(e, ERR_UNAVAILABLE, "%s: %s has ended", up_node_name(n),
                                up_daemon_names[daemon]);

@@ -3,12 +3,14 @@
 #include <ftw.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/fields.h"
 #include "base/memory.h"
 #include "node/cli/cli.h"
 #include "node/up/cluster.h"
+#include "sandbox/shared/userns.h"
 
 enum { DRAIN_MS = 30000 };
 
@@ -20,7 +22,7 @@ static int remove_entry(const char *path, const struct stat *st, int type, struc
     return remove(path);
 }
 
-static int remove_data(const struct up_cluster *c)
+static int remove_folders(const struct up_cluster *c)
 {
     for (unsigned i = 0; i < c->count; i++) {
         const char *directory = c->members[i].node.directory;
@@ -29,8 +31,29 @@ static int remove_data(const struct up_cluster *c)
             cli_say("remove %s: %s", directory, strerror(errno));
             return CLI_FAILED;
         }
+        up_forget_claims(&c->members[i].node);
     }
     return CLI_DONE;
+}
+
+/* Files of images may belong to the user's subordinate ids, over which it has power inside only. */
+static int remove_data(const struct up_cluster *c)
+{
+    if (c->members[0].node.root)
+        return remove_folders(c);
+    pid_t child = fork();
+    if (child == 0) {
+        enum userns_ids ids;
+        char lack[256];
+        struct err e;
+        if (userns_enter(&ids, lack, sizeof lack, &e) != 0)
+            cli_say("%s", e.msg);
+        _exit(remove_folders(c));
+    }
+    int status = 0;
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status)
+               ? WEXITSTATUS(status)
+               : CLI_FAILED;
 }
 
 static int down(struct cli *c)
@@ -39,7 +62,7 @@ static int down(struct cli *c)
     struct err e = {0};
     uint64_t drain_ms = DRAIN_MS;
     const char *drain = cli_value(c, "timeout");
-    int code = cli_need_root(c);
+    int code = cli_need_sandboxes(c);
     if (code != CLI_DONE)
         return code;
     if (drain != NULL &&

@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "node/cli/home.h"
 #include "node/config.h"
+#include "sandbox/shared/userns.h"
 
 const char *const up_daemon_names[] = {[UP_SERVE] = "serve", [UP_RUNNER] = "runner"};
 const char *const up_config_names[] = {[UP_SERVE] = "skerry.yaml", [UP_RUNNER] = "runner.yaml"};
@@ -26,6 +28,7 @@ void up_node_path(const struct up_node *n, const char *name, char out[UP_PATH_SI
 static int choose_directory(char *out, size_t size, const char *dir, struct err *e)
 {
     const char *state = getenv("XDG_STATE_HOME");
+    bool root = userns_is_machine();
     char here[UP_PATH_SIZE] = "";
     bool fits;
     if (dir != NULL && dir[0] != '/') {
@@ -34,6 +37,10 @@ static int choose_directory(char *out, size_t size, const char *dir, struct err 
         fits = text_format(out, size, "%s/%s", here, dir);
     } else if (dir != NULL) {
         fits = text_copy(out, size, dir);
+    } else if (!root) {
+        if (!home_state(out, size))
+            return err_set(e, ERR_INVALID, "this user has no home: set HOME, or --dir");
+        fits = true;
     } else if (state != NULL && state[0] == '/') {
         fits = text_format(out, size, "%s/skerry", state);
     } else {
@@ -56,8 +63,12 @@ int up_node_init(struct up_node *n, const char *dir, unsigned number, struct err
     if (rc != 0)
         return rc;
     (void)text_format(n->directory, sizeof n->directory, "%s/node%u", base, number);
-    const struct passwd *user = getpwnam("skerry");
-    if (user != NULL) {
+    n->root = userns_is_machine();
+    const struct passwd *user = n->root ? getpwnam("skerry") : NULL;
+    if (!n->root) {
+        n->uid = geteuid();
+        n->gid = getegid();
+    } else if (user != NULL) {
         n->uid = user->pw_uid;
         n->gid = user->pw_gid;
     }
@@ -85,8 +96,8 @@ static int make_folder(const char *path, mode_t mode, uid_t uid, gid_t gid, stru
     return 0;
 }
 
-/* All folders above `path`; serve must be able to pass through them. */
-static int make_parents(const char *path, struct err *e)
+/* All folders above `path`; another user's serve must be able to pass through them. */
+static int make_parents(const char *path, bool root, struct err *e)
 {
     CLEANUP_FREE char *copy = strdup(path);
     if (copy == NULL)
@@ -95,11 +106,11 @@ static int make_parents(const char *path, struct err *e)
     for (char *p = copy + 1; (p = strchr(p, '/')) != NULL; p++) {
         *p = '\0';
         struct stat st;
-        if (mkdir(copy, 0755) < 0 && errno != EEXIST)
+        if (mkdir(copy, root ? 0755 : 0700) < 0 && errno != EEXIST)
             return err_sys(e, ERR_IO, errno, "make folder %s", copy);
         if (stat(copy, &st) < 0)
             return err_sys(e, ERR_IO, errno, "look at folder %s", copy);
-        if ((st.st_mode & S_IXOTH) == 0) {
+        if (root && (st.st_mode & S_IXOTH) == 0) {
             /* DIR itself is ours to open; what is above belongs to somebody else. */
             if (p != last)
                 return err_set(e, ERR_DENIED,
@@ -122,12 +133,13 @@ int up_node_prepare(const struct up_node *n, struct err *e)
         bool of_serve;
     } folders[] = {
         {"", 0755, false}, {"run", 0755, true}, {"runner", 0755, false}, {"data", 0700, true}};
-    int rc = make_parents(n->directory, e);
+    int rc = make_parents(n->directory, n->root, e);
     for (size_t i = 0; rc == 0 && i < ARRAY_SIZE(folders); i++) {
         char path[UP_PATH_SIZE];
         up_node_path(n, folders[i].name, path);
-        rc = make_folder(path, folders[i].mode, folders[i].of_serve ? n->uid : 0,
-                         folders[i].of_serve ? n->gid : 0, e);
+        bool ours = n->root && !folders[i].of_serve;
+        rc = make_folder(path, n->root ? folders[i].mode : 0700, ours ? 0 : n->uid,
+                         ours ? 0 : n->gid, e);
     }
     return rc == 0 ? up_write_configuration(n, e) : rc;
 }
@@ -166,10 +178,20 @@ static bool somebody_listens(const char *path)
     return connect(fd, (const struct sockaddr *)&address, sizeof address) == 0 || errno == EAGAIN;
 }
 
-static bool link_is_ours(const struct up_node *n)
+bool up_node_link_path(const struct up_node *n, char out[UP_PATH_SIZE])
+{
+    if (n->root)
+        return text_copy(out, UP_PATH_SIZE, CLIENT_ADDRESS_DEFAULT);
+    for (int link = 0; link < HOME_LINK_COUNT; link++)
+        if (home_socket((enum home_link)link, out, UP_PATH_SIZE))
+            return true;
+    return false;
+}
+
+static bool link_is_ours(const struct up_node *n, const char *path)
 {
     char target[UP_PATH_SIZE];
-    ssize_t length = readlink(UP_LINK, target, sizeof target - 1);
+    ssize_t length = readlink(path, target, sizeof target - 1);
     if (length < 0)
         return false;
     target[length] = '\0';
@@ -178,18 +200,28 @@ static bool link_is_ours(const struct up_node *n)
 
 bool up_node_link(const struct up_node *n)
 {
-    if (link_is_ours(n) || strcmp(n->api_socket, UP_LINK) == 0)
-        return true;
-    if (somebody_listens(UP_LINK))
+    char path[UP_PATH_SIZE];
+    if (!up_node_link_path(n, path))
         return false;
-    (void)mkdir("/run/skerry", 0755);
-    (void)unlink(UP_LINK);
-    return symlink(n->api_socket, UP_LINK) == 0;
+    if (link_is_ours(n, path) || strcmp(n->api_socket, path) == 0)
+        return true;
+    if (somebody_listens(path))
+        return false;
+    char *slash = strrchr(path, '/');
+    *slash = '\0';
+    (void)mkdir(path, n->root ? 0755 : 0700);
+    *slash = '/';
+    (void)unlink(path);
+    return symlink(n->api_socket, path) == 0;
 }
 
 void up_node_unlink(const struct up_node *n)
 {
-    if (link_is_ours(n))
-        (void)unlink(UP_LINK);
-    (void)rmdir("/run/skerry"); /* if nothing else is there */
+    char path[UP_PATH_SIZE];
+    if (!up_node_link_path(n, path))
+        return;
+    if (link_is_ours(n, path))
+        (void)unlink(path);
+    *strrchr(path, '/') = '\0';
+    (void)rmdir(path); /* if nothing else is there */
 }

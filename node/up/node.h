@@ -9,6 +9,9 @@
  *     DIR/node1/run/join.token             0600, while it joins
  *     DIR/node1/runner                     of the runner: images, instances, logs
  *
+ * Root starts the runner as root and serve as another user; an ordinary user starts both as it is, in
+ * folders that are closed to all others (sandbox/shared/userns.h: what such a runner is).
+ *
  * A pid file alone is not believed: the process must also have been started with the node's own
  * configuration file. Thread: one; blocks. */
 #ifndef SKERRY_NODE_UP_NODE_H
@@ -24,7 +27,6 @@
 /* Used when there is no user skerry: below the ranges of instances, which begin at 0x70000000. */
 #define UP_UID_DEFAULT 1879000000u
 #define UP_PATH_SIZE 512
-#define UP_LINK CLIENT_ADDRESS_DEFAULT
 /* As many as there are ranges of user ids for them (node/up/config.c). */
 #define UP_NODES_MAX 14
 #define UP_ADDRESS_DEFAULT "127.0.0.1"
@@ -36,6 +38,7 @@ struct up_node {
     unsigned number;                   /* from 1 */
     char directory[UP_PATH_SIZE - 64]; /* DIR/node1 */
     char address[ADDRESS_TEXT_SIZE];   /* of a node that is made; no port */
+    bool root;                         /* we are; else all is ours, and we are an ordinary user */
     uid_t uid;                         /* of serve */
     gid_t gid;
     const char *http, *api; /* NULL: as the configuration says */
@@ -76,7 +79,9 @@ bool up_node_end(const struct up_node *n, enum up_daemon daemon, int number, uns
 int up_node_call(const struct up_node *n, const char *method, const char *path, const char *body,
                  json_t **out, struct err *e) ERR_CHECKED;
 
-/* Points UP_LINK at this node's socket unless another live node has it; false: another has. */
+/* Where commands without an address look: for root CLIENT_ADDRESS_DEFAULT, else as node/cli/home.h. */
+bool up_node_link_path(const struct up_node *n, char out[UP_PATH_SIZE]);
+/* Points that at this node's socket unless another live node has it; false: another has. */
 bool up_node_link(const struct up_node *n);
 void up_node_unlink(const struct up_node *n);
 
@@ -84,10 +89,17 @@ void up_node_unlink(const struct up_node *n);
 int up_instances_end(const struct up_node *n, unsigned timeout_ms, unsigned *out,
                      struct err *e) ERR_CHECKED;
 
+/* node/up/group.c: a user who is alone in a control group of version 2 that it may divide (systemd-run
+ * --user --scope -p Delegate=yes) goes aside in it, and with it what it starts: then the runner can give
+ * instances groups. Nothing else is touched. */
+void up_group_enter(void);
+
 /* node/up/config.c */
 /* A new file; one that is there stays as it is. */
 int up_write_file(const char *path, const char *text, mode_t mode, struct err *e) ERR_CHECKED;
 int up_write_configuration(const struct up_node *n, struct err *e) ERR_CHECKED;
+/* With the folder goes what the machine keeps for it: its range of user ids. */
+void up_forget_claims(const struct up_node *n);
 /* The address of node `number` when node 1 has `first`; false: it is no private IPv4 address. */
 bool up_address(char out[ADDRESS_TEXT_SIZE], const char *first, unsigned number);
 

@@ -12,17 +12,19 @@
 #include "base/memory.h"
 #include "node/cli/cli.h"
 #include "node/up/cluster.h"
+#include "sandbox/shared/userns.h"
 
 enum { DRAIN_MS = 30000, LOOK_MS = 500 };
 
-int cli_need_root(const struct cli *c)
+/* As root, or as anybody whom the kernel lets make user namespaces. */
+int cli_need_sandboxes(const struct cli *c)
 {
-    if (geteuid() == 0)
+    enum userns_ids ids;
+    char lack[256];
+    struct err e = {0};
+    if (userns_is_machine() || userns_probe(&ids, lack, sizeof lack, &e) == 0)
         return CLI_DONE;
-    cli_say(
-        "%s needs root: sandboxes get user ids, control groups and networks of their own, and the "
-        "part that makes them runs as root. The part that serves the network does not.",
-        c->command->name);
+    cli_say("%s: %s", c->command->name, e.msg);
     return CLI_REFUSED;
 }
 
@@ -57,6 +59,13 @@ static void watch(struct watched *w)
     w->fd = pid == 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
+static void tell_end(const struct watched *w)
+{
+    cli_say("%s: %s has ended; `skerry up` with the same --dir starts it again",
+            up_node_name(w->node), up_daemon_names[w->daemon]);
+    show_log(w->node, w->daemon);
+}
+
 /* True when a signal came. Tells who ended and who came back; *running counts those that serve. */
 static bool look(int signals, struct watched *all, size_t count, unsigned *running)
 {
@@ -72,18 +81,15 @@ static bool look(int signals, struct watched *all, size_t count, unsigned *runni
         return true;
     *running = 0;
     for (size_t i = 0; i < count; i++) {
-        const char *name = up_node_name(all[i].node);
-        const char *daemon = up_daemon_names[all[i].daemon];
         if (all[i].fd < 0) {
             watch(&all[i]);
             if (all[i].fd >= 0)
-                printf("%-7s %s runs again\n", name, daemon);
+                printf("%-7s %s runs again\n", up_node_name(all[i].node),
+                       up_daemon_names[all[i].daemon]);
         } else if (p[1 + i].revents != 0) {
             (void)waitpid(-1, NULL, WNOHANG);
             memory_close(&all[i].fd);
-            cli_say("%s: %s has ended; `skerry up` with the same --dir starts it again", name,
-                    daemon);
-            show_log(all[i].node, all[i].daemon);
+            tell_end(&all[i]);
         }
         *running += all[i].daemon == UP_SERVE && all[i].fd >= 0;
     }
@@ -104,8 +110,11 @@ static int stay(struct up_cluster *c)
         all[count++] = (struct watched){.node = &c->members[i].node, .daemon = UP_RUNNER};
         all[count++] = (struct watched){.node = &c->members[i].node, .daemon = UP_SERVE};
     }
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         watch(&all[i]);
+        if (all[i].fd < 0) /* since it was ready */
+            tell_end(&all[i]);
+    }
     bool interrupted = false;
     bool over = false;
     while (!interrupted && !over) {
@@ -127,10 +136,26 @@ static int stay(struct up_cluster *c)
 
 /* --- up --------------------------------------------------------------------------------------- */
 
+/* What a node without root goes without. */
+static void tell_warnings(const struct up_node *n)
+{
+    json_t *status = NULL, *warning;
+    size_t i;
+    struct err e = {0};
+    if (up_node_call(n, "GET", "/v1/status", NULL, &status, &e) != 0)
+        return;
+    json_array_foreach(json_object_get(status, "warnings"), i, warning)
+        printf("! %s\n", json_string_value(warning));
+    if (i > 0)
+        putchar('\n');
+    json_decref(status);
+}
+
 static void tell(const struct up_cluster *c, bool linked, bool detach, const char *dir)
 {
     const struct up_node *first = &c->members[0].node;
     const char *port = strrchr(first->http_address, ':');
+    char link[UP_PATH_SIZE];
     bool news = false;
     for (unsigned i = 0; i < c->count; i++)
         news = news || c->members[i].made;
@@ -140,13 +165,17 @@ static void tell(const struct up_cluster *c, bool linked, bool detach, const cha
                up_node_name(n), n->http_address, n->api_address);
     }
     if (news)
-        printf(
-            "\nJoins also at http://WORKLOAD.localhost%s/. The API takes a token; root needs none "
-            "at unix:%s\n",
-            port == NULL ? "" : port, first->api_socket);
+        printf("\nJoins also at http://WORKLOAD.localhost%s/. The API takes a token; %s none at "
+               "unix:%s\n",
+               port == NULL ? "" : port, first->root ? "root needs" : "you need",
+               first->api_socket);
     putchar('\n');
-    printf("export SKERRY_ADDR=unix:%s%s\n\n", first->api_socket,
-           linked ? "   # not needed: " UP_LINK " is this node" : "");
+    printf("export SKERRY_ADDR=unix:%s", first->api_socket);
+    if (linked && up_node_link_path(first, link))
+        printf("   # not needed: %s is this node", link);
+    printf("\n\n");
+    if (!first->root)
+        tell_warnings(first);
     if (c->fresh)
         printf("  skerry deploy deploy/examples/hello.yaml\n"
                "  curl -si http://%s/w/hello/\n",
@@ -202,7 +231,7 @@ static int up(struct cli *c)
     bool detach = cli_has(c, "detach");
     if (!read_nodes(c, &options.nodes))
         return CLI_USAGE;
-    int code = cli_need_root(c);
+    int code = cli_need_sandboxes(c);
     if (code != CLI_DONE)
         return code;
     if (up_cluster_find(&cluster, &options, &e) != 0)
@@ -213,6 +242,8 @@ static int up(struct cli *c)
     sigset_t set = end_signals();
     if (sigprocmask(SIG_BLOCK, &set, NULL) < 0)
         return CLI_FAILED;
+    if (!cluster.members[0].node.root)
+        up_group_enter();
     if (up_cluster_start(&cluster, &e) != 0)
         return failed(&cluster, &e);
     bool linked = up_node_link(&cluster.members[0].node);
@@ -223,7 +254,9 @@ static int up(struct cli *c)
 static const struct cli_option up_options[] = {
     {'d', "detach", NULL, "leave it running and return when it is ready"},
     {0, "nodes", "N", "at least so many; 3 survive the loss of one (default 1)"},
-    {0, "dir", "DIR", "its data (default $XDG_STATE_HOME/skerry or /var/lib/skerry/up)"},
+    {0, "dir", "DIR",
+     "its data (default $XDG_STATE_HOME/skerry, else /var/lib/skerry/up of root and\n"
+     "                         ~/.local/state/skerry of others)"},
     {0, "address", "IP", "of node 1; the others have the next ones (default 127.0.0.1)"},
     {0, "http", "ADDR", "of node 1's gateway (default port 8080 of its address)"},
     {0, "api", "ADDR", "of node 1's API (default port 8081 of its address)"},
@@ -235,9 +268,12 @@ const struct cli_command cli_up_command = {
     .arguments = "[--nodes N] [--detach]",
     .summary = "a cluster on this machine",
     .text =
-        "Node i is at 127.0.0.i: a runner as root and a node as an unprivileged user. Returns when "
-        "all\n"
-        "are ready and roles have settled. Run again, it starts what is missing (instances have\n"
+        "Node i is at 127.0.0.i: a runner as root and a node as an unprivileged user; or both as "
+        "the\n"
+        "ordinary user that calls it, without egress and, mostly, without limits (docs/security.md "
+        "tells\n"
+        "what then holds). Returns when all are ready and roles have settled. Run again, it starts "
+        "what is missing (instances have\n"
         "outlived it) and adds nodes up to N. The configurations are in DIR/node*, yours to "
         "change.\n\n"
         "  skerry up --nodes 3 --detach\n"

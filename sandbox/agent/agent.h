@@ -142,12 +142,13 @@ struct agent {
     struct health health;
     int go_fd; /* an eventfd that a held main waits for; -1: none is held */
     bool started, main_exited, stopping;
+    bool one_id; /* ours is that of the code: struct bind_skeleton */
     enum end_reason stop_reason;
     uint64_t started_boot_ms, started_us;
 };
 
 /* blank.c: what comes before all else; ends the process when that fails, or when it is not needed. */
-void blank_become(void);
+bool blank_become(void);
 
 /* bind.c: as root of the first user namespace, one after the other. Descriptors stay the caller's;
  * *proc_sys is an O_PATH of a /proc/sys that is not read-only, the caller's. */
@@ -155,15 +156,17 @@ int bind_skeleton_make(const struct bind_skeleton *s, const int *descriptors, in
                        struct err *e) ERR_CHECKED;
 int bind_plan_do(const struct bind_plan *plan, const int *descriptors, struct err *e) ERR_CHECKED;
 
-/* lock.c: into a second pair of namespaces, whose root the process is then. */
-int lock_mounts(struct err *e) ERR_CHECKED;
-/* There. The limits are those of the user namespace that writes them, and which one that is, is
- * decided when the file is looked up: so `proc_sys` was opened before and stays writable, while the
- * code sees /proc/sys read-only. A limit that this kernel does not have is left out. */
-int lock_user_limits(int proc_sys, struct err *e) ERR_CHECKED;
+/* lock.c: a second user namespace, owned by the first, with what is counted per user lowered; *user is a
+ * descriptor of it, the caller's. `proc_sys` as above: the code sees /proc/sys read-only. `only`: whose ids
+ * are the only ones there, where root of the first has them; NULL: all. */
+int lock_prepare(int proc_sys, bool shared_ids, const struct bind_plan *only, int *user,
+                 struct err *e) ERR_CHECKED;
+/* Into it, as its root, or as the only one there is; the mounts are what they are from then on. */
+int lock_enter(int user, struct err *e) ERR_CHECKED;
 
-/* privilege.c: next. Once, as inside root with all capabilities. */
-int privilege_drop(struct err *e) ERR_CHECKED;
+/* privilege.c: before all else; then, once, as inside root with all capabilities. */
+void privilege_signals_reset(void);
+int privilege_drop(bool one_id, struct err *e) ERR_CHECKED;
 /* Files made between these two belong to `uid`:`gid`, as the code expects of its own stdio. */
 void privilege_files_as(uint32_t uid, uint32_t gid);
 void privilege_files_own(void);
@@ -176,6 +179,8 @@ void loop_deadline(struct agent *a, enum deadline which, uint64_t boot_ms);
 
 /* channel.c: the one connection to a runner. */
 void channel_open(struct agent *a, int fd);
+/* From when the agent is set up: its socket lies in the folder by then. */
+int channel_listen(struct agent *a, struct err *e) ERR_CHECKED;
 void channel_accept(struct agent *a);
 void channel_event(struct agent *a, uint32_t generation, uint32_t events);
 /* Never blocks; keeps a bounded queue for a runner that is slow and drops one that stopped. */
@@ -249,7 +254,9 @@ int files_run(uint32_t verb, const char *path, struct err *e);
 
 /* ending.c */
 void ending_stop(struct agent *a, enum end_reason reason, uint64_t grace_ms);
-void ending_main_exited(struct agent *a);
+/* What the exit of main means, which its message says; END_NONE: Ending follows. Then: it was told. */
+enum end_reason ending_of_main(const struct agent *a);
+void ending_main_exited(struct agent *a) __attribute__((noreturn));
 void ending_now(struct agent *a, enum end_reason reason, const char *message)
     __attribute__((noreturn));
 

@@ -171,13 +171,14 @@ static int mount_proc(int root, int *proc_sys, struct err *e)
     return rc;
 }
 
-static int mount_pts(int root, struct err *e)
+/* gid 5 is tty in every distribution; with one id there is no such group, and older kernels make no devpts
+ * for one that is not mapped. `max` because the machine's terminals are shared. */
+static int mount_pts(int root, bool one_id, struct err *e)
 {
-    /* gid 5 is tty in every distribution. `max` because the machine's terminals are shared. */
     static const char *const options[][2] = {
         {"gid", "5"}, {"mode", "0620"}, {"ptmxmode", "0666"}, {"max", "128"}, {NULL, NULL}};
-    CLEANUP_FD int fd =
-        filesystem_make("devpts", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, e);
+    CLEANUP_FD int fd = filesystem_make("devpts", options + (one_id ? 1 : 0),
+                                        MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, e);
     return fd < 0 ? fd : attach(fd, root, "dev/pts", false, e);
 }
 
@@ -341,7 +342,7 @@ int bind_skeleton_make(const struct bind_skeleton *s, const int *descriptors, in
     if (rc == 0)
         rc = mount_proc(root, &sys, e);
     if (rc == 0)
-        rc = mount_pts(root, e);
+        rc = mount_pts(root, s->one_id, e);
     if (rc == 0)
         rc = scratches_mount(store, root, e);
     if (rc == 0)

@@ -5,6 +5,7 @@
  * Nothing else runs inside yet, so waiting without a loop is right here; the end of the runner is the
  * end of the blank. */
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -48,55 +49,71 @@ static void descriptors_close(int *descriptors, int count)
         memory_close(&descriptors[i]);
 }
 
-static int skeleton(int *proc_sys, struct err *e)
+static int skeleton(struct bind_skeleton *s, int *proc_sys, struct err *e)
 {
-    struct bind_skeleton s;
     int descriptors[DESCRIPTORS_MAX];
-    int count = receive(&s, sizeof s, descriptors, e);
+    int count = receive(s, sizeof *s, descriptors, e);
     if (count < 0)
         return count;
-    int rc = count == (int)s.mount_count + 1
-                 ? bind_skeleton_make(&s, descriptors, proc_sys, e)
-                 : err_set(e, ERR_PROTOCOL, "%u mounts with %d descriptors", s.mount_count, count);
+    int rc = count == (int)s->mount_count + 1
+                 ? bind_skeleton_make(s, descriptors, proc_sys, e)
+                 : err_set(e, ERR_PROTOCOL, "%u mounts with %d descriptors", s->mount_count, count);
     descriptors_close(descriptors, count);
     return rc;
 }
 
-static int plan(struct err *e)
+/* All that is forked from here on is in it. The namespace anew, so that it is the root of what is seen inside,
+ * as the groups that the blank was made in are. */
+static int group_enter(int entry, struct err *e)
 {
-    struct bind_plan p;
+    if (write(entry, "0", 1) != 1 || unshare(CLONE_NEWCGROUP) < 0)
+        return err_sys(e, ERR_IO, errno, "enter a control group");
+    return 0;
+}
+
+static int plan(struct bind_plan *p, struct err *e)
+{
     int descriptors[DESCRIPTORS_MAX];
-    int count = receive(&p, sizeof p, descriptors, e);
+    int count = receive(p, sizeof *p, descriptors, e);
     if (count < 0)
         return count;
-    int expected = 1 + (p.image ? 3 : 0) + (p.source ? 1 : 0);
-    int rc = count == expected ? bind_plan_do(&p, descriptors, e)
+    int expected = 1 + (p->image ? 3 : 0) + (p->source ? 1 : 0) + (p->group ? 1 : 0);
+    int rc = count == expected ? bind_plan_do(p, descriptors, e)
                                : err_set(e, ERR_PROTOCOL, "a plan with %d descriptors", count);
+    if (rc == 0 && p->group)
+        rc = group_enter(descriptors[count - 1], e);
     if (rc == 0 && dup2(descriptors[0], AGENT_LISTENER_FD) < 0)
         rc = err_sys(e, ERR_IO, errno, "take the listener");
     descriptors_close(descriptors, count);
     return rc;
 }
 
-static int become(struct err *e)
+static int become(struct bind_skeleton *s, struct err *e)
 {
+    struct bind_plan p;
     CLEANUP_FD int proc_sys = -1;
-    int rc = skeleton(&proc_sys, e);
+    CLEANUP_FD int user = -1;
+    int rc = skeleton(s, &proc_sys, e);
+    if (rc == 0 && !s->one_id)
+        rc = lock_prepare(proc_sys, s->shared_ids, NULL, &user, e);
     if (rc == 0)
-        rc = plan(e);
-    if (rc == 0)
-        rc = lock_mounts(e);
-    return rc == 0 ? lock_user_limits(proc_sys, e) : rc;
+        rc = plan(&p, e);
+    /* Whose id it is was not known before. */
+    if (rc == 0 && s->one_id)
+        rc = lock_prepare(proc_sys, s->shared_ids, &p, &user, e);
+    return rc == 0 ? lock_enter(user, e) : rc;
 }
 
-void blank_become(void)
+bool blank_become(void)
 {
+    struct bind_skeleton s;
     struct bind_failure failure = {.word = BIND_FAILED};
     /* For whoever looks at a listing of processes. */
     (void)prctl(PR_SET_NAME, BIND_BLANK_NAME, 0, 0, 0);
-    if (become(&failure.error) != 0) {
+    if (become(&s, &failure.error) != 0) {
         (void)!send(AGENT_CHANNEL_FD, &failure, sizeof failure, MSG_NOSIGNAL);
         _exit(1);
     }
     (void)prctl(PR_SET_NAME, "skerry-agent", 0, 0, 0);
+    return s.one_id;
 }

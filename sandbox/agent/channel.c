@@ -4,6 +4,7 @@
  * A runner that does not read fills its socket, then our queue; then it is dropped, and has to come
  * back and ask for the state. Without a runner for Setup.runner_grace_ms the instance ends. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -17,6 +18,7 @@
 #include "sandbox/shared/wire.h"
 
 #define RECEIVED_PER_EVENT_MAX 16
+#define SMALL_BYTES 4096 /* a page: as much of a message stays in memory */
 #define FLUSH_MS 200
 /* When Setup does not say. */
 #define RUNNER_GRACE_DEFAULT_MS 30000
@@ -52,6 +54,15 @@ void channel_open(struct agent *a, int fd)
     loop_deadline(a, DEADLINE_RUNNER_GRACE, 0);
     if (loop_watch(a, fd, EPOLLIN, EVENT_CHANNEL, channel->generation, NULL) != 0)
         drop(a);
+}
+
+int channel_listen(struct agent *a, struct err *e)
+{
+    int flags = fcntl(AGENT_LISTENER_FD, F_GETFL);
+    if (flags < 0 || fcntl(AGENT_LISTENER_FD, F_SETFL, flags | O_NONBLOCK) != 0 ||
+        listen(AGENT_LISTENER_FD, 4) != 0)
+        return err_sys(e, ERR_IO, errno, "listen for runners");
+    return loop_watch(a, AGENT_LISTENER_FD, EPOLLIN, EVENT_LISTENER, 0, e);
 }
 
 void channel_accept(struct agent *a)
@@ -153,8 +164,8 @@ void channel_flush(struct agent *a)
     }
 }
 
-/* Takes one message; false: there is none, or the connection is gone. */
-static bool receive(struct agent *a, uint8_t *data)
+/* Takes one message; false: there is none, or the connection is gone. `*most`: of the longest so far. */
+static bool receive(struct agent *a, uint8_t *data, size_t *most)
 {
     size_t length;
     int fds[AGENT_DESCRIPTORS_MAX];
@@ -169,6 +180,7 @@ static bool receive(struct agent *a, uint8_t *data)
             drop(a);
         return false;
     }
+    *most = length > *most ? length : *most;
     Skerry__Agent__ToAgent *message = skerry__agent__to_agent__unpack(NULL, length, data);
     uint32_t generation = a->channel.generation;
     if (message == NULL)
@@ -190,12 +202,11 @@ void channel_event(struct agent *a, uint32_t generation, uint32_t events)
         queue_send(a);
     if (a->channel.fd < 0 || (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) == 0)
         return;
-    /* Mapped for the moment: one big Setup would stay in our memory for good. */
-    uint8_t *data = mmap(NULL, AGENT_MESSAGE_BYTES_MAX, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED)
-        return;
-    for (int i = 0; i < RECEIVED_PER_EVENT_MAX && receive(a, data); i++)
+    static _Alignas(SMALL_BYTES) uint8_t data[AGENT_MESSAGE_BYTES_MAX];
+    size_t most = 0;
+    for (int i = 0; i < RECEIVED_PER_EVENT_MAX && receive(a, data, &most); i++)
         ;
-    (void)munmap(data, AGENT_MESSAGE_BYTES_MAX);
+    /* One big Setup would stay in our memory for good. */
+    if (most > SMALL_BYTES)
+        (void)madvise(data + SMALL_BYTES, sizeof data - SMALL_BYTES, MADV_DONTNEED);
 }

@@ -81,9 +81,11 @@ static void set_stdio(const struct child_plan *plan)
     held = plan->go_fd >= 0;
 }
 
-static void become(uint32_t uid, uint32_t gid)
+/* With one id the groups of whoever started the runner stay; no file in sight belongs to any of them. */
+static void become(bool one_id, uint32_t uid, uint32_t gid)
 {
-    if (setgroups(0, NULL) != 0 || setresgid(gid, gid, gid) != 0 || setresuid(uid, uid, uid) != 0)
+    if ((!one_id && setgroups(0, NULL) != 0) || setresgid(gid, gid, gid) != 0 ||
+        setresuid(uid, uid, uid) != 0)
         fail(126, errno, "become the user");
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
         fail(126, errno, "become undumpable");
@@ -230,7 +232,7 @@ void child_run(const struct child_plan *plan)
     (void)setsid();
     raise_oom_score(plan->agent->proc_fd);
     set_stdio(plan);
-    become(plan->uid, plan->gid);
+    become(plan->agent->one_id, plan->uid, plan->gid);
     set_limits(setup);
     if (close_range((held ? CHILD_GO_FD : CHILD_STATUS_FD) + 1, ~0u, 0) != 0)
         fail(126, errno, "close descriptors");

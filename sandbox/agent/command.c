@@ -125,6 +125,12 @@ int command_start(struct agent *a, const Skerry__Agent__Command *what, const int
                               .go_fd = -1,
                               .uid = what->set_user ? what->uid : a->setup->uid,
                               .gid = what->set_user ? what->gid : a->setup->gid};
+    if (a->one_id && (plan.uid != a->setup->uid || plan.gid != a->setup->gid))
+        return err_set(
+            e, ERR_UNSUPPORTED,
+            "user %u:%u: this instance has %u:%u and no other ids, as its node runs without "
+            "root",
+            plan.uid, plan.gid, a->setup->uid, a->setup->gid);
     int owned[2] = {-1, -1};
     CLEANUP_FD int terminal = -1;
     CLEANUP_FD int slave = -1;
@@ -240,6 +246,8 @@ static void command_ended(struct agent *a, struct command *c, int status,
     }
     Skerry__Agent__Exited exited;
     command_exit_message(record, &exited);
+    if (exec_id == 0)
+        exited.ending = (uint32_t)ending_of_main(a);
     Skerry__Agent__FromAgent message = SKERRY__AGENT__FROM_AGENT__INIT;
     message.message_case = SKERRY__AGENT__FROM_AGENT__MESSAGE_EXITED;
     message.exited = &exited;

@@ -5,6 +5,14 @@
 #include "base/clock.h"
 #include "sandbox/agent/agent.h"
 
+static void end(struct agent *a) __attribute__((noreturn));
+static void end(struct agent *a)
+{
+    channel_flush(a);
+    /* The kernel kills whatever is left in our pid namespace. */
+    _exit(0);
+}
+
 void ending_now(struct agent *a, enum end_reason reason, const char *message)
 {
     Skerry__Agent__Ending ending = SKERRY__AGENT__ENDING__INIT;
@@ -14,9 +22,7 @@ void ending_now(struct agent *a, enum end_reason reason, const char *message)
     event.message_case = SKERRY__AGENT__FROM_AGENT__MESSAGE_ENDING;
     event.ending = &ending;
     channel_send(a, &event, NULL);
-    channel_flush(a);
-    /* The kernel kills whatever is left in our pid namespace. */
-    _exit(0);
+    end(a);
 }
 
 void ending_stop(struct agent *a, enum end_reason reason, uint64_t grace_ms)
@@ -38,10 +44,15 @@ void ending_stop(struct agent *a, enum end_reason reason, uint64_t grace_ms)
         loop_deadline(a, DEADLINE_STOP, at);
 }
 
+enum end_reason ending_of_main(const struct agent *a)
+{
+    return !a->started ? END_NONE : a->stopping ? a->stop_reason : END_EXITED;
+}
+
 void ending_main_exited(struct agent *a)
 {
     a->main_exited = true;
     if (!a->started)
         ending_now(a, END_START_FAILED, "its main process ended before it was let go");
-    ending_now(a, a->stopping ? a->stop_reason : END_EXITED, "");
+    end(a);
 }

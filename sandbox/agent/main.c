@@ -167,15 +167,9 @@ static int prepare(struct agent *a, struct err *e)
     a->timer_fd = timerfd_create(CLOCK_BOOTTIME, TFD_CLOEXEC | TFD_NONBLOCK);
     if (a->epoll_fd < 0 || a->signal_fd < 0 || a->timer_fd < 0)
         return err_sys(e, ERR_IO, errno, "make the loop");
-    int flags = fcntl(AGENT_LISTENER_FD, F_GETFL);
-    if (flags < 0 || fcntl(AGENT_LISTENER_FD, F_SETFL, flags | O_NONBLOCK) != 0 ||
-        listen(AGENT_LISTENER_FD, 4) != 0)
-        return err_sys(e, ERR_IO, errno, "listen for runners");
     int rc = loop_watch(a, a->signal_fd, EPOLLIN, EVENT_SIGNAL, 0, e);
     if (rc == 0)
         rc = loop_watch(a, a->timer_fd, EPOLLIN, EVENT_TIMER, 0, e);
-    if (rc == 0)
-        rc = loop_watch(a, AGENT_LISTENER_FD, EPOLLIN, EVENT_LISTENER, 0, e);
     if (rc == 0)
         channel_open(a, AGENT_CHANNEL_FD);
     return rc;
@@ -199,10 +193,11 @@ int main(int argc, char **argv)
     static struct agent agent;
     struct agent *a = &agent;
     struct err e = {0};
+    privilege_signals_reset();
     /* In a microVM and in tests the root is there already. */
     if (argv[0] != NULL && strcmp(argv[0], BIND_BLANK_NAME) == 0)
-        blank_become();
-    int rc = privilege_drop(&e);
+        a->one_id = blank_become();
+    int rc = privilege_drop(a->one_id, &e);
     if (rc == 0)
         rc = take_descriptors(a, &e);
     if (rc == 0)

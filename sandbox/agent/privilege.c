@@ -1,11 +1,13 @@
-/* The agent's first acts: from inside root with all capabilities to a uid of its own with three.
+/* The agent's first acts: from inside root with all capabilities to a uid of its own with three. Where
+ * there is one id only (struct bind_skeleton) it keeps that, and the code has it too.
  *
  * What each buys:
  *   bounding set empty   nothing started from here can ever gain a capability by exec
  *   NOROOT, locked       inside uid 0 is a plain user for exec
  *   NO_SETUID_FIXUP      changing uids moves no capability, so the three survive; children clear
  *                        theirs themselves
- *   not dumpable         nobody inside may trace us or open our /proc/1/fd, mem, environ
+ *   not dumpable         nobody inside may trace us or open our /proc/1/fd, mem, environ; with one id
+ *                        for both, the three capabilities forbid the same a second time
  *   Landlock             nothing inside can mount, or make a device node, were it to get the
  *                        capability. One domain for all, made here: were it made per command,
  *                        an exec could not look at main's /proc or trace it. */
@@ -72,7 +74,7 @@ static void landlock(void)
 
 /* The runner, or whoever started it, may ignore or block signals; what we start must not inherit
  * that. By the system call itself: libc hides the two signals that it keeps for its threads. */
-static void reset_signals(void)
+void privilege_signals_reset(void)
 {
     static const unsigned long by_default[4]; /* the kernel's struct sigaction, all zero: SIG_DFL */
     for (int signal = 1; signal < NSIG; signal++)
@@ -82,12 +84,11 @@ static void reset_signals(void)
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-int privilege_drop(struct err *e)
+int privilege_drop(bool one_id, struct err *e)
 {
     const unsigned long bits = SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_SETUID_FIXUP |
                                SECBIT_NO_SETUID_FIXUP_LOCKED | SECBIT_KEEP_CAPS_LOCKED |
                                SECBIT_NO_CAP_AMBIENT_RAISE | SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED;
-    reset_signals();
     umask(022);
     (void)prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0);
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
@@ -98,8 +99,8 @@ int privilege_drop(struct err *e)
         return rc;
     if (prctl(PR_SET_SECUREBITS, bits, 0, 0, 0) != 0)
         return err_sys(e, ERR_DENIED, errno, "set securebits");
-    if (setgroups(0, NULL) != 0 || setresgid(AGENT_UID, AGENT_UID, AGENT_UID) != 0 ||
-        setresuid(AGENT_UID, AGENT_UID, AGENT_UID) != 0)
+    if (!one_id && (setgroups(0, NULL) != 0 || setresgid(AGENT_UID, AGENT_UID, AGENT_UID) != 0 ||
+                    setresuid(AGENT_UID, AGENT_UID, AGENT_UID) != 0))
         return err_sys(e, ERR_DENIED, errno, "become uid %u", AGENT_UID);
     rc = keep_capabilities(e);
     if (rc != 0)

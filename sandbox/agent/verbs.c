@@ -67,11 +67,11 @@ static int take_setup(struct agent *a, Skerry__Agent__ToAgent **message, const i
     if (a->setup != NULL)
         return err_set(e, ERR_CONFLICT, "this instance is set up already");
     const Skerry__Agent__Setup *setup = (*message)->setup;
-    if (fd_count == 2) {
-        int rc = logs_open(a, fds, setup->log_bytes_max, e);
-        if (rc != 0)
-            return rc;
-    }
+    int rc = channel_listen(a, e);
+    if (rc == 0 && fd_count == 2)
+        rc = logs_open(a, fds, setup->log_bytes_max, e);
+    if (rc != 0)
+        return rc;
     a->setup_message = steal_pointer(message);
     a->setup = setup;
     return 0;

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -31,24 +30,6 @@ struct adoption {
 };
 
 /* --- one folder --------------------------------------------------------------------------------- */
-
-/* The process of the state, as a pidfd; fails when it is gone or another has its number. */
-static int process_open(const struct runner *r, const Skerry__State__State *s, struct err *e)
-{
-    if (strcmp(s->boot, r->boot) != 0)
-        return err_set(e, ERR_NOT_FOUND, "the machine was restarted");
-    CLEANUP_FD int fd = (int)syscall(SYS_pidfd_open, (pid_t)s->pid, 0);
-    if (fd < 0)
-        return err_sys(e, ERR_NOT_FOUND, errno, "its process");
-    /* Read after the pidfd is held: the number cannot be given away any more. */
-    uint64_t ticks;
-    int rc = state_start_ticks((pid_t)s->pid, &ticks, e);
-    if (rc < 0)
-        return rc;
-    if (ticks != s->start_ticks)
-        return err_set(e, ERR_NOT_FOUND, "its process is gone");
-    return steal_fd(&fd);
-}
 
 static int agent_connect(int folder, struct err *e)
 {
@@ -94,11 +75,9 @@ static void layers_hold(struct instance *i, const Skerry__State__State *s)
 {
     struct err e;
     for (size_t n = 0; n < s->n_layers; n++) {
-        CLEANUP_FD int fd = -1;
         int rc = -1;
         for (int kind = IMAGE_KIND_IMAGE; rc < 0 && kind <= IMAGE_KIND_SOURCE; kind++)
-            rc =
-                imports_layer_use(i->runner->imports, s->layers[n], (enum image_kind)kind, &fd, &e);
+            rc = imports_layer_hold(i->runner->imports, s->layers[n], (enum image_kind)kind, &e);
         if (rc == 0)
             text_copy(i->layers[i->layer_count++], sizeof i->layers[0], s->layers[n]);
         else
@@ -195,7 +174,7 @@ static int adopt_folder(struct adoption *a, const char *name, struct err *e)
     i->folder_fd = steal_fd(&folder);
     i->phase = INSTANCE_ADOPTING;
     i->told = true;
-    int pidfd = process_open(r, s, e);
+    int pidfd = state_process_open(s, r->boot, e);
     if (pidfd < 0) {
         adopt_dead(i, e);
     } else {
@@ -216,7 +195,7 @@ static void folder_sweep(struct runner *r, const char *name)
     struct place *place = calloc(1, sizeof *place);
     if (place == NULL)
         return;
-    place->layer_map = -1;
+    place->layer_map = place->mounts_fd = -1;
     reaper_add(r->reaper, place, name);
 }
 
@@ -266,7 +245,7 @@ static struct lost *lost_find(struct runner *r, struct lost **all, const char *n
     struct lost *lost = calloc(1, sizeof *lost);
     struct err e;
     uint32_t slot = (uint32_t)strtoul(name + 1, NULL, 10);
-    uint32_t uid = (uint32_t)r->config.uid_base + slot * RUNNER_UIDS_PER_INSTANCE;
+    uint32_t uid = powers_ids(&r->powers, r->config.uid_base, slot).first;
     if (lost == NULL || !text_copy(lost->name, sizeof lost->name, name) ||
         (blanks_place_claim(r->blanks, uid, &lost->place, &e) < 0 &&
          (lost->place = calloc(1, sizeof *lost->place)) == NULL)) {

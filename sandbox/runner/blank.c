@@ -16,7 +16,6 @@
 #include <unistd.h>
 
 #include "base/memory.h"
-#include "sandbox/runner/config.h"
 #include "sandbox/shared/wire.h"
 
 /* Descriptors of the blank, in order; the agent gets the first two. */
@@ -61,10 +60,10 @@ static int map_write(pid_t pid, const char *file, const char *map, struct err *e
     return 0;
 }
 
-static int maps_write(pid_t pid, uint32_t outside, struct err *e)
+static int maps_write(pid_t pid, struct id_range ids, struct err *e)
 {
     char map[64];
-    text_format(map, sizeof map, "0 %u %u", outside, RUNNER_UIDS_PER_INSTANCE);
+    text_format(map, sizeof map, "0 %u %u", ids.first, ids.count);
     int rc = map_write(pid, "uid_map", map, e);
     return rc == 0 ? map_write(pid, "gid_map", map, e) : rc;
 }
@@ -125,9 +124,10 @@ static int maps_wait(struct err *e)
     return 0;
 }
 
-static int become_inside_root(struct err *e)
+/* With one id there is no right to leave a group; nothing that is in sight belongs to any. */
+static int become_inside_root(bool one_id, struct err *e)
 {
-    if (setgroups(0, NULL) < 0 || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
+    if ((!one_id && setgroups(0, NULL) < 0) || setresgid(0, 0, 0) < 0 || setresuid(0, 0, 0) < 0)
         return err_sys(e, ERR_IO, errno, "become root inside");
     return 0;
 }
@@ -143,18 +143,19 @@ static int become_agent(struct err *e)
     return err_sys(e, ERR_IO, errno, "execute the agent");
 }
 
-static void blank_run(const int *descriptors, size_t count, int null_fd) __attribute__((noreturn));
-static void blank_run(const int *descriptors, size_t count, int null_fd)
+static void blank_run(const int *descriptors, size_t count, const struct blank_options *o)
+    __attribute__((noreturn));
+static void blank_run(const int *descriptors, size_t count, const struct blank_options *o)
 {
     struct err e;
     int channel = descriptors[BLANK_FD_CHANNEL - BLANK_FD_LISTENER];
-    if (descriptors_arrange(descriptors, count, null_fd, &e) < 0)
+    if (descriptors_arrange(descriptors, count, o->null_fd, &e) < 0)
         blank_fail(channel, &e);
     int rc = cgroup_enter(count - (BLANK_FD_ENTRIES - BLANK_FD_LISTENER), &e);
     if (rc == 0)
         rc = maps_wait(&e);
     if (rc == 0)
-        rc = become_inside_root(&e);
+        rc = become_inside_root(o->ids.count == 1, &e);
     if (rc == 0 && become_agent(&e) == 0)
         err_set(&e, ERR_INTERNAL, "the agent was not executed");
     blank_fail(BLANK_FD_CHANNEL, &e);
@@ -203,9 +204,9 @@ static int start(struct blank *out, const struct blank_options *o, int channel, 
     CLEANUP_FD int cgroup_fd = cgroup_clone_fd(o->cgroup);
     rc = network_enter(o->network, o->network_fd, e);
     if (rc == 0) {
-        out->pid = clone_as(o->uid_base, cgroup_fd, o->as_sibling, &out->pidfd);
+        out->pid = clone_as(o->ids.first, cgroup_fd, o->as_sibling, &out->pidfd);
         if (out->pid == 0)
-            blank_run(descriptors, fixed + entries, o->null_fd);
+            blank_run(descriptors, fixed + entries, o);
         if (out->pid < 0)
             rc = err_sys(e, ERR_IO, errno, "clone");
         network_leave(o->network);
@@ -220,7 +221,7 @@ static int skeleton_tell(struct blank *blank, const struct blank_options *o, str
 {
     struct bind_skeleton skeleton;
     int descriptors[DESCRIPTORS_MAX];
-    int rc = root_skeleton_make(o->root_base, o->uid_base, &skeleton, descriptors, e);
+    int rc = root_skeleton_make(o->root_base, o->ids.first, &skeleton, descriptors, e);
     if (rc < 0)
         return rc;
     rc = tell(blank->channel, &skeleton, sizeof skeleton, descriptors, 1 + skeleton.mount_count, e);
@@ -243,7 +244,7 @@ int blank_make(struct blank *out, const struct blank_options *o, struct err *e)
         memory_close(&out->channel);
         return rc;
     }
-    rc = maps_write(out->pid, o->uid_base, e);
+    rc = maps_write(out->pid, o->ids, e);
     if (rc == 0)
         rc = skeleton_tell(out, o, e);
     if (rc < 0) {

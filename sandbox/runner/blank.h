@@ -14,7 +14,8 @@
  * both work at the same time.
  *
  * The user namespace is made with the effective uid of the instance's own range, so limits that the
- * kernel counts per user (inotify instances, pending signals) are the instance's own.
+ * kernel counts per user (inotify instances, pending signals) are the instance's own, where it has one
+ * (powers.h).
  *
  * Thread: one. The blank is a copy of the runner for the moment until it executes the agent; it
  * closes everything that is not its own as its first act and ends when the runner does. */
@@ -30,9 +31,10 @@
 #include "sandbox/runner/network.h"
 #include "sandbox/runner/root.h"
 #include "sandbox/shared/bind.h"
+#include "sandbox/shared/userns.h"
 
 struct blank_options {
-    uint32_t uid_base;
+    struct id_range ids; /* of the instance */
     const struct cgroup *cgroup;
     struct network *network;
     int network_fd; /* the instance's namespace */

@@ -11,12 +11,11 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
-#include "sandbox/runner/image.h"
 #include "sandbox/runner/maker.h"
 #include "sandbox/runner/runner.h"
 
-/* The stock is refilled when an instance ended or nothing is left, or else so long after one was taken: most
- * commands are over by then, and did not share the processor with the making of the next blank. */
+/* The stock is for starts that come at once, and what is made meanwhile takes processors from them: so while
+ * half of it is left, nothing is made until so long after the last one was taken or ended. */
 #define REFILL_AFTER_MS 50
 #define REFILL_AGAIN_MS 1000 /* after a failure */
 #define REMOVE_WAIT_MS 2000
@@ -30,9 +29,11 @@ struct blanks {
     struct spare *stock;
     size_t stock_count, stock_max;
     struct maker *maker; /* NULL: no stock, or it could not be started */
+    bool maker_died;     /* one has */
     struct loop_watch maker_watch;
     struct place *ordered; /* for what the maker makes; NULL: nothing */
     struct loop_timer refill;
+    uint64_t used_at_boot_ms; /* the last one was taken, or ended */
 };
 
 /* --- places ------------------------------------------------------------------------------------ */
@@ -48,10 +49,10 @@ static int place_take(struct blanks *b, struct place **out, struct err *e)
     struct place *place = calloc(1, sizeof *place);
     if (place == NULL)
         return err_set(e, ERR_NO_MEMORY, "place");
-    place->layer_map = -1;
+    place->layer_map = place->mounts_fd = -1;
     place->owned = true;
     place->slot = b->next;
-    place->uid_base = (uint32_t)b->runner->config.uid_base + b->next * RUNNER_UIDS_PER_INSTANCE;
+    place->ids = powers_ids(&b->runner->powers, b->runner->config.uid_base, place->slot);
     /* With our pid: groups of a dead runner may still be there, waiting to be removed. */
     char name[32];
     text_format(name, sizeof name, "i%u-%d", place->slot, (int)getpid());
@@ -67,16 +68,30 @@ static int place_take(struct blanks *b, struct place **out, struct err *e)
     return 0;
 }
 
+/* slot_count: none of ours. */
+static uint32_t slot_of(const struct blanks *b, uint32_t uid_base)
+{
+    uint32_t slot = 0;
+    if (b->runner->powers.own_ids) {
+        uint32_t offset = uid_base - (uint32_t)b->runner->config.uid_base;
+        slot = offset / RUNNER_UIDS_PER_INSTANCE;
+        return offset % RUNNER_UIDS_PER_INSTANCE == 0 && slot < b->slot_count ? slot
+                                                                              : b->slot_count;
+    }
+    while (slot < b->slot_count && b->used[slot])
+        slot++;
+    return slot;
+}
+
 int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out, struct err *e)
 {
     struct place *place = calloc(1, sizeof *place);
     if (place == NULL)
         return err_set(e, ERR_NO_MEMORY, "place");
-    place->layer_map = -1;
-    place->uid_base = uid_base;
-    uint32_t offset = uid_base - (uint32_t)b->runner->config.uid_base;
-    uint32_t slot = offset / RUNNER_UIDS_PER_INSTANCE;
-    if (slot < b->slot_count && offset % RUNNER_UIDS_PER_INSTANCE == 0) {
+    place->layer_map = place->mounts_fd = -1;
+    uint32_t slot = slot_of(b, uid_base);
+    place->ids = (struct id_range){uid_base, b->runner->powers.layers.count};
+    if (slot < b->slot_count) {
         if (b->used[slot]) {
             free(place);
             return err_set(e, ERR_CONFLICT, "the ids from %u are in use twice", uid_base);
@@ -99,6 +114,7 @@ void blanks_place_free(struct blanks *b, struct place *place)
         b->used_count--;
     }
     memory_close(&place->layer_map);
+    memory_close(&place->mounts_fd);
     free(place);
 }
 
@@ -107,11 +123,12 @@ uint32_t blanks_free_count(const struct blanks *b)
     return b->slot_count - b->used_count + (uint32_t)b->stock_count;
 }
 
-int blanks_layer_map(struct place *place, struct err *e)
+int blanks_layer_map(const struct blanks *b, struct place *place, struct err *e)
 {
-    return place->layer_map >= 0
+    const struct powers *p = &b->runner->powers;
+    return place->layer_map >= 0 || !p->map_layers
                ? 0
-               : root_map_make(IMAGE_UID_BASE, place->uid_base, &place->layer_map, e);
+               : root_map_make(p->layers.first, place->ids.first, &place->layer_map, e);
 }
 
 /* --- blanks ------------------------------------------------------------------------------------ */
@@ -127,8 +144,7 @@ static void place_undo(struct blanks *b, struct place *place)
 
 static struct maker_order order_for(const struct place *place, bool layer_map)
 {
-    return (struct maker_order){
-        .uid_base = place->uid_base, .cgroup = place->cgroup, .layer_map = layer_map};
+    return (struct maker_order){.ids = place->ids, .cgroup = place->cgroup, .layer_map = layer_map};
 }
 
 static struct spare spare_of(struct place *place, const struct maker_made *made)
@@ -176,12 +192,19 @@ static bool spare_alive(const struct spare *spare)
 
 static void refill_cb(struct loop_timer *timer);
 
-static void refill_at(struct blanks *b, uint64_t after_ms)
+static void refill_after(struct blanks *b, uint64_t wait_ms)
 {
     struct err e;
-    if (loop_timer_start(b->runner->loop, &b->refill, clock_boot_ms() + after_ms, refill_cb, &e) <
-        0)
+    if (loop_timer_start(b->runner->loop, &b->refill, clock_boot_ms() + wait_ms, refill_cb, &e) < 0)
         log_warn("runner", "blanks: %s", e.msg);
+}
+
+static void refill(struct blanks *b)
+{
+    uint64_t unused_ms = clock_boot_ms() - b->used_at_boot_ms;
+    bool waits = b->stock_count * 2 >= b->stock_max && unused_ms < REFILL_AFTER_MS;
+    if (b->stock_count < b->stock_max)
+        refill_after(b, waits ? REFILL_AFTER_MS - unused_ms : 0);
 }
 
 static void maker_stop(struct blanks *b)
@@ -201,8 +224,10 @@ static int ordered_take(struct blanks *b, struct spare *out, struct err *e)
         return 0;
     }
     /* What a maker that is gone left is seen by its groups. */
-    if (rc == -ERR_UNAVAILABLE)
+    if (rc == -ERR_UNAVAILABLE) {
+        b->maker_died = true;
         maker_stop(b);
+    }
     place_undo(b, place);
     return rc;
 }
@@ -217,19 +242,21 @@ static void maker_cb(struct loop_watch *watch, uint32_t events)
         if (!maker_gone(b->maker))
             return;
         log_warn("runner", "the maker of blanks ended");
+        b->maker_died = true;
         maker_stop(b);
-        refill_at(b, REFILL_AGAIN_MS);
+        refill_after(b, REFILL_AGAIN_MS);
     } else if (ordered_take(b, &b->stock[b->stock_count], &e) < 0) {
         log_warn("runner", "make a blank: %s", e.msg);
-        refill_at(b, REFILL_AGAIN_MS);
-    } else if (++b->stock_count < b->stock_max) {
-        refill_at(b, 0);
+        refill_after(b, REFILL_AGAIN_MS);
+    } else {
+        b->stock_count++;
+        refill(b);
     }
 }
 
 static int maker_start(struct blanks *b, struct err *e)
 {
-    int rc = maker_open(&b->maker, b->runner, e);
+    int rc = maker_open(&b->maker, b->runner, !b->maker_died, e);
     return rc < 0 ? rc
                   : loop_watch_start(b->runner->loop, &b->maker_watch, maker_fd(b->maker), EPOLLIN,
                                      maker_cb, e);
@@ -242,7 +269,7 @@ static int order(struct blanks *b, struct err *e)
         rc = place_take(b, &b->ordered, e);
     if (rc < 0)
         return rc;
-    const struct maker_order o = order_for(b->ordered, true);
+    const struct maker_order o = order_for(b->ordered, b->runner->powers.map_layers);
     rc = maker_ask(b->maker, &o, e);
     if (rc < 0)
         blanks_place_free(b, steal_pointer(&b->ordered));
@@ -257,17 +284,17 @@ static void refill_cb(struct loop_timer *timer)
         return;
     /* The last places are for instances. */
     if (b->slot_count - b->used_count <= b->stock_max) {
-        refill_at(b, REFILL_AGAIN_MS);
+        refill_after(b, REFILL_AGAIN_MS);
     } else if (order(b, &e) < 0) {
         log_warn("runner", "make a blank: %s", e.msg);
-        refill_at(b, REFILL_AGAIN_MS);
+        refill_after(b, REFILL_AGAIN_MS);
     }
 }
 
 void blanks_start(struct blanks *b)
 {
-    if (b->stock_count < b->stock_max)
-        refill_at(b, 0);
+    b->used_at_boot_ms = clock_boot_ms();
+    refill(b);
 }
 
 /* False: there is none. */
@@ -289,11 +316,8 @@ int blanks_take(struct blanks *b, struct spare *out, struct err *e)
     if (b->stock_count == 0 && b->ordered != NULL && ordered_take(b, &b->stock[0], &ignored) == 0)
         b->stock_count = 1;
     int rc = stock_take(b, out) ? 0 : spare_make(b, out, e);
-    /* Many starts in a row do not put it off for ever. */
-    if (b->stock_count == 0)
-        blanks_start(b);
-    else if (b->refill.position == 0)
-        refill_at(b, REFILL_AFTER_MS);
+    b->used_at_boot_ms = clock_boot_ms();
+    refill(b);
     return rc;
 }
 

@@ -1,7 +1,8 @@
 /* sandbox/runner/blanks.h - places for instances, and blanks kept ready in some of them.
  *
  * A place is a range of user ids and control groups named after it. It is taken with a blank and
- * given back when nothing of the instance is left, so a range is never in use twice. */
+ * given back when nothing of the instance is left, so a range is never in use twice; but where all
+ * instances have the same ids (powers.h), a place is a number and nothing more. */
 #ifndef SKERRY_SANDBOX_RUNNER_BLANKS_H
 #define SKERRY_SANDBOX_RUNNER_BLANKS_H
 
@@ -18,9 +19,12 @@ struct blanks;
 struct place {
     bool owned; /* false: of another runner's range, seen at adoption */
     uint32_t slot;
-    uint32_t uid_base;
+    struct id_range ids;
     struct cgroup cgroup;
     int layer_map; /* a user namespace that maps the ids of layers to ours; -1: none yet, or no more */
+    /* Of a running instance: its mounts, whose taking apart (RCU waits of the kernel) would else be the
+     * last thing that its process 1 does before anybody hears of its end; -1: none. */
+    int mounts_fd;
 };
 
 struct spare {
@@ -41,8 +45,8 @@ int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out,
 void blanks_place_free(struct blanks *b, struct place *place);
 /* Refills the stock: the maker is told to. */
 void blanks_start(struct blanks *b);
-/* Makes the place's map of layers, if it was not made ahead. */
-int blanks_layer_map(struct place *place, struct err *e) ERR_CHECKED;
+/* Makes the place's map of layers, if there is to be one and it was not made ahead. */
+int blanks_layer_map(const struct blanks *b, struct place *place, struct err *e) ERR_CHECKED;
 /* Places that can still be taken. */
 uint32_t blanks_free_count(const struct blanks *b);
 

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "sandbox/runner/mount_lines.h"
 
 /* --- small files ------------------------------------------------------------------------------ */
 
@@ -76,6 +77,32 @@ uint64_t cgroup_read_key(const char *folder, const char *file, const char *key)
     return 0;
 }
 
+int cgroup_write_disks(const char *folder, const char *file, const struct disks *disks,
+                       const char *before, uint64_t value, struct err *e)
+{
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < disks->count; i++) {
+        char text[64];
+        text_format(text, sizeof text, "%u:%u %s%" PRIu64, disks->list[i].major,
+                    disks->list[i].minor, before, value);
+        rc = cgroup_write(folder, file, text, e);
+    }
+    return rc;
+}
+
+void cgroup_free_disks(const char *folder, const char *file, const char *text)
+{
+    char limits[1024], *rest = NULL;
+    if (cgroup_read(folder, file, limits, sizeof limits) < 0)
+        return;
+    for (char *line = strtok_r(limits, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        char freed[64];
+        if (text_format(freed, sizeof freed, "%.*s %s", (int)strcspn(line, " "), line, text))
+            (void)cgroup_write(folder, file, freed, NULL);
+    }
+}
+
 /* --- what the machine has --------------------------------------------------------------------- */
 
 static const struct {
@@ -83,7 +110,8 @@ static const struct {
     enum cgroup_controller controller;
 } controllers[] = {
     {"cpu", CGROUP_CPU},   {"cpuacct", CGROUP_CPUACCT}, {"memory", CGROUP_MEMORY},
-    {"pids", CGROUP_PIDS}, {"freezer", CGROUP_FREEZER},
+    {"pids", CGROUP_PIDS}, {"freezer", CGROUP_FREEZER}, {"io", CGROUP_IO},
+    {"blkio", CGROUP_IO},
 };
 
 /* `list` is separated by `separator`. */
@@ -129,32 +157,8 @@ static bool own_position(unsigned wanted, char *out, size_t size)
     return found;
 }
 
-struct mounted {
-    char *point, *root, *type, *options;
-};
-
-/* Splits a line of /proc/self/mountinfo in place; see proc(5). */
-static bool mount_line_parse(char *line, struct mounted *m)
-{
-    char *rest = NULL;
-    *m = (struct mounted){0};
-    char *word = strtok_r(line, " \n", &rest);
-    for (int i = 0; word != NULL && i < 6; i++, word = strtok_r(NULL, " \n", &rest)) {
-        if (i == 3)
-            m->root = word;
-        if (i == 4)
-            m->point = word;
-    }
-    while (word != NULL && strcmp(word, "-") != 0)
-        word = strtok_r(NULL, " \n", &rest);
-    m->type = strtok_r(NULL, " \n", &rest);
-    (void)strtok_r(NULL, " \n", &rest);
-    m->options = strtok_r(NULL, " \n", &rest);
-    return m->root != NULL && m->point != NULL && m->type != NULL && m->options != NULL;
-}
-
 /* The folder of our own position below a mount that may show a part of the hierarchy only. */
-static bool own_folder(const struct mounted *m, unsigned wanted, char *out, size_t size)
+static bool own_folder(const struct mount_line *m, unsigned wanted, char *out, size_t size)
 {
     char position[CGROUP_PATH_SIZE];
     if (!own_position(wanted, position, sizeof position))
@@ -168,7 +172,8 @@ static bool own_folder(const struct mounted *m, unsigned wanted, char *out, size
     return text_format(out, size, "%s%s", m->point, below) && access(out, F_OK) == 0;
 }
 
-static void tree_add(struct cgroup_host *host, const struct mounted *m, const char *name)
+static void tree_add(struct cgroup_host *host, const struct mount_line *m,
+                     const struct cgroup_host_options *o)
 {
     bool v2 = strcmp(m->type, "cgroup2") == 0;
     if (host->tree_count == CGROUP_TREES_MAX || (!v2 && strcmp(m->type, "cgroup") != 0))
@@ -178,25 +183,38 @@ static void tree_add(struct cgroup_host *host, const struct mounted *m, const ch
     if (!v2)
         found = controllers_of(m->options, ',');
     else if (cgroup_read(m->point, "cgroup.controllers", text, sizeof text) == 0)
-        found = controllers_of(text, ' ') & (CGROUP_CPU | CGROUP_MEMORY | CGROUP_PIDS);
+        found = controllers_of(text, ' ') & (CGROUP_CPU | CGROUP_MEMORY | CGROUP_PIDS | CGROUP_IO);
     for (size_t i = 0; i < host->tree_count; i++)
         found &= ~host->trees[i].controllers; /* mounted twice */
-    if (found == 0)
+    if (!o->io)
+        found &= ~(unsigned)CGROUP_IO;
+    /* One of version 2 is entered by all or by none: not for what few ask for. */
+    if (found == 0 || (v2 && found == CGROUP_IO))
         return;
     char own[CGROUP_PATH_SIZE];
     struct cgroup_tree *tree = &host->trees[host->tree_count];
     *tree = (struct cgroup_tree){.backend = v2 ? &cgroup_v2_backend : &cgroup_v1_backend,
-                                 .controllers = found};
+                                 .controllers = found,
+                                 .on_demand = !v2 && found == CGROUP_IO};
+    const enum log_level level = o->loud ? LOG_LEVEL_WARN : LOG_LEVEL_DEBUG;
     struct err e;
     if (!own_folder(m, v2 ? 0 : found, own, sizeof own)) {
-        log_warn("runner", "no place of our own below %s; its limits are not enforced", m->point);
+        log_line(level, "runner", "no place of our own below %s; its limits are not enforced",
+                 m->point);
         return;
     }
-    if (tree->backend->parent_prepare(tree, own, name, &e) < 0) {
-        log_warn("runner", "limits below %s are not enforced: %s", own, e.msg);
+    if (tree->backend->parent_prepare(tree, own, o->name, &e) < 0) {
+        log_line(level, "runner", "limits below %s are not enforced: %s", own, e.msg);
         return;
     }
     host->tree_count++;
+}
+
+/* A kernel may have the controller without the limit. */
+static bool has_file(const struct cgroup_tree *tree, const char *name)
+{
+    char path[CGROUP_PATH_SIZE + 64];
+    return text_format(path, sizeof path, "%s/%s", tree->parent, name) && access(path, W_OK) == 0;
 }
 
 static unsigned limits_of(const struct cgroup_host *host)
@@ -208,30 +226,31 @@ static unsigned limits_of(const struct cgroup_host *host)
             enforced |= CGROUP_LIMIT_CPU;
         if ((tree->controllers & CGROUP_PIDS) != 0)
             enforced |= CGROUP_LIMIT_PIDS;
+        bool v2 = tree->backend == &cgroup_v2_backend;
+        if ((tree->controllers & CGROUP_IO) != 0 &&
+            has_file(tree, v2 ? "io.max" : "blkio.throttle.read_bps_device"))
+            enforced |= CGROUP_LIMIT_IO;
         if ((tree->controllers & CGROUP_MEMORY) == 0)
             continue;
         enforced |= CGROUP_LIMIT_MEMORY;
-        char path[CGROUP_PATH_SIZE + 64];
-        text_format(path, sizeof path, "%s/memory.kmem.tcp.limit_in_bytes", tree->parent);
-        if (tree->backend == &cgroup_v2_backend || access(path, W_OK) == 0)
+        if (v2 || has_file(tree, "memory.kmem.tcp.limit_in_bytes"))
             enforced |= CGROUP_LIMIT_TCP_MEMORY;
     }
     return enforced;
 }
 
-int cgroup_host_open(struct cgroup_host *host, const char *name, struct err *e)
+int cgroup_host_open(struct cgroup_host *host, const struct cgroup_host_options *options,
+                     struct err *e)
 {
     memset(host, 0, sizeof *host);
-    FILE *file = fopen("/proc/self/mountinfo", "re");
+    FILE *file = mount_lines_open(e);
     if (file == NULL)
-        return err_sys(e, ERR_IO, errno, "open /proc/self/mountinfo");
-    char *line = NULL;
+        return -(int)e->code;
+    CLEANUP_FREE char *line = NULL;
     size_t size = 0;
-    struct mounted m;
-    while (getline(&line, &size, file) >= 0)
-        if (mount_line_parse(line, &m))
-            tree_add(host, &m, name);
-    free(line);
+    struct mount_line m;
+    while (mount_lines_next(file, &line, &size, &m))
+        tree_add(host, &m, options);
     fclose(file);
     host->enforced = limits_of(host);
     return 0;
@@ -251,17 +270,26 @@ const char *cgroup_host_kind(const struct cgroup_host *host)
 
 /* --- one instance ----------------------------------------------------------------------------- */
 
+static int group_name(const struct cgroup_tree *tree, struct cgroup *out, struct err *e)
+{
+    struct cgroup_group *group = &out->groups[out->group_count++];
+    group->backend = tree->backend;
+    group->controllers = tree->controllers;
+    if (!text_format(group->path, sizeof group->path, "%s/%s", tree->parent, out->name))
+        return err_set(e, ERR_LIMIT, "path of group %s is too long", out->name);
+    return 0;
+}
+
 int cgroup_name(const struct cgroup_host *host, struct cgroup *out, const char *name, struct err *e)
 {
-    out->group_count = host->tree_count;
-    for (size_t i = 0; i < host->tree_count; i++) {
-        struct cgroup_group *group = &out->groups[i];
-        group->backend = host->trees[i].backend;
-        group->controllers = host->trees[i].controllers;
-        if (!text_format(group->path, sizeof group->path, "%s/%s", host->trees[i].parent, name))
-            return err_set(e, ERR_LIMIT, "path of group %s is too long", name);
-    }
-    return 0;
+    out->group_count = 0;
+    if (!text_copy(out->name, sizeof out->name, name))
+        return err_set(e, ERR_LIMIT, "name of group %s is too long", name);
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < host->tree_count; i++)
+        if (!host->trees[i].on_demand)
+            rc = group_name(&host->trees[i], out, e);
+    return rc;
 }
 
 int cgroup_make(const struct cgroup *cgroup, struct err *e)
@@ -275,6 +303,33 @@ int cgroup_make(const struct cgroup *cgroup, struct err *e)
         return rc;
     }
     return 0;
+}
+
+static int entry_open(const struct cgroup_group *group, struct err *e)
+{
+    char path[CGROUP_PATH_SIZE + 16];
+    text_format(path, sizeof path, "%s/%s", group->path, group->backend->entry);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    return fd < 0 ? err_sys(e, ERR_IO, errno, "open %s", path) : fd;
+}
+
+int cgroup_demand(const struct cgroup_host *host, struct cgroup *cgroup,
+                  enum cgroup_controller controller, int *out_entry, struct err *e)
+{
+    *out_entry = -1;
+    const struct cgroup_tree *tree = host->trees;
+    while (tree < host->trees + host->tree_count &&
+           (!tree->on_demand || (tree->controllers & controller) == 0))
+        tree++;
+    if (tree == host->trees + host->tree_count)
+        return 0;
+    int rc = group_name(tree, cgroup, e);
+    const struct cgroup_group *group = &cgroup->groups[cgroup->group_count - 1];
+    if (rc == 0 && mkdir(group->path, 0755) < 0)
+        rc = err_sys(e, ERR_IO, errno, "make group %s", group->path);
+    if (rc == 0)
+        *out_entry = entry_open(group, e);
+    return rc == 0 && *out_entry < 0 ? *out_entry : rc;
 }
 
 int cgroup_limit(const struct cgroup *cgroup, const struct cgroup_limits *limits, struct err *e)
@@ -294,16 +349,13 @@ int cgroup_entries_open(const struct cgroup *cgroup, int *out, size_t *out_count
         const struct cgroup_group *group = &cgroup->groups[i];
         if (group->backend->entry == NULL)
             continue;
-        char path[CGROUP_PATH_SIZE + 16];
-        text_format(path, sizeof path, "%s/%s", group->path, group->backend->entry);
-        out[count] = open(path, O_WRONLY | O_CLOEXEC);
-        if (out[count] < 0) {
-            int sys = errno;
+        int fd = entry_open(group, e);
+        if (fd < 0) {
             while (count > 0)
                 memory_close(&out[--count]);
-            return err_sys(e, ERR_IO, sys, "open %s", path);
+            return fd;
         }
-        count++;
+        out[count++] = fd;
     }
     *out_count = count;
     return 0;

@@ -8,6 +8,10 @@
  * the group. Memory: tmpfs pages are charged to their writer, so the group's limit is the
  * instance's memory, its disk and an allowance for inodes together.
  *
+ * What a process reads from a disk counts for the group that it was in when the page was missing, also where a
+ * loop device lies in between. A read that has to wait holds its page, for everybody: so who kills a group lets
+ * go what waits, and a limit is felt by others who miss the same page at that moment.
+ *
  * Thread: one. cgroup_remove may wait and belongs into a child of the runner. */
 #ifndef SKERRY_SANDBOX_RUNNER_CGROUP_H
 #define SKERRY_SANDBOX_RUNNER_CGROUP_H
@@ -17,6 +21,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "sandbox/runner/disks.h"
 
 enum cgroup_controller {
     CGROUP_CPU = 1,
@@ -24,6 +29,7 @@ enum cgroup_controller {
     CGROUP_MEMORY = 4,
     CGROUP_PIDS = 8,
     CGROUP_FREEZER = 16, /* v1 only: a frozen group must be thawed to be killed */
+    CGROUP_IO = 32,      /* v1's name is blkio */
 };
 
 /* What can be limited here; the names are those of HelloReply.unenforced. */
@@ -32,6 +38,7 @@ enum cgroup_limit {
     CGROUP_LIMIT_MEMORY = 2,
     CGROUP_LIMIT_PIDS = 4,
     CGROUP_LIMIT_TCP_MEMORY = 8,
+    CGROUP_LIMIT_IO = 16,
 };
 
 struct cgroup_limits {
@@ -39,6 +46,8 @@ struct cgroup_limits {
     uint64_t memory_bytes;
     uint64_t tcp_bytes; /* of it, in TCP buffers */
     uint32_t pids;
+    uint64_t io_bytes;         /* a second, read from each of `disks`; 0: none */
+    const struct disks *disks; /* of io_bytes */
 };
 
 struct cgroup_stats {
@@ -50,11 +59,15 @@ struct cgroup_stats {
 
 #define CGROUP_TREES_MAX 6
 #define CGROUP_PATH_SIZE 512
+#define CGROUP_NAME_SIZE 32
 
 /* One hierarchy of the machine and our folder in it. */
 struct cgroup_tree {
     const struct cgroup_backend *backend;
     unsigned controllers;
+    /* Instances have a group there only if they ask for what it limits: entering one more hierarchy of v1 would
+     * be a part of every start. */
+    bool on_demand;
     char parent[CGROUP_PATH_SIZE];
 };
 
@@ -71,12 +84,19 @@ struct cgroup_group {
     char path[CGROUP_PATH_SIZE];
 };
 struct cgroup {
+    char name[CGROUP_NAME_SIZE];
     struct cgroup_group groups[CGROUP_TREES_MAX];
     size_t group_count;
 };
 
-/* `name`: the folder below our own position. Finding no controller at all is no error. */
-int cgroup_host_open(struct cgroup_host *host, const char *name, struct err *e) ERR_CHECKED;
+struct cgroup_host_options {
+    const char *name; /* of the folder below our own position */
+    bool io;          /* limits of it may be asked for; else its controller is left alone */
+    bool loud;        /* that a controller which is there cannot be used is a warning */
+};
+/* Finding no controller at all is no error. */
+int cgroup_host_open(struct cgroup_host *host, const struct cgroup_host_options *options,
+                     struct err *e) ERR_CHECKED;
 /* Removes the folders, and the groups in them that are empty; waits so long for those that are about to be,
  * and says which stay. 0: instances go on in them, which is as it should be. */
 void cgroup_host_close(struct cgroup_host *host, unsigned wait_ms);
@@ -85,11 +105,15 @@ void cgroup_host_close(struct cgroup_host *host, unsigned wait_ms);
 void cgroup_host_sweep(const struct cgroup_host *host, unsigned seconds);
 const char *cgroup_host_kind(const struct cgroup_host *host); /* "v1", "v2", "hybrid", "none" */
 
-/* Says where its groups are. */
+/* Says where its groups are, but for those on demand. */
 int cgroup_name(const struct cgroup_host *host, struct cgroup *out, const char *name,
                 struct err *e) ERR_CHECKED;
 /* Makes them, all or none. */
 int cgroup_make(const struct cgroup *cgroup, struct err *e) ERR_CHECKED;
+/* One more, where the controller is in a hierarchy of those on demand; *out_entry is its entry then, the caller's,
+ * as of cgroup_entries_open, else -1. */
+int cgroup_demand(const struct cgroup_host *host, struct cgroup *cgroup,
+                  enum cgroup_controller controller, int *out_entry, struct err *e) ERR_CHECKED;
 int cgroup_limit(const struct cgroup *cgroup, const struct cgroup_limits *limits,
                  struct err *e) ERR_CHECKED;
 /* Descriptors into which the process writes "0" to enter, at most CGROUP_TREES_MAX; the caller's. */
@@ -101,7 +125,8 @@ int cgroup_clone_fd(const struct cgroup *cgroup);
 int cgroup_oom_fd(const struct cgroup *cgroup);
 bool cgroup_oom_happened(const struct cgroup *cgroup);
 void cgroup_stats_read(const struct cgroup *cgroup, struct cgroup_stats *out);
-/* Thaws what is frozen, so that SIGKILL reaches it; kills the group where the kernel can. */
+/* Thaws what is frozen and lets go what waits for a disk, so that SIGKILL reaches it; kills the group where the
+ * kernel can. */
 void cgroup_kill(const struct cgroup *cgroup);
 /* Kills and waits until no process is left, then removes the groups. Blocks up to `wait_ms`. */
 int cgroup_remove(const struct cgroup *cgroup, unsigned wait_ms, struct err *e) ERR_CHECKED;
@@ -131,6 +156,11 @@ int cgroup_write_u64(const char *folder, const char *file, uint64_t value,
 /* The whole of a small file; -1 when it cannot be read. */
 int cgroup_read(const char *folder, const char *file, char *out, size_t size);
 uint64_t cgroup_read_u64(const char *folder, const char *file);
+/* For each of the disks writes "MAJOR:MINOR ", `before` and the value. */
+int cgroup_write_disks(const char *folder, const char *file, const struct disks *disks,
+                       const char *before, uint64_t value, struct err *e) ERR_CHECKED;
+/* For each disk that is limited there writes `text` behind its number. */
+void cgroup_free_disks(const char *folder, const char *file, const char *text);
 /* The number behind `key` in lines of "key number"; 0 when there is none. */
 uint64_t cgroup_read_key(const char *folder, const char *file, const char *key);
 

@@ -11,6 +11,7 @@
 /* The kernel's own default; a quota below 1 ms is refused by it. */
 #define CPU_PERIOD_US 100000u
 #define CPU_QUOTA_US_MIN 1000u
+#define IO_FILE "blkio.throttle.read_bps_device"
 
 static int parent_prepare(struct cgroup_tree *tree, const char *own, const char *name,
                           struct err *e)
@@ -56,6 +57,8 @@ static int limit(const struct cgroup_group *g, const struct cgroup_limits *limit
         rc = limit_cpu(g, limits, e);
     if (rc == 0 && (g->controllers & CGROUP_PIDS) != 0 && limits->pids > 0)
         rc = cgroup_write_u64(g->path, "pids.max", limits->pids, e);
+    if (rc == 0 && (g->controllers & CGROUP_IO) != 0 && limits->io_bytes > 0)
+        rc = cgroup_write_disks(g->path, IO_FILE, limits->disks, "", limits->io_bytes, e);
     return rc;
 }
 
@@ -90,10 +93,12 @@ static void stats(const struct cgroup_group *g, struct cgroup_stats *out)
         out->pids = (uint32_t)cgroup_read_u64(g->path, "pids.current");
 }
 
-static void thaw(const struct cgroup_group *g)
+static void let_go(const struct cgroup_group *g)
 {
     if ((g->controllers & CGROUP_FREEZER) != 0)
         (void)cgroup_write(g->path, "freezer.state", "THAWED", NULL);
+    if ((g->controllers & CGROUP_IO) != 0)
+        cgroup_free_disks(g->path, IO_FILE, "0");
 }
 
 const struct cgroup_backend cgroup_v1_backend = {
@@ -103,5 +108,5 @@ const struct cgroup_backend cgroup_v1_backend = {
     .oom_fd = oom_fd,
     .oom_happened = oom_happened,
     .stats = stats,
-    .kill = thaw,
+    .kill = let_go,
 };

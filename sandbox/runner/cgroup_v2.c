@@ -12,20 +12,25 @@
 #define CPU_PERIOD_US 100000u
 #define CPU_QUOTA_US_MIN 1000u
 
+/* All in one write: after one that may be shared out beside processes (cpu, pids), a group that has some
+ * counts as threaded and takes no memory any more, and does not say that it is the processes that are in
+ * the way. */
 static int enable(const char *folder, unsigned controllers, struct err *e)
 {
     static const struct {
         enum cgroup_controller controller;
         const char *text;
-    } all[] = {{CGROUP_CPU, "+cpu"}, {CGROUP_MEMORY, "+memory"}, {CGROUP_PIDS, "+pids"}};
+    } all[] = {{CGROUP_CPU, "+cpu "},
+               {CGROUP_MEMORY, "+memory "},
+               {CGROUP_PIDS, "+pids "},
+               {CGROUP_IO, "+io "}};
+    char text[32] = "";
     for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
-        if ((controllers & all[i].controller) == 0)
-            continue;
-        int rc = cgroup_write(folder, "cgroup.subtree_control", all[i].text, e);
-        if (rc < 0)
-            return rc;
+        size_t length = strlen(text);
+        if ((controllers & all[i].controller) != 0)
+            text_format(text + length, sizeof text - length, "%s", all[i].text);
     }
-    return 0;
+    return text[0] == '\0' ? 0 : cgroup_write(folder, "cgroup.subtree_control", text, e);
 }
 
 static int folder_make(char *out, const char *parent, const char *name, struct err *e)
@@ -98,6 +103,8 @@ static int limit(const struct cgroup_group *g, const struct cgroup_limits *limit
         rc = limit_cpu(g, limits, e);
     if (rc == 0 && (g->controllers & CGROUP_PIDS) != 0 && limits->pids > 0)
         rc = cgroup_write_u64(g->path, "pids.max", limits->pids, e);
+    if (rc == 0 && (g->controllers & CGROUP_IO) != 0 && limits->io_bytes > 0)
+        rc = cgroup_write_disks(g->path, "io.max", limits->disks, "rbps=", limits->io_bytes, e);
     return rc;
 }
 
@@ -132,6 +139,8 @@ static void stats(const struct cgroup_group *g, struct cgroup_stats *out)
 static void kill_all(const struct cgroup_group *g)
 {
     (void)cgroup_write(g->path, "cgroup.kill", "1", NULL);
+    if ((g->controllers & CGROUP_IO) != 0)
+        cgroup_free_disks(g->path, "io.max", "rbps=max");
 }
 
 const struct cgroup_backend cgroup_v2_backend = {

@@ -27,7 +27,16 @@ static const struct field fields[] = {
      .fallback = "/var/lib/skerry/runner",
      .min = 1,
      .max = 60, /* a socket's path has 108 bytes, and an instance's ends in 50 of ours */
-     .meaning = "Folder of images, instances and logs."},
+     .meaning = "Folder of images and logs."},
+    {.path = "instances",
+     .type = FIELD_TEXT,
+     .offset = AT(instances),
+     .fallback = "",
+     .max = 100,
+     .meaning =
+         "Folder of what a runner that is started again must know of its instances; unset: "
+         "`instances` "
+         "below `directory`. None of it outlives the machine's end: a tmpfs as /run is quicker."},
     {.path = "socket",
      .type = FIELD_TEXT,
      .offset = AT(socket),
@@ -53,6 +62,13 @@ static const struct field fields[] = {
      .offset = AT(egress),
      .fallback = "false",
      .meaning = "Whether an instance may reach out of its network namespace."},
+    {.path = "allow.io",
+     .type = FIELD_BOOL,
+     .offset = AT(io),
+     .fallback = "false",
+     .meaning =
+         "Whether a workload may limit what it reads from disks. Code that is limited can make "
+         "others wait for pages that it has asked for."},
     {.path = "allow.destinations",
      .type = FIELD_TEXT_LIST,
      .offset = AT(destinations),
@@ -110,6 +126,14 @@ static const struct field fields[] = {
      .min = MiB,
      .max = 1024 * GiB,
      .meaning = "What one instance may write; it lies in memory."},
+    {.path = "max.io",
+     .type = FIELD_BYTES,
+     .offset = AT(max.io_bytes),
+     .fallback = "none",
+     .min = MiB,
+     .max = 1024 * GiB,
+     .none_allowed = true,
+     .meaning = "Bytes a second that one instance may have read from disks."},
     {.path = "max.bandwidth",
      .type = FIELD_BYTES,
      .offset = AT(max.bandwidth_bytes),
@@ -153,6 +177,13 @@ static const struct field fields[] = {
      .fallback = "2",
      .max = 64,
      .meaning = "Empty sandboxes kept ready to make the next start quick."},
+    {.path = "images.erofs",
+     .type = FIELD_BOOL,
+     .offset = AT(images.erofs),
+     .fallback = "true",
+     .meaning =
+         "Whether an image is kept as one file of erofs, mounted for all that use it, if the "
+         "kernel and mkfs.erofs can. Else, and those that are there: as a folder."},
     {.path = "logs.bytes",
      .type = FIELD_BYTES,
      .offset = AT(logs.bytes),
@@ -185,7 +216,8 @@ const struct field_table *runner_config_fields(void)
     return &table;
 }
 
-/* Reads the file after checking, on the open descriptor, that only root can have written it. */
+/* Reads the file after checking, on the open descriptor, that only root, or the user that we run as, can
+ * have written it. */
 static int read_trusted(const char *path, char **out, size_t *out_length, struct err *e)
 {
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
@@ -196,7 +228,7 @@ static int read_trusted(const char *path, char **out, size_t *out_length, struct
         return err_sys(e, ERR_IO, errno, "stat %s", path);
     if (!S_ISREG(st.st_mode))
         return err_set(e, ERR_DENIED, "%s is not a regular file", path);
-    if (st.st_uid != 0 || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+    if ((st.st_uid != 0 && st.st_uid != geteuid()) || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
         return err_set(e, ERR_DENIED,
                        "%s must belong to root and be writable by root only: chown root, chmod 644",
                        path);
@@ -266,8 +298,9 @@ static int check(const struct runner_config *c, const struct document *d, struct
     if (strchr(c->cgroup, '/') != NULL || c->cgroup[0] == '.')
         return err_set(e, ERR_INVALID, "%s:%d: cgroup: a name without slashes and leading dots",
                        document_name(d), fields_line(d, "cgroup"));
-    if (c->directory[0] != '/' || c->socket[0] != '/')
-        return err_set(e, ERR_INVALID, "%s: directory and socket must be absolute paths",
+    if (c->directory[0] != '/' || c->socket[0] != '/' ||
+        (c->instances[0] != '\0' && c->instances[0] != '/'))
+        return err_set(e, ERR_INVALID, "%s: directory, instances and socket must be absolute paths",
                        document_name(d));
     return 0;
 }

@@ -1,7 +1,8 @@
 /* sandbox/runner/config.h - what the root-owned runner.yaml allows at most.
  *
  * The file must belong to root and be writable by nobody else, or it is refused: the node that the
- * runner serves is not trusted to raise its own limits. Without a file the defaults hold. */
+ * runner serves is not trusted to raise its own limits. Without a file the defaults hold. Where an ordinary
+ * user started the runner, node and file are that user's. */
 #ifndef SKERRY_SANDBOX_RUNNER_CONFIG_H
 #define SKERRY_SANDBOX_RUNNER_CONFIG_H
 
@@ -21,10 +22,12 @@
 
 struct runner_config {
     char *directory;
+    char *instances; /* empty: below directory */
     char *socket;
     char *node_user; /* its uid and gid may connect; see node_uid, node_gid */
     struct field_list profiles;
     bool egress;
+    bool io; /* nodes may ask for limits of it */
     struct field_list destinations;
     struct {
         char *network;
@@ -33,11 +36,15 @@ struct runner_config {
     } sandbox;
     struct {
         uint64_t cpus_thousandths, memory_bytes, pids, disk_bytes, instances, bandwidth_bytes;
+        uint64_t io_bytes;
     } max; /* of one instance; instances: on this machine */
     uint64_t uid_base;
     char *cgroup;
     uint64_t grace_ms; /* an agent ends its instance when no runner came back for so long */
     uint64_t blanks;
+    struct {
+        bool erofs;
+    } images;
     struct {
         uint64_t bytes, keep_ms, total_bytes;
     } logs;

@@ -13,6 +13,7 @@ static const struct {
 } limit_names[] = {{CGROUP_LIMIT_CPU, "cpu"},
                    {CGROUP_LIMIT_MEMORY, "memory"},
                    {CGROUP_LIMIT_PIDS, "pids"},
+                   {CGROUP_LIMIT_IO, "io"},
                    {CGROUP_LIMIT_TCP_MEMORY, "tcp_memory"}};
 
 static void hello(struct runner *r, const Skerry__Runner__Hello *h, const struct asker *asker)
@@ -29,7 +30,7 @@ static void hello(struct runner *r, const Skerry__Runner__Hello *h, const struct
     Skerry__Runner__HelloReply hello = SKERRY__RUNNER__HELLO_REPLY__INIT;
     text_format(logs, sizeof logs, "%s/logs", r->config.directory);
     for (size_t n = 0; n < ARRAY_SIZE(limit_names); n++)
-        if ((r->cgroups.enforced & limit_names[n].limit) == 0)
+        if ((r->limits_wanted & ~r->cgroups.enforced & limit_names[n].limit) != 0)
             unenforced[hello.n_unenforced++] = (char *)(uintptr_t)limit_names[n].name;
     hello.unenforced = unenforced;
     hello.protocol = RUNNER_PROTOCOL;
@@ -37,9 +38,13 @@ static void hello(struct runner *r, const Skerry__Runner__Hello *h, const struct
     hello.profiles = r->config.profiles.items;
     hello.n_profiles = r->config.profiles.count;
     hello.egress_allowed = net_egress_refusal(r->egress) == NULL;
-    char *warnings[] = {(char *)(uintptr_t)net_egress_warning(r->egress)};
+    char *warnings[2];
+    const char *egress = net_egress_warning(r->egress);
+    if (r->powers.note[0] != '\0')
+        warnings[hello.n_warnings++] = r->powers.note;
+    if (egress != NULL)
+        warnings[hello.n_warnings++] = (char *)(uintptr_t)egress;
     hello.warnings = warnings;
-    hello.n_warnings = warnings[0] != NULL ? 1 : 0;
     hello.cgroup = (char *)(uintptr_t)cgroup_host_kind(&r->cgroups);
     hello.memory_bytes = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     hello.cpus = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);

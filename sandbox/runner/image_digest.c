@@ -14,7 +14,7 @@
 #include "sandbox/runner/image_names.h"
 
 #define READ_SIZE (128 * 1024)
-static const char format_line[] = "skerry layer 1\n";
+static const char format_line[] = "skerry layer 2\n";
 
 struct walk {
     crypto_hash_sha256_state hash;
@@ -34,14 +34,15 @@ static void put_u32(unsigned char *out, uint32_t value)
 
 static void walk_record(struct walk *w, char type, const struct stat *st, uint64_t size)
 {
-    unsigned char head[1 + 4 + 4 + 4 + 8 + 4];
+    unsigned char head[1 + 4 + 4 + 4 + 8 + 4 + 4];
     head[0] = (unsigned char)type;
     put_u32(head + 1, (uint32_t)(st->st_mode & 07777));
     put_u32(head + 5, (uint32_t)st->st_uid);
     put_u32(head + 9, (uint32_t)st->st_gid);
     put_u32(head + 13, (uint32_t)size);
     put_u32(head + 17, (uint32_t)(size >> 32));
-    put_u32(head + 21, (uint32_t)w->path_length);
+    put_u32(head + 21, type == 'f' ? (uint32_t)st->st_mtime : 0);
+    put_u32(head + 25, (uint32_t)w->path_length);
     crypto_hash_sha256_update(&w->hash, head, sizeof head);
     crypto_hash_sha256_update(&w->hash, (const unsigned char *)w->path, w->path_length);
 }
@@ -225,6 +226,17 @@ static int top_pass(int top_fd, uint64_t *counter, bool *out_seen, struct err *e
     return rc;
 }
 
+int image_tree_empty(int folder_fd, struct err *e)
+{
+    uint64_t counter = 0;
+    int rc = 0;
+    for (bool seen = true; rc == 0 && seen;) {
+        seen = false;
+        rc = top_pass(folder_fd, &counter, &seen, e);
+    }
+    return rc;
+}
+
 int image_tree_remove(int parent_fd, const char *name, struct err *e)
 {
     CLEANUP_FD int top = openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
@@ -233,14 +245,9 @@ int image_tree_remove(int parent_fd, const char *name, struct err *e)
             return 0;
         return err_sys(e, ERR_IO, errno, "delete %s", name);
     }
-    uint64_t counter = 0;
-    bool seen = true;
-    while (seen) {
-        seen = false;
-        int rc = top_pass(top, &counter, &seen, e);
-        if (rc != 0)
-            return rc;
-    }
+    int rc = image_tree_empty(top, e);
+    if (rc != 0)
+        return rc;
     if (unlinkat(parent_fd, name, AT_REMOVEDIR) != 0)
         return err_sys(e, ERR_IO, errno, "delete %s", name);
     return 0;

@@ -10,7 +10,6 @@
 
 #define NAME_LENGTH_MAX 255
 #define SHOWN_SIZE 128
-#define ID_MAX 65535
 /* What the headers of one entry may take: names, pax headers with attributes that are not kept. */
 #define HEADER_BYTES_MAX (4 * 1024 * 1024)
 
@@ -211,6 +210,19 @@ static int read_content(struct reading *r, int64_t size, struct err *e)
     return 0;
 }
 
+/* 1980-01-01: zip knows none before. */
+#define SOURCE_CHANGED_S 315532800u
+
+/* Programs compare times: Python takes what it has compiled ahead only beside a source of the same one.
+ * Those of sources are of whoever checked them out. */
+static uint32_t changed_of(const struct reading *r, struct archive_entry *entry)
+{
+    int64_t changed_s = archive_entry_mtime_is_set(entry) ? archive_entry_mtime(entry) : 0;
+    if (r->kind == IMAGE_KIND_SOURCE)
+        return SOURCE_CHANGED_S;
+    return changed_s < 0 || changed_s > UINT32_MAX ? 0 : (uint32_t)changed_s;
+}
+
 static int take_file(struct reading *r, struct archive_entry *entry, mode_t mode, uid_t uid,
                      gid_t gid, struct err *e)
 {
@@ -224,7 +236,7 @@ static int take_file(struct reading *r, struct archive_entry *entry, mode_t mode
     if (rc != 0)
         return rc;
     r->content_end += (size + 511) / 512 * 512;
-    rc = r->sink->file_begin(r->sink->user, r->path, mode, uid, gid, e);
+    rc = r->sink->file_begin(r->sink->user, r->path, mode, uid, gid, changed_of(r, entry), e);
     if (rc == 0)
         rc = read_content(r, size, e);
     if (rc == 0)
@@ -299,9 +311,16 @@ static int take_entry(struct reading *r, struct archive_entry *entry, struct err
     mode_t mode = archive_entry_perm(entry) & (type == AE_IFDIR ? 01777 : 0777);
     if (r->kind == IMAGE_KIND_SOURCE)
         normalize_source(type, &mode, &uid, &gid);
-    if (uid < 0 || uid > ID_MAX || gid < 0 || gid > ID_MAX)
+    const int64_t id_max = (int64_t)r->bounds->ids.count - 1;
+    if (id_max == 0 && (uid != 0 || gid != 0))
+        return err_set(
+            e, ERR_UNSUPPORTED,
+            "%s belongs to %lld:%lld: a runner without root has one user id, unless newuidmap "
+            "gives it more (apt-get install uidmap)",
+            r->shown, (long long)uid, (long long)gid);
+    if (uid < 0 || uid > id_max || gid < 0 || gid > id_max)
         return err_set(e, ERR_INVALID, "the owner of %s (%lld:%lld) is above %d", r->shown,
-                       (long long)uid, (long long)gid, ID_MAX);
+                       (long long)uid, (long long)gid, (int)id_max);
     switch (type) {
     case AE_IFREG:
         return take_file(r, entry, mode, (uid_t)uid, (gid_t)gid, e);

@@ -17,8 +17,9 @@
 struct image_sink {
     void *user;
     int (*folder)(void *user, const char *path, mode_t mode, uid_t uid, gid_t gid, struct err *e);
+    /* `changed_s`: seconds of the epoch; the same for all files of sources. */
     int (*file_begin)(void *user, const char *path, mode_t mode, uid_t uid, gid_t gid,
-                      struct err *e);
+                      uint32_t changed_s, struct err *e);
     int (*file_data)(void *user, const void *data, size_t length, struct err *e);
     int (*file_end)(void *user, struct err *e);
     int (*link)(void *user, const char *path, const char *target, uid_t uid, gid_t gid,

@@ -108,6 +108,7 @@ static int put_entry(struct writer *w, int folder_fd, const char *name, const st
     w->entry.uid = (uint32_t)st->st_uid;
     w->entry.gid = (uint32_t)st->st_gid;
     w->entry.size = 0;
+    w->entry.mtime_s = 0;
     w->entry.link[0] = '\0';
     if (S_ISDIR(st->st_mode)) {
         w->entry.type = TAR_DIRECTORY;
@@ -119,6 +120,7 @@ static int put_entry(struct writer *w, int folder_fd, const char *name, const st
         w->entry.link[n] = '\0';
     } else if (S_ISREG(st->st_mode)) {
         w->entry.type = TAR_FILE;
+        w->entry.mtime_s = st->st_mtime;
         w->entry.size = (uint64_t)st->st_size;
         fd = openat(folder_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
         if (fd < 0)
@@ -203,6 +205,7 @@ int image_export_main(void)
         .read_only = true,
         .file_bytes_max = 0,
         .cpu_seconds_max = order.bounds.total_seconds_max,
+        .ids = order.bounds.ids,
     };
     pid_t pid;
     struct err e;

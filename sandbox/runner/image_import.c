@@ -12,7 +12,9 @@
 
 #include "base/memory.h"
 #include "sandbox/runner/image_internal.h"
+#include "sandbox/runner/image_mount.h"
 #include "sandbox/runner/image_process.h"
+#include "sandbox/shared/wire.h"
 
 struct image_import {
     struct image_store *store;
@@ -45,6 +47,7 @@ int image_import_start(struct image_import **out, struct image_store *store,
     };
     (void)text_copy(order.want_digest, sizeof order.want_digest, want);
     (void)text_copy(order.tmp_name, sizeof order.tmp_name, import->tmp_name);
+    image_mount_choose(store, &order);
     const struct image_process process = {.argument = IMAGE_IMPORT_ARGUMENT,
                                           .order = &order,
                                           .order_size = sizeof order,
@@ -71,7 +74,7 @@ static void import_free(struct image_import *import, bool clean)
     while (waitpid(import->pid, NULL, 0) < 0 && errno == EINTR)
         ;
     if (!clean)
-        image_store_sweep(import->store, import->tmp_name);
+        image_store_sweep(import->store, import->tmp_name, -1);
     memory_close(&import->control_fd);
     import->store->imports--;
     free(import);
@@ -85,8 +88,13 @@ void image_import_cancel(struct image_import *import)
 int image_import_end(struct image_import *import, struct image_import_result *out, struct err *e)
 {
     struct image_report report;
-    ssize_t n = recv(import->control_fd, &report, sizeof report, MSG_DONTWAIT);
-    if (n != (ssize_t)sizeof report) {
+    struct err none;
+    size_t n = 0;
+    size_t mounts = 0;
+    CLEANUP_FD int mount_fd = -1;
+    if (wire_receive(import->control_fd, &report, sizeof report, &n, &mount_fd, 1, &mounts,
+                     &none) != 0 ||
+        n != sizeof report) {
         import_free(import, false);
         return err_set(e, ERR_INTERNAL, "the process of an import ended without a report");
     }
@@ -101,6 +109,8 @@ int image_import_end(struct image_import *import, struct image_import_result *ou
     }
     /* The layer may have been removed between its rename and now: then it is not there. */
     int rc = image_store_adopt(store, report.digest, e);
+    if (mounts > 0)
+        image_mount_take(store, report.digest, steal_fd(&mount_fd));
     if (rc != 0)
         return rc;
     *out = (struct image_import_result){

@@ -1,6 +1,6 @@
-/* The process of an import. It starts two sandboxed children one after the other, unpack and
- * digest, and believes of the first only whether it failed; what lies in the store is what the
- * second saw. */
+/* The process of an import. It starts sandboxed children one after the other, unpack and digest, and
+ * believes of the first only whether it failed; what lies in the store is what the second saw. An
+ * image is written as erofs then, and the second looks again, at what the kernel shows of that. */
 #include "sandbox/runner/image.h"
 
 #include <errno.h>
@@ -26,6 +26,7 @@
 #include "sandbox/runner/image_place.h"
 #include "sandbox/runner/image_process.h"
 #include "sandbox/runner/image_sandbox.h"
+#include "sandbox/shared/wire.h"
 
 #define READ_SIZE (256 * 1024)
 #define TRAILER_BYTES_MAX (1024 * 1024)       /* padding behind the end of an archive */
@@ -90,10 +91,10 @@ static int input_drain(struct input *in, struct err *e)
     return err_sys(e, errno == ETIMEDOUT ? ERR_TIMEOUT : ERR_IO, errno, "read the archive");
 }
 
-static uint64_t free_bytes_min(void)
+static uint64_t free_bytes_min(int tree_fd)
 {
     struct statvfs fs;
-    if (fstatvfs(IMAGE_SANDBOX_TREE_FD, &fs) != 0)
+    if (fstatvfs(tree_fd, &fs) != 0)
         return FREE_BYTES_MIN;
     uint64_t part = (uint64_t)fs.f_blocks * fs.f_frsize / 20;
     return part < FREE_BYTES_MIN ? part : FREE_BYTES_MIN;
@@ -111,7 +112,7 @@ static int unpack(const struct image_order *order, struct image_count *count, st
     struct image_place place = {
         .root_fd = IMAGE_SANDBOX_TREE_FD,
         .folders_max = order->bounds.files_max,
-        .free_bytes_min = free_bytes_min(),
+        .free_bytes_min = free_bytes_min(IMAGE_SANDBOX_TREE_FD),
     };
     struct image_sink sink;
     image_place_open(&place, &sink);
@@ -163,31 +164,6 @@ static int digest_run(const void *user, const struct err *failed)
 
 /* --- outside ---------------------------------------------------------------------------------- */
 
-static int wait_child(pid_t pid, uint64_t deadline_ms, int *out_status, struct err *e)
-{
-    CLEANUP_FD int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-    bool late = false;
-    while (pidfd >= 0) {
-        uint64_t now = clock_monotonic_ms();
-        uint64_t left = deadline_ms > now ? deadline_ms - now : 0;
-        struct pollfd wait = {.fd = pidfd, .events = POLLIN};
-        int rc = poll(&wait, 1, left > INT_MAX ? INT_MAX : (int)left);
-        if (rc > 0)
-            break;
-        if (rc == 0 && left == 0) {
-            late = true;
-            break;
-        }
-    }
-    if (late || pidfd < 0)
-        (void)kill(pid, SIGKILL);
-    while (waitpid(pid, out_status, 0) < 0 && errno == EINTR)
-        ;
-    if (late)
-        return err_set(e, ERR_TIMEOUT, "the import took longer than it may");
-    return 0;
-}
-
 /* Runs one child and takes its report, every byte of which may be hostile. */
 static int run_child(struct image_sandbox *sandbox, const struct image_order *order,
                      int (*run)(const void *, const struct err *), uint64_t deadline_ms,
@@ -203,7 +179,7 @@ static int run_child(struct image_sandbox *sandbox, const struct image_order *or
     int status = 0;
     int rc = image_sandbox_start(&pid, sandbox, run, order, e);
     if (rc == 0)
-        rc = wait_child(pid, deadline_ms, &status, e);
+        rc = image_sandbox_wait(pid, deadline_ms, &status, e);
     if (rc != 0)
         return rc;
     if (read(read_end, out, sizeof *out) != (ssize_t)sizeof *out)
@@ -223,34 +199,127 @@ static int run_child(struct image_sandbox *sandbox, const struct image_order *or
     return 0;
 }
 
-static int make_tree(int layer_fd, int *out_fd, struct err *e)
+static int make_tree(int layer_fd, uint32_t owner, int *out_fd, struct err *e)
 {
     if (mkdirat(layer_fd, "tree", 0755) != 0)
         return err_sys(e, ERR_IO, errno, "make the tree of an import");
     CLEANUP_FD int fd = openat(layer_fd, "tree", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 || fchown(fd, IMAGE_UID_BASE, IMAGE_UID_BASE) != 0 || fchmod(fd, 0755) != 0)
+    if (fd < 0 || fchown(fd, owner, owner) != 0 || fchmod(fd, 0755) != 0)
         return err_sys(e, ERR_IO, errno, "make the tree of an import");
     *out_fd = steal_fd(&fd);
     return 0;
 }
 
+/* Digests the tree below `tree_fd`, in a sandbox that can only read it. */
+static int digest_child(int tree_fd, const struct image_order *order, uint64_t deadline_ms,
+                        struct image_report *report, struct err *e)
+{
+    CLEANUP_FD int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    struct image_sandbox sandbox = {.tree_fd = tree_fd,
+                                    .input_fd = null,
+                                    .read_only = true,
+                                    .file_bytes_max = order->bounds.bytes_max,
+                                    .cpu_seconds_max = order->bounds.total_seconds_max,
+                                    .ids = order->bounds.ids};
+    memset(report, 0, sizeof *report);
+    int rc = run_child(&sandbox, order, digest_run, deadline_ms, report, e);
+    if (rc == 0 && !image_digest_valid(report->digest))
+        rc = err_set(e, ERR_INTERNAL, "the report of an import makes no sense");
+    return rc;
+}
+
+/* --- erofs ------------------------------------------------------------------------------------ */
+
+/* Mounts what was written over the tree, and looks whether it shows the same. */
+static int mount_checked(int layer_fd, const struct image_order *order, const char *digest,
+                         uint64_t deadline_ms, int *out_mount_fd, struct err *e)
+{
+    struct image_report shown;
+    int rc = image_erofs_mount(layer_fd, order->by_loop, e);
+    if (rc != 0)
+        return rc;
+    CLEANUP_FD int fd = openat(layer_fd, "tree", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        rc = err_sys(e, ERR_IO, errno, "open what was mounted");
+    if (rc == 0)
+        rc = digest_child(fd, order, deadline_ms, &shown, e);
+    if (rc == 0 && strcmp(shown.digest, digest) != 0)
+        rc = err_set(e, ERR_INTERNAL, "what was written has the digest %s", shown.digest);
+    if (rc == 0)
+        rc = image_erofs_detach(layer_fd, out_mount_fd, e);
+    if (rc != 0)
+        (void)image_erofs_unmount(layer_fd);
+    return rc;
+}
+
+static int write_erofs(int layer_fd, int tree_fd, const struct image_order *order,
+                       const struct image_report *report, uint64_t deadline_ms, int *out_mount_fd,
+                       struct err *e)
+{
+    const struct image_erofs_order erofs = {.tool = order->tool,
+                                            .layer_fd = layer_fd,
+                                            .tree_fd = tree_fd,
+                                            .bytes = report->bytes,
+                                            .files = report->files,
+                                            .free_bytes_min = free_bytes_min(tree_fd),
+                                            .deadline_ms = deadline_ms,
+                                            .ids = order->bounds.ids};
+    int rc = image_erofs_write(&erofs, e);
+    if (rc != 0)
+        return rc;
+    rc = mount_checked(layer_fd, order, report->digest, deadline_ms, out_mount_fd, e);
+    if (rc != 0)
+        (void)unlinkat(layer_fd, IMAGE_EROFS_FILE, 0);
+    return rc;
+}
+
+/* An image stays as it is when it cannot be erofs. Else the mount is the runner's: what the kernel has
+ * read of it makes the next start as quick as one from a folder that was just written. */
+static int shape(int layer_fd, int tree_fd, const struct image_order *order,
+                 const struct image_report *report, uint64_t deadline_ms, int *out_mount_fd,
+                 struct err *e)
+{
+    struct err why;
+    if (order->tool[0] == '\0')
+        return 0;
+    if (write_erofs(layer_fd, tree_fd, order, report, deadline_ms, out_mount_fd, &why) != 0) {
+        log_warn("images", "%s is kept as a folder: %s", report->digest, why.msg);
+        return 0;
+    }
+    int rc = image_tree_empty(tree_fd, e);
+    if (rc == 0 && (fchown(tree_fd, 0, 0) != 0 || fchmod(tree_fd, 0700) != 0))
+        rc = err_sys(e, ERR_IO, errno, "lock the place of a mount");
+    return rc;
+}
+
+/* --- the whole -------------------------------------------------------------------------------- */
+
+/* Whether the store has it. One that is erofs where that cannot be mounted any more makes room. */
+static bool is_there(const struct image_order *order, const char *name)
+{
+    char path[IMAGE_LAYER_NAME_SIZE + sizeof IMAGE_EROFS_FILE + 1];
+    if (faccessat(IMAGE_PROCESS_FOLDER_FD, name, F_OK, AT_SYMLINK_NOFOLLOW) != 0)
+        return false;
+    (void)text_format(path, sizeof path, "%s/" IMAGE_EROFS_FILE, name);
+    struct err ignored;
+    return order->mounts ||
+           faccessat(IMAGE_PROCESS_FOLDER_FD, path, F_OK, AT_SYMLINK_NOFOLLOW) != 0 ||
+           image_tree_remove(IMAGE_PROCESS_FOLDER_FD, name, &ignored) != 0;
+}
+
 /* What is renamed is on the disk before its name is. */
-static int publish(int layer_fd, const struct image_order *order, struct image_report *report,
-                   struct err *e)
+static int publish(int layer_fd, const struct image_order *order, const char *name,
+                   struct image_report *report, bool mounted, struct err *e)
 {
     struct image_layer layer = {
         .kind = (enum image_kind)order->kind, .bytes = report->bytes, .files = report->files};
-    char name[IMAGE_LAYER_NAME_SIZE];
-    image_layer_name(name, report->digest);
-    if (faccessat(IMAGE_PROCESS_FOLDER_FD, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0) {
-        report->existed = 1;
-        return image_tree_remove(IMAGE_PROCESS_FOLDER_FD, order->tmp_name, e);
-    }
     int rc = image_meta_write(layer_fd, &layer, e);
     if (rc != 0)
         return rc;
     if (syncfs(layer_fd) != 0)
         return err_sys(e, ERR_IO, errno, "write the layer to the disk");
+    if (mounted)
+        image_erofs_forget(layer_fd);
     if (renameat2(IMAGE_PROCESS_FOLDER_FD, order->tmp_name, IMAGE_PROCESS_FOLDER_FD, name,
                   RENAME_NOREPLACE) != 0) {
         if (errno != EEXIST)
@@ -263,7 +332,9 @@ static int publish(int layer_fd, const struct image_order *order, struct image_r
     return 0;
 }
 
-static int import_layer(const struct image_order *order, struct image_report *report, struct err *e)
+/* What it leaves of a layer that failed is the caller's to remove. */
+static int import_layer(const struct image_order *order, struct image_report *report,
+                        int *out_mount_fd, struct err *e)
 {
     const uint64_t deadline_ms =
         clock_monotonic_ms() + (uint64_t)order->bounds.total_seconds_max * 1000;
@@ -274,7 +345,7 @@ static int import_layer(const struct image_order *order, struct image_report *re
     if (layer_fd < 0)
         return err_sys(e, ERR_IO, errno, "open the folder of an import");
     CLEANUP_FD int tree_fd = -1;
-    int rc = make_tree(layer_fd, &tree_fd, e);
+    int rc = make_tree(layer_fd, order->bounds.ids.first, &tree_fd, e);
     if (rc != 0)
         return rc;
     struct image_sandbox sandbox = {
@@ -282,24 +353,26 @@ static int import_layer(const struct image_order *order, struct image_report *re
         .input_fd = IMAGE_PROCESS_ARCHIVE_FD,
         .file_bytes_max = order->bounds.bytes_max,
         .cpu_seconds_max = order->bounds.total_seconds_max,
+        .ids = order->bounds.ids,
     };
     rc = run_child(&sandbox, order, unpack_run, deadline_ms, report, e);
     if (rc != 0)
         return rc;
     /* Process 1 of its pid namespace is gone, and with it every process that could still write. */
-    CLEANUP_FD int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    sandbox.input_fd = null;
-    sandbox.read_only = true;
-    memset(report, 0, sizeof *report);
-    rc = run_child(&sandbox, order, digest_run, deadline_ms, report, e);
+    rc = digest_child(tree_fd, order, deadline_ms, report, e);
     if (rc != 0)
         return rc;
-    if (!image_digest_valid(report->digest))
-        return err_set(e, ERR_INTERNAL, "the report of an import makes no sense");
     if (order->want_digest[0] != '\0' && strcmp(order->want_digest, report->digest) != 0)
         return err_set(e, ERR_INVALID, "the content has the digest %s, not %s", report->digest,
                        order->want_digest);
-    return publish(layer_fd, order, report, e);
+    char name[IMAGE_LAYER_NAME_SIZE];
+    image_layer_name(name, report->digest);
+    if (is_there(order, name)) {
+        report->existed = 1;
+        return image_tree_remove(IMAGE_PROCESS_FOLDER_FD, order->tmp_name, e);
+    }
+    rc = shape(layer_fd, tree_fd, order, report, deadline_ms, out_mount_fd, e);
+    return rc == 0 ? publish(layer_fd, order, name, report, *out_mount_fd >= 0, e) : rc;
 }
 
 int image_import_main(void)
@@ -314,8 +387,10 @@ int image_import_main(void)
         return 1;
     struct image_report report = {0};
     struct err e;
-    int rc = import_layer(&order, &report, &e);
+    CLEANUP_FD int mount = -1;
+    int rc = import_layer(&order, &report, &mount, &e);
     if (rc != 0) {
+        memory_close(&mount);
         struct err ignored;
         /* Whoever still sends shall notice now, not after the deletion. */
         (void)close(IMAGE_PROCESS_ARCHIVE_FD);
@@ -324,8 +399,6 @@ int image_import_main(void)
         memset(&report, 0, sizeof report);
         report_fill(&report, &e);
     }
-    return send(IMAGE_PROCESS_CONTROL_FD, &report, sizeof report, MSG_NOSIGNAL) ==
-                   (ssize_t)sizeof report
-               ? 0
-               : 1;
+    return wire_send_packed(IMAGE_PROCESS_CONTROL_FD, &report, sizeof report, &mount, mount >= 0,
+                            &e) != 0;
 }

@@ -158,7 +158,7 @@ static int place_folder(void *user, const char *path, mode_t mode, uid_t uid, gi
 }
 
 static int place_file_begin(void *user, const char *path, mode_t mode, uid_t uid, gid_t gid,
-                            struct err *e)
+                            uint32_t changed_s, struct err *e)
 {
     struct image_place *p = user;
     const char *name;
@@ -184,6 +184,7 @@ static int place_file_begin(void *user, const char *path, mode_t mode, uid_t uid
     p->file_mode = mode;
     p->file_uid = uid;
     p->file_gid = gid;
+    p->file_changed_s = changed_s;
     return 0;
 }
 
@@ -211,6 +212,9 @@ static int place_file_end(void *user, struct err *e)
     int rc = 0;
     if (fchown(p->file_fd, p->file_uid, p->file_gid) != 0 || fchmod(p->file_fd, p->file_mode) != 0)
         rc = err_sys(e, ERR_IO, errno, "set owner and mode of %s", p->shown);
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = p->file_changed_s}};
+    if (rc == 0 && futimens(p->file_fd, times) != 0)
+        rc = err_sys(e, ERR_IO, errno, "set the time of %s", p->shown);
     memory_close(&p->file_fd);
     return rc;
 }

@@ -19,6 +19,7 @@ struct image_place {
     uint64_t folders_made;
     uint64_t bytes_unchecked;
     mode_t file_mode;
+    uint32_t file_changed_s;
     uid_t file_uid;
     gid_t file_gid;
 };

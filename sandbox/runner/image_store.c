@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <sodium.h>
 #include <stdio.h>
@@ -17,8 +18,12 @@
 #include "base/memory.h"
 #include "sandbox/runner/image_digest.h"
 #include "sandbox/runner/image_internal.h"
+#include "sandbox/runner/image_mount.h"
 
 #define REMOVERS_MAX 32
+#define PIN_MS 20 /* in which the runner has closed what a child is to close last */
+#define REMOVE_TRIES 50
+#define REMOVE_MS 20
 #define META_SIZE 256
 
 struct image_bounds image_bounds_default(enum image_kind kind)
@@ -30,6 +35,7 @@ struct image_bounds image_bounds_default(enum image_kind kind)
         .depth_max = 128,
         .idle_seconds_max = 60,
         .total_seconds_max = source ? 600 : 3600,
+        .ids = {IMAGE_UID_BASE, 65536},
     };
 }
 
@@ -41,6 +47,8 @@ struct image_store_options image_store_options_default(const char *directory)
         .source = image_bounds_default(IMAGE_KIND_SOURCE),
         .imports_max = 4,
         .layers_max = 10000,
+        .erofs = true,
+        .tool_folders = getenv("PATH"),
     };
 }
 
@@ -119,7 +127,7 @@ static size_t layer_place(const struct image_store *store, const char *digest, b
     return low;
 }
 
-static struct image_layer *layer_find(const struct image_store *store, const char *digest)
+struct image_layer *image_store_find(const struct image_store *store, const char *digest)
 {
     bool found;
     size_t at = layer_place(store, digest, &found);
@@ -131,7 +139,7 @@ static int layer_find_kind(const struct image_store *store, const char *digest,
 {
     if (!image_digest_valid(digest))
         return err_set(e, ERR_INVALID, "a digest is sha256: and 64 hexadecimal digits");
-    struct image_layer *layer = layer_find(store, digest);
+    struct image_layer *layer = image_store_find(store, digest);
     if (layer == NULL || layer->kind != kind)
         return err_set(e, ERR_NOT_FOUND, "the store has no %s %s",
                        kind == IMAGE_KIND_IMAGE ? "image" : "source", digest);
@@ -161,6 +169,10 @@ int image_store_adopt(struct image_store *store, const char *digest, struct err 
     int rc = image_meta_read(fd, layer, e);
     if (rc != 0)
         return err_wrap(e, "layer %s", digest);
+    layer->erofs = faccessat(fd, IMAGE_EROFS_FILE, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    if (layer->erofs && !image_mount_possible(store, e))
+        return err_wrap(e, "the layer %s is kept as erofs, and has to be fetched or imported again",
+                        digest);
     memmove(&store->layers[at + 1], &store->layers[at],
             (store->layer_count - at) * sizeof(struct image_layer *));
     store->layers[at] = steal_pointer(&layer);
@@ -185,27 +197,44 @@ static void reap_removers(struct image_store *store, bool wait)
     store->remover_count = kept;
 }
 
-void image_store_sweep(struct image_store *store, const char *name)
+__attribute__((noreturn)) static void sweep(int images_fd, const char *name, int pin)
+{
+    /* Nothing of the runner's may live on in here, the node's socket least of all. */
+    int pinned = pin < 0 ? -1 : fcntl(pin, F_DUPFD_CLOEXEC, 5);
+    int fd = dup2(images_fd, 3);
+    if (fd != 3 || (pinned >= 0 && dup2(pinned, 4) != 4) ||
+        close_range(pin < 0 ? 4 : 5, ~0u, 0) != 0)
+        _exit(1);
+    struct err e;
+    int rc = 0;
+    if (name != NULL) {
+        /* An import that was killed may have mounted what it wrote. */
+        CLEANUP_FD int folder = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (folder >= 0)
+            (void)image_erofs_unmount(folder);
+        /* Who was killed may be amid a call that makes one file more. */
+        for (int i = 0; (rc = image_tree_remove(fd, name, &e)) != 0 && i < REMOVE_TRIES; i++)
+            (void)poll(NULL, 0, REMOVE_MS);
+    }
+    if (rc != 0)
+        log_warn("images", "delete %s: %s", name, e.msg);
+    if (pin >= 0)
+        (void)poll(NULL, 0, PIN_MS);
+    _exit(rc != 0);
+}
+
+void image_store_sweep(struct image_store *store, const char *name, int pin)
 {
     reap_removers(store, false);
     /* What cannot get a child now is swept when the store opens again. */
     pid_t pid = store->remover_count < REMOVERS_MAX ? fork() : -1;
-    if (pid < 0) {
+    if (pid == 0)
+        sweep(store->images_fd, name, pin);
+    if (pid > 0)
+        store->removers[store->remover_count++] = pid;
+    else if (name != NULL)
         log_warn("images", "%s stays until the next start: no child to delete it", name);
-        return;
-    }
-    if (pid == 0) {
-        /* Nothing of the runner's may live on in here, the node's socket least of all. */
-        int fd = dup2(store->images_fd, 3);
-        if (fd != 3 || close_range(4, ~0u, 0) != 0)
-            _exit(1);
-        struct err e;
-        int rc = image_tree_remove(fd, name, &e);
-        if (rc != 0)
-            log_warn("images", "delete %s: %s", name, e.msg);
-        _exit(rc != 0);
-    }
-    store->removers[store->remover_count++] = pid;
+    memory_close(&pin);
 }
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -214,7 +243,7 @@ static void adopt_entry(struct image_store *store, const char *name)
 {
     struct err e;
     if (strncmp(name, IMAGE_TMP_PREFIX, strlen(IMAGE_TMP_PREFIX)) == 0) {
-        image_store_sweep(store, name);
+        image_store_sweep(store, name, -1);
         return;
     }
     char digest[IMAGE_DIGEST_SIZE];
@@ -284,8 +313,11 @@ void image_store_close(struct image_store *store)
     assert_always(store->imports == 0 && store->exports == 0);
     if (store->removers != NULL)
         reap_removers(store, true);
-    for (size_t i = 0; i < store->layer_count; i++)
+    for (size_t i = 0; i < store->layer_count; i++) {
+        int pin = image_mount_drop(store, store->layers[i]);
+        memory_close(&pin);
         free(store->layers[i]);
+    }
     free(store->layers);
     free(store->removers);
     memory_close(&store->images_fd);
@@ -306,7 +338,7 @@ int image_layer_hold(struct image_store *store, const char *digest, enum image_k
 
 void image_layer_release(struct image_store *store, const char *digest)
 {
-    struct image_layer *layer = layer_find(store, digest);
+    struct image_layer *layer = image_store_find(store, digest);
     assert_always(layer != NULL && layer->users > 0);
     layer->users--;
 }
@@ -316,6 +348,8 @@ int image_layer_path_fd(struct image_store *store, const char *digest, enum imag
 {
     struct image_layer *layer = NULL;
     int rc = layer_find_kind(store, digest, kind, &layer, e);
+    if (rc == 0)
+        rc = image_mount_use(store, layer, e);
     if (rc != 0)
         return rc;
     char path[IMAGE_LAYER_NAME_SIZE + sizeof "/tree"];
@@ -343,13 +377,14 @@ int image_layer_remove(struct image_store *store, const char *digest, struct err
     char tmp[IMAGE_TMP_NAME_SIZE];
     image_layer_name(name, digest);
     image_tmp_name(tmp);
+    CLEANUP_FD int pin = image_mount_drop(store, store->layers[at]);
     if (renameat(store->images_fd, name, store->images_fd, tmp) != 0)
         return err_sys(e, ERR_IO, errno, "remove the layer %s", digest);
     free(store->layers[at]);
     store->layer_count--;
     memmove(&store->layers[at], &store->layers[at + 1],
             (store->layer_count - at) * sizeof(struct image_layer *));
-    image_store_sweep(store, tmp);
+    image_store_sweep(store, tmp, steal_fd(&pin));
     return 0;
 }
 

@@ -42,7 +42,10 @@ int imports_open(struct imports **out, struct runner *r, struct err *e)
     if (m == NULL)
         return err_set(e, ERR_NO_MEMORY, "imports");
     m->runner = r;
-    const struct image_store_options options = image_store_options_default(r->config.directory);
+    struct image_store_options options = image_store_options_default(r->config.directory);
+    options.erofs = r->config.images.erofs && r->powers.mount_erofs;
+    options.erofs_by_loop = r->assume_old;
+    options.image.ids = options.source.ids = r->powers.layers;
     int rc = image_store_open(&m->store, &options, e);
     if (rc < 0) {
         free(m);
@@ -247,6 +250,11 @@ int imports_layer_use(struct imports *m, const char *digest, enum image_kind kin
     if (rc < 0)
         image_layer_release(m->store, digest);
     return rc;
+}
+
+int imports_layer_hold(struct imports *m, const char *digest, enum image_kind kind, struct err *e)
+{
+    return image_layer_hold(m->store, digest, kind, e);
 }
 
 void imports_layer_release(struct imports *m, const char *digest)

@@ -22,6 +22,9 @@ void imports_remove(struct imports *m, const char *digest, const struct asker *a
 /* Holds the layer for an instance; *out_fd is the caller's. */
 int imports_layer_use(struct imports *m, const char *digest, enum image_kind kind, int *out_fd,
                       struct err *e) ERR_CHECKED;
+/* For one that has its root already. */
+int imports_layer_hold(struct imports *m, const char *digest, enum image_kind kind,
+                       struct err *e) ERR_CHECKED;
 void imports_layer_release(struct imports *m, const char *digest);
 
 #endif

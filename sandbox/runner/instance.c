@@ -21,6 +21,7 @@
 #define LIST_PER_ANSWER 200
 #define OOM_LOOK_MS_MIN 1
 #define OOM_LOOK_MS_MAX 1024
+#define LOOKED_US_MAX 5000 /* so long what was read while process 1 ended still holds */
 
 struct instances {
     struct runner *runner;
@@ -70,7 +71,7 @@ bool instances_use_egress(const struct instances *all)
 
 uint32_t instance_place_number(const struct instance *i)
 {
-    return (i->place->uid_base - RUNNER_UID_BASE) / RUNNER_UIDS_PER_INSTANCE;
+    return (i->place->ids.first - RUNNER_UID_BASE) / RUNNER_UIDS_PER_INSTANCE;
 }
 
 bool instances_log_in_use(struct instances *all, const char *id)
@@ -192,6 +193,13 @@ void instance_stats_fill(const struct instance *i, Skerry__Runner__Stats *out)
     out->network_out_bytes = i->network_out_bytes;
 }
 
+void instance_look(struct instance *i)
+{
+    i->oom = i->oom || cgroup_oom_happened(&i->place->cgroup);
+    instance_usage_read(i);
+    i->looked_us = clock_monotonic_us();
+}
+
 static void ended_message(const struct instance *i, Skerry__Runner__Ended *out,
                           Skerry__Runner__Stats *stats)
 {
@@ -254,8 +262,8 @@ static void ended(struct instance *i)
     struct instances *all = i->runner->instances;
     struct err e;
     bool adopting = i->phase == INSTANCE_ADOPTING;
-    i->oom = i->oom || cgroup_oom_happened(&i->place->cgroup);
-    instance_usage_read(i);
+    if (clock_monotonic_us() - i->looked_us > LOOKED_US_MAX)
+        instance_look(i);
     i->stats.pids = 0;
     if (i->started_us != 0)
         i->wall_us = clock_monotonic_us() - i->started_us;

@@ -128,6 +128,7 @@ struct instance {
     bool oom;
     uint64_t wall_us;
     struct cgroup_stats stats;
+    uint64_t looked_us; /* when they were read for its end */
     uint64_t network_in_bytes, network_out_bytes;
     char stderr_tail[257];
     char message[257];
@@ -163,6 +164,9 @@ void instance_kill(struct instance *i, enum end_reason reason);
 void instance_ended_unseen(struct instance *i);
 /* Reads what it uses into its fields, while its place is there. */
 void instance_usage_read(struct instance *i);
+/* What it used, and whether memory ran out, as its end tells. Takes a while: when main has exited, process 1 is
+ * on its way out, and there is time for it. */
+void instance_look(struct instance *i);
 /* Into a message. */
 void instance_stats_fill(const struct instance *i, Skerry__Runner__Stats *out);
 /* The number of its place on this machine, for its addresses. */

@@ -220,6 +220,14 @@ static void end_timeout_cb(struct loop_timer *timer)
     instance_kill(container_of(timer, struct instance, watchdog), END_NONE);
 }
 
+static void ending_by(struct instance *i, uint32_t reason)
+{
+    if (reason > END_NONE && reason < END_REASON_COUNT)
+        i->agent_reason = (enum end_reason)reason;
+    /* That was its last word. That the channel is closed too need not wake us. */
+    loop_watch_stop(i->runner->loop, &i->channel_watch);
+}
+
 static void ending_expected(struct instance *i)
 {
     struct err e;
@@ -243,6 +251,10 @@ static void exited(struct instance *i, const Skerry__Agent__Exited *x)
 {
     if (x->exec_id == 0) {
         main_exited(i, x);
+        if (x->ending != END_NONE) {
+            ending_by(i, x->ending);
+            instance_look(i);
+        }
         ending_expected(i);
         return;
     }
@@ -265,10 +277,9 @@ static void exited(struct instance *i, const Skerry__Agent__Exited *x)
 
 static void ending(struct instance *i, const Skerry__Agent__Ending *x)
 {
-    if (x->reason > END_NONE && x->reason < END_REASON_COUNT)
-        i->agent_reason = (enum end_reason)x->reason;
     if (x->message[0] != '\0')
         text_copy(i->message, sizeof i->message, x->message);
+    ending_by(i, x->reason);
     ending_expected(i);
 }
 

@@ -42,19 +42,33 @@ static int check_enforced(const struct runner *r, const Skerry__Runner__Prepare 
     static const struct {
         enum cgroup_limit limit;
         const char *name;
-    } names[] = {
-        {CGROUP_LIMIT_CPU, "cpus"}, {CGROUP_LIMIT_MEMORY, "memory"}, {CGROUP_LIMIT_PIDS, "pids"}};
+    } names[] = {{CGROUP_LIMIT_CPU, "cpus"},
+                 {CGROUP_LIMIT_MEMORY, "memory"},
+                 {CGROUP_LIMIT_PIDS, "pids"},
+                 {CGROUP_LIMIT_IO, "io"}};
     const char *refusal = p->network != 0 ? net_egress_refusal(r->egress) : NULL;
     if (refusal != NULL)
         return err_set(e, ERR_UNSUPPORTED, "%s", refusal);
-    const bool asked[] = {p->cpu_thousandths > 0, p->memory_bytes > 0, p->pids > 0};
+    const bool asked[] = {p->cpu_thousandths > 0, p->memory_bytes > 0, p->pids > 0,
+                          p->io_bytes > 0};
     for (size_t n = 0; n < ARRAY_SIZE(names) && !p->allow_unenforced; n++)
         if (asked[n] && (r->cgroups.enforced & names[n].limit) == 0)
             return err_set(e, ERR_UNSUPPORTED,
-                           "limit %s cannot be enforced here: this machine gives us no control "
-                           "group for it; set sandbox.allow_unenforced to run without",
-                           names[n].name);
+                           "limit %s cannot be enforced here: %s; set sandbox.allow_unenforced to "
+                           "run without",
+                           names[n].name,
+                           names[n].limit == CGROUP_LIMIT_IO
+                               ? r->disks.lack
+                               : "this machine gives us no control group for it");
     return 0;
+}
+
+/* A second, from each disk; 0: as many as they give. */
+static uint64_t io_bytes(const struct instance *i)
+{
+    const struct runner *r = i->runner;
+    uint64_t bytes = or_max(i->request->prepare->io_bytes, r->config.max.io_bytes);
+    return bytes == BYTES_NONE || (r->cgroups.enforced & CGROUP_LIMIT_IO) == 0 ? 0 : bytes;
 }
 
 static int limits_set(struct instance *i, uint64_t disk_bytes, uint64_t inodes, struct err *e)
@@ -68,14 +82,17 @@ static int limits_set(struct instance *i, uint64_t disk_bytes, uint64_t inodes, 
         .memory_bytes = memory + disk_bytes + root_inode_bytes(inodes) + MEMORY_OVERHEAD_BYTES,
         .tcp_bytes = memory / 8 > TCP_BYTES_MIN ? memory / 8 : TCP_BYTES_MIN,
         .pids = (uint32_t)or_max(p->pids, c->max.pids) + PIDS_OVERHEAD,
+        .io_bytes = io_bytes(i),
+        .disks = &i->runner->disks,
     };
     return cgroup_limit(&i->place->cgroup, &limits, e);
 }
 
 /* --- folder, logs, pipes ----------------------------------------------------------------------- */
 
-/* The agent listens in the instance's folder, where a runner that comes back finds it. */
-static int folder_make(struct instance *i, int *out_listener, struct err *e)
+/* The agent listens in the instance's folder, where a runner that comes back finds it; from when it is
+ * set up. */
+static int folder_make(struct instance *i, int listener, struct err *e)
 {
     if (mkdirat(i->runner->instances_fd, i->id, 0700) < 0)
         return err_sys(e, errno == EEXIST ? ERR_EXISTS : ERR_IO, errno, "make folder of %s", i->id);
@@ -83,13 +100,11 @@ static int folder_make(struct instance *i, int *out_listener, struct err *e)
         openat(i->runner->instances_fd, i->id, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (i->folder_fd < 0)
         return err_sys(e, ERR_IO, errno, "open folder of %s", i->id);
-    CLEANUP_FD int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     text_format(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/" STATE_SOCKET_FILE,
                 i->folder_fd);
-    if (fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) < 0)
+    if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0)
         return err_sys(e, ERR_IO, errno, "make socket of %s", i->id);
-    *out_listener = steal_fd(&fd);
     return 0;
 }
 
@@ -117,7 +132,8 @@ int instance_pipes(const struct instance *i, uint32_t uid, uint32_t gid, bool no
         node[*count] = node_end;
         ++*count;
         /* Its user must be able to open /dev/stdout anew. */
-        if (fchown(code_end, i->place->uid_base + uid, i->place->uid_base + gid) < 0 ||
+        if (fchown(code_end, id_range_outside(i->place->ids, uid),
+                   id_range_outside(i->place->ids, gid)) < 0 ||
             fcntl(node_end, F_SETFL, O_NONBLOCK) < 0)
             goto failed;
     }
@@ -156,15 +172,16 @@ static int layers_open(struct instance *i, struct root_options *options, struct 
     if (rc == 0 && p->source[0] != '\0')
         rc = layer_use(i, p->source, IMAGE_KIND_SOURCE, &l->source, e);
     if (rc == 0 && i->layer_count > 0)
-        rc = blanks_layer_map(i->place, e);
+        rc = blanks_layer_map(i->runner->blanks, i->place, e);
     options->layer_map = i->place->layer_map;
     options->image_fd = l->image;
     options->source_fd = l->source;
     return rc;
 }
 
+/* `group`: a further control group to enter; -1: none. */
 static int plan_tell(struct instance *i, const struct root_options *options, int listener,
-                     struct err *e)
+                     int group, struct err *e)
 {
     struct bind_plan plan;
     int descriptors[BIND_PLAN_DESCRIPTORS_MAX] = {listener};
@@ -176,7 +193,9 @@ static int plan_tell(struct instance *i, const struct root_options *options, int
         rc = root_plan_make(i->runner->root_base, options, &plan, descriptors + 1, &count, e);
     if (rc < 0)
         return rc;
-    rc = blank_bind(&i->blank, &plan, descriptors, 1 + count, e);
+    plan.group = group >= 0;
+    descriptors[1 + count] = group;
+    rc = blank_bind(&i->blank, &plan, descriptors, 1 + count + (plan.group ? 1 : 0), e);
     while (count > 0)
         memory_close(&descriptors[count--]);
     return rc;
@@ -206,7 +225,7 @@ static int egress_make(struct instance *i, struct err *e)
 static int root_tell(struct instance *i, uint64_t disk, struct err *e)
 {
     const Skerry__Runner__Prepare *p = i->request->prepare;
-    struct root_options options = {.uid_base = i->place->uid_base,
+    struct root_options options = {.uid_base = i->place->ids.first,
                                    .disk_bytes = disk,
                                    .inodes = root_inodes(disk),
                                    .layer_map = -1,
@@ -216,12 +235,17 @@ static int root_tell(struct instance *i, uint64_t disk, struct err *e)
                                    .names = p->network != 0,
                                    .hostname = p->hostname[0] != '\0' ? p->hostname : "instance"};
     struct layers layers = {-1, -1};
-    CLEANUP_FD int listener = -1;
+    CLEANUP_FD int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (listener < 0)
+        return err_sys(e, ERR_LIMIT, errno, "make a socket");
+    CLEANUP_FD int group = -1;
     int rc = layers_open(i, &options, &layers, e);
+    if (rc == 0 && io_bytes(i) != 0)
+        rc = cgroup_demand(&i->runner->cgroups, &i->place->cgroup, CGROUP_IO, &group, e);
     if (rc == 0)
-        rc = folder_make(i, &listener, e);
+        rc = plan_tell(i, &options, listener, group, e);
     if (rc == 0)
-        rc = plan_tell(i, &options, listener, e);
+        rc = folder_make(i, listener, e); /* the blank works meanwhile */
     memory_close(&layers.image);
     memory_close(&layers.source);
     memory_close(&i->place->layer_map); /* its mounts hold it */
@@ -371,23 +395,30 @@ void instance_prepared(struct instance *i)
     server_answer(i->runner->server, &i->asker, NULL, &reply, i->node_descriptors, count);
 }
 
-/* What the agent does not wait for is made while it works; nothing runs before the commit, and that
- * comes after all of this. */
-static int rest_make(struct instance *i, uint64_t disk, struct err *e)
+static int main_make(struct instance *i, struct err *e)
 {
     const Skerry__Runner__Prepare *p = i->request->prepare;
-    int rc = limits_set(i, disk, root_inodes(disk), e);
+    if (p->main_pipes && !p->tty) {
+        int rc = instance_pipes(i, p->uid, p->gid, p->no_stdin, i->code_descriptors,
+                                i->node_descriptors, &i->code_descriptor_count, e);
+        if (rc < 0)
+            return rc;
+        i->node_descriptor_count = i->code_descriptor_count;
+    }
+    return instance_hold_main(i, e);
+}
+
+/* What the agent does not wait for is made while it makes and holds main; nothing runs before the commit,
+ * and that comes after all of this. */
+static int rest_make(struct instance *i, uint64_t disk, struct err *e)
+{
+    int rc = main_make(i, e);
+    if (rc == 0)
+        rc = limits_set(i, disk, root_inodes(disk), e);
     if (rc == 0)
         rc = instance_watch_memory(i, e);
     if (rc == 0)
         rc = egress_make(i, e);
-    if (rc == 0 && p->main_pipes && !p->tty) {
-        rc = instance_pipes(i, p->uid, p->gid, p->no_stdin, i->code_descriptors,
-                            i->node_descriptors, &i->code_descriptor_count, e);
-        i->node_descriptor_count = i->code_descriptor_count;
-    }
-    if (rc == 0)
-        rc = instance_hold_main(i, e);
     return rc == 0 ? state_write(i, e) : rc;
 }
 
@@ -399,7 +430,7 @@ static int prepare(struct instance *i, struct err *e)
     int rc = check_enforced(r, p, e);
     if (rc == 0)
         rc = blanks_take(r->blanks, &spare, e);
-    if (rc < 0)
+    if (rc != 0)
         return rc;
     i->place = spare.place;
     i->network_fd = spare.network_fd;

@@ -1,15 +1,15 @@
-/* The privileged runner. See runner.h. */
+/* The runner, root of the machine or of a user namespace. See runner.h. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/log.h"
 #include "base/memory.h"
 #include "sandbox/runner/image_export.h"
 #include "sandbox/runner/net_names.h"
+#include "sandbox/runner/rootless.h"
 #include "sandbox/runner/runner.h"
 
 extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
@@ -19,8 +19,9 @@ static const char usage[] =
     "                     [--node-uid UID] [--node-gid GID] [--blanks N] [--log-json]\n"
     "                     [--uid-base UID] [--instances-max N] [--ready-fd FD]\n"
     "\n"
-    "Makes and holds sandboxes. Must be root. What it allows at most comes from FILE\n"
-    "(default " RUNNER_CONFIG_PATH "), which root alone may write.\n";
+    "Makes and holds sandboxes, as root, or as an ordinary user in a user namespace of its own.\n"
+    "What it allows at most comes from FILE (default " RUNNER_CONFIG_PATH "), which root or\n"
+    "that user alone may write.\n";
 
 static bool number_parse(const char *text, int64_t *out)
 {
@@ -46,6 +47,7 @@ static int options_parse(int argc, char **argv, struct runner_options *o, enum l
         UID_BASE,
         INSTANCES,
         READY_FD,
+        INSIDE,
         LOG_JSON,
         HELP
     };
@@ -59,6 +61,7 @@ static int options_parse(int argc, char **argv, struct runner_options *o, enum l
         {"uid-base", required_argument, NULL, UID_BASE},
         {"instances-max", required_argument, NULL, INSTANCES},
         {"ready-fd", required_argument, NULL, READY_FD},
+        {ROOTLESS_ARGUMENT, required_argument, NULL, INSIDE},
         {"log-json", no_argument, NULL, LOG_JSON},
         {"help", no_argument, NULL, HELP},
         {NULL, 0, NULL, 0},
@@ -94,6 +97,9 @@ static int options_parse(int argc, char **argv, struct runner_options *o, enum l
         case READY_FD:
             good = number_parse(optarg, &number);
             o->ready_fd = (int)number;
+            break;
+        case INSIDE:
+            o->lack = optarg;
             break;
         case LOG_JSON:
             *format = LOG_FORMAT_JSON;
@@ -137,12 +143,10 @@ int main(int argc, char **argv)
     if (rc != 0)
         return rc == 1 ? 0 : 2;
     log_setup(LOG_LEVEL_INFO, format);
-    if (geteuid() != 0) {
-        log_error("runner", "must be root: it makes namespaces, control groups and mounts");
-        return 1;
-    }
     struct err e;
-    if (runner_run(&options, &e) < 0) {
+    /* Root of the machine, or inside already. */
+    bool ready = userns_is_machine() || options.lack != NULL;
+    if ((ready ? runner_run(&options, &e) : rootless_enter(&options, argv, &e)) < 0) {
         log_error("runner", "%s", e.msg);
         return 1;
     }

@@ -20,7 +20,7 @@ struct runner;
 struct maker;
 
 struct maker_order {
-    uint32_t uid_base;
+    struct id_range ids;
     struct cgroup cgroup; /* named, not made */
     bool layer_map;       /* make one too */
 };
@@ -36,8 +36,8 @@ struct maker_made {
 int maker_make(const struct runner *r, const struct maker_order *order, bool as_sibling,
                struct maker_made *out, struct err *e) ERR_CHECKED;
 
-/* Forks. */
-int maker_open(struct maker **out, const struct runner *r, struct err *e) ERR_CHECKED;
+/* Forks. `light`: without what makes a copy of it dear; one that did not live so is best made whole. */
+int maker_open(struct maker **out, const struct runner *r, bool light, struct err *e) ERR_CHECKED;
 /* What is under way was taken before. */
 void maker_close(struct maker *m);
 /* Readable: an answer is there, or the maker is gone. */

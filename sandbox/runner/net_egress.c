@@ -202,7 +202,7 @@ static int host_open(struct net_egress *egress, struct err *e)
 }
 
 int net_egress_open(struct net_egress **out, struct network *network,
-                    const struct runner_config *config, struct err *e)
+                    const struct runner_config *config, bool able, struct err *e)
 {
     const char *key;
     struct err why;
@@ -212,7 +212,12 @@ int net_egress_open(struct net_egress **out, struct network *network,
     egress->network = network;
     egress->host.site = &egress->site;
     int rc = net_site_read(&egress->site, &egress->host.configured, config, &key, &why);
-    if (rc == 0 && !config->egress) {
+    if (!able) {
+        text_format(
+            egress->refusal, sizeof egress->refusal,
+            "network: egress is not possible here: this runner was started without root and "
+            "has no say in the machine's network; run skerry as root for it");
+    } else if (rc == 0 && !config->egress) {
         net_host_tidy(&egress->host);
         text_format(egress->refusal, sizeof egress->refusal,
                     "network: egress is not allowed here; set allow.egress in runner.yaml");

@@ -34,9 +34,10 @@ int net_site_read(struct net_site *site, struct net_uplinks *uplinks,
 
 /* Tries in a namespace of its own all that an instance will need, then puts the machine's table in
  * place. That it cannot be is no error here: net_egress_refusal says why, and nothing gets a way out.
- * `config` and `network` outlive it. */
+ * `config` and `network` outlive it. `able` false: this runner has no power over the machine's network, and
+ * nothing is tried. */
 int net_egress_open(struct net_egress **out, struct network *network,
-                    const struct runner_config *config, struct err *e) ERR_CHECKED;
+                    const struct runner_config *config, bool able, struct err *e) ERR_CHECKED;
 /* `in_use`: instances with a link live on, so the table stays. NULL: nothing. */
 void net_egress_close(struct net_egress *egress, bool in_use);
 

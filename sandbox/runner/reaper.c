@@ -16,9 +16,11 @@
 #include "sandbox/runner/instance.h"
 #include "sandbox/runner/runner.h"
 
-/* A fork of the runner takes as long as a tenth of a start: many ends share one. */
-#define COLLECT_MS 100
-#define COLLECT_SOON_MS 10 /* when places run short */
+/* A fork of the runner takes as long as a tenth of a start, and what it writes next it has to copy first, in
+ * the middle of the next start: many ends share one. */
+#define COLLECT_MS 1000
+#define COLLECT_SOON_MS 10 /* when many wait, or places run short */
+#define COLLECT_MANY 32
 #define PLACES_LOW 50
 #define AGAIN_MS 2000
 #define EMPTY_WAIT_MS 10000
@@ -36,6 +38,7 @@ struct dead {
 struct reaper {
     struct runner *runner;
     struct dead *waiting; /* for the next child */
+    unsigned waiting_count;
     struct dead *reaping; /* by the child that runs */
     struct loop_child child;
     bool running;
@@ -69,6 +72,7 @@ static void folder_remove(int parent, const char *name)
 static void reap(struct runner *r, const struct dead *dead)
 {
     struct err e;
+    memory_close(&dead->place->mounts_fd);
     if (cgroup_remove(&dead->place->cgroup, EMPTY_WAIT_MS, &e) < 0) {
         log_warn("runner", "%s: %s", dead->id, e.msg);
         return;
@@ -121,7 +125,9 @@ static void reaped_cb(struct loop_child *child, int status)
         }
     }
     if (reaper->waiting != NULL)
-        collect_at(reaper, again ? AGAIN_MS : COLLECT_MS);
+        collect_at(reaper, again                                   ? AGAIN_MS
+                           : reaper->waiting_count >= COLLECT_MANY ? COLLECT_SOON_MS
+                                                                   : COLLECT_MS);
 }
 
 static void collect_cb(struct loop_timer *timer)
@@ -141,7 +147,10 @@ static void collect_cb(struct loop_timer *timer)
             reap(reaper->runner, dead);
         _exit(0);
     }
+    for (struct dead *dead = reaper->waiting; dead != NULL; dead = dead->next)
+        memory_close(&dead->place->mounts_fd); /* by the child, that is */
     reaper->reaping = steal_pointer(&reaper->waiting);
+    reaper->waiting_count = 0;
     reaper->running = true;
     if (loop_child_start(reaper->runner->loop, &reaper->child, pid, -1, true, reaped_cb, &e) < 0)
         log_error("runner", "reaper: %s", e.msg);
@@ -158,9 +167,12 @@ void reaper_add(struct reaper *reaper, struct place *place, const char *id)
     text_copy(dead->id, sizeof dead->id, id);
     dead->next = reaper->waiting;
     reaper->waiting = dead;
-    bool short_of = blanks_free_count(reaper->runner->blanks) < PLACES_LOW;
-    if (!reaper->running && reaper->collect.position == 0)
-        collect_at(reaper, short_of ? COLLECT_SOON_MS : COLLECT_MS);
+    bool soon = ++reaper->waiting_count >= COLLECT_MANY ||
+                blanks_free_count(reaper->runner->blanks) < PLACES_LOW;
+    uint64_t after_ms = soon ? COLLECT_SOON_MS : COLLECT_MS;
+    if (!reaper->running &&
+        (reaper->collect.position == 0 || reaper->collect.at_boot_ms > clock_boot_ms() + after_ms))
+        collect_at(reaper, after_ms);
 }
 
 /* --- old logs ---------------------------------------------------------------------------------- */

@@ -108,6 +108,8 @@ static int check_limits(const Skerry__Runner__Prepare *p, const struct request_b
     if (rc == 0)
         rc = check_maximum("disk", p->disk_bytes, b->disk_bytes, bytes_format, e);
     if (rc == 0)
+        rc = check_maximum("io", p->io_bytes, b->io_bytes, bytes_format, e);
+    if (rc == 0)
         rc = check_maximum("network.bandwidth", p->network_bandwidth, b->bandwidth_bytes,
                            bytes_format, e);
     if (rc == 0)
@@ -135,6 +137,9 @@ static int check_permissions(const Skerry__Runner__Prepare *p, const struct requ
     if (p->network == 1 && !b->egress)
         return err_set(e, ERR_DENIED,
                        "network: egress is not allowed here; set allow.egress in runner.yaml");
+    if (p->io_bytes > 0 && !b->io)
+        return err_set(e, ERR_DENIED,
+                       "io: a limit of it is not allowed here; set allow.io in runner.yaml");
     return 0;
 }
 

@@ -21,9 +21,9 @@
 struct request_bounds {
     const char *const *profiles; /* beside strict */
     size_t profile_count;
-    bool egress;
+    bool egress, io;
     uint64_t cpu_thousandths, memory_bytes, pids, disk_bytes, log_bytes;
-    uint64_t bandwidth_bytes;
+    uint64_t bandwidth_bytes, io_bytes; /* a second */
 };
 
 /* On success *out is a checked request, to be freed with skerry__runner__request__free_unpacked.

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/memory.h"
+#include "sandbox/runner/powers.h"
 
 /* A tmpfs inode with its dentry is about 1 KiB of kernel memory; one file per 8 KiB of disk is more
  * than a tree of sources has. */
@@ -41,6 +42,7 @@ static const struct {
 static const char *const usr_hidden[] = {"usr/local", "usr/src"};
 
 struct root_base {
+    const struct powers *powers;
     char *folder;        /* of the shared mounts */
     int folder_fd;       /* inside the mount */
     bool layers_by_path; /* overlay takes no descriptors; found out at the first image */
@@ -57,38 +59,6 @@ uint64_t root_inode_bytes(uint64_t inodes)
 }
 
 /* --- what all instances share ------------------------------------------------------------------ */
-
-static int devices_make(int folder, struct err *e)
-{
-    static const struct {
-        const char *name;
-        unsigned major, minor;
-    } devices[] = {{"null", 1, 3},   {"zero", 1, 5},    {"full", 1, 7},
-                   {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
-    static const char *const links[][2] = {{"fd", "/proc/self/fd"},
-                                           {"stdin", "/proc/self/fd/0"},
-                                           {"stdout", "/proc/self/fd/1"},
-                                           {"stderr", "/proc/self/fd/2"},
-                                           {"ptmx", "pts/ptmx"}};
-    static const char *const folders[] = {"pts", "shm"};
-    if (mkdirat(folder, "dev", 0755) < 0)
-        return err_sys(e, ERR_IO, errno, "make dev");
-    CLEANUP_FD int dev = openat(folder, "dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dev < 0)
-        return err_sys(e, ERR_IO, errno, "open dev");
-    for (size_t i = 0; i < ARRAY_SIZE(devices); i++)
-        if (mknodat(dev, devices[i].name, S_IFCHR | 0666,
-                    makedev(devices[i].major, devices[i].minor)) < 0 ||
-            fchmodat(dev, devices[i].name, 0666, 0) < 0)
-            return err_sys(e, ERR_IO, errno, "make device %s", devices[i].name);
-    for (size_t i = 0; i < ARRAY_SIZE(links); i++)
-        if (symlinkat(links[i][1], dev, links[i][0]) < 0)
-            return err_sys(e, ERR_IO, errno, "make link %s", links[i][0]);
-    for (size_t i = 0; i < ARRAY_SIZE(folders); i++)
-        if (mkdirat(dev, folders[i], 0755) < 0)
-            return err_sys(e, ERR_IO, errno, "make dev/%s", folders[i]);
-    return 0;
-}
 
 static int bind_clone(int at, const char *path, bool recursive, uint64_t attributes, struct err *e)
 {
@@ -107,6 +77,60 @@ static int shared_attach(int mount, int folder, const char *path, struct err *e)
 {
     if (move_mount(mount, "", folder, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
         return err_sys(e, ERR_IO, errno, "attach %s", path);
+    return 0;
+}
+
+struct device {
+    const char *name;
+    unsigned major, minor;
+};
+
+static int device_make(int dev, const struct device *device, struct err *e)
+{
+    if (mknodat(dev, device->name, S_IFCHR | 0666, makedev(device->major, device->minor)) < 0 ||
+        fchmodat(dev, device->name, 0666, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "make device %s", device->name);
+    return 0;
+}
+
+/* That of the machine, over a file. */
+static int device_bind(int dev, const char *name, struct err *e)
+{
+    char from[32];
+    text_format(from, sizeof from, "/dev/%s", name);
+    if (mknodat(dev, name, S_IFREG | 0666, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "make a place for device %s", name);
+    CLEANUP_FD int fd = bind_clone(AT_FDCWD, from, false, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, e);
+    return fd < 0 ? fd : shared_attach(fd, dev, name, e);
+}
+
+static int devices_make(int folder, const struct powers *powers, struct err *e)
+{
+    static const struct device devices[] = {{"null", 1, 3},   {"zero", 1, 5},    {"full", 1, 7},
+                                            {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
+    static const char *const links[][2] = {{"fd", "/proc/self/fd"},
+                                           {"stdin", "/proc/self/fd/0"},
+                                           {"stdout", "/proc/self/fd/1"},
+                                           {"stderr", "/proc/self/fd/2"},
+                                           {"ptmx", "pts/ptmx"}};
+    static const char *const folders[] = {"pts", "shm"};
+    if (mkdirat(folder, "dev", 0755) < 0)
+        return err_sys(e, ERR_IO, errno, "make dev");
+    CLEANUP_FD int dev = openat(folder, "dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dev < 0)
+        return err_sys(e, ERR_IO, errno, "open dev");
+    for (size_t i = 0; i < ARRAY_SIZE(devices); i++) {
+        int rc = powers->make_devices ? device_make(dev, &devices[i], e)
+                                      : device_bind(dev, devices[i].name, e);
+        if (rc < 0)
+            return rc;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(links); i++)
+        if (symlinkat(links[i][1], dev, links[i][0]) < 0)
+            return err_sys(e, ERR_IO, errno, "make link %s", links[i][0]);
+    for (size_t i = 0; i < ARRAY_SIZE(folders); i++)
+        if (mkdirat(dev, folders[i], 0755) < 0)
+            return err_sys(e, ERR_IO, errno, "make dev/%s", folders[i]);
     return 0;
 }
 
@@ -182,7 +206,7 @@ static int base_fill(struct root_base *base, struct err *e)
         return shared;
     int rc = shared_attach(shared, AT_FDCWD, base->folder, e);
     if (rc == 0)
-        rc = devices_make(shared, e);
+        rc = devices_make(shared, base->powers, e);
     if (rc == 0)
         rc = usr_make(shared, e);
     if (rc == 0)
@@ -190,12 +214,14 @@ static int base_fill(struct root_base *base, struct err *e)
     return rc;
 }
 
-int root_base_open(struct root_base **out, const char *folder, struct err *e)
+int root_base_open(struct root_base **out, const char *folder, const struct powers *powers,
+                   struct err *e)
 {
     struct root_base *base = calloc(1, sizeof *base);
     if (base == NULL)
         return err_set(e, ERR_NO_MEMORY, "shared mounts");
     base->folder_fd = -1;
+    base->powers = powers;
     base->folder = strdup(folder);
     int rc = base->folder == NULL ? err_set(e, ERR_NO_MEMORY, "shared mounts") : base_fill(base, e);
     if (rc < 0) {
@@ -287,9 +313,11 @@ static int layer_clone(int layer, int map, struct err *e)
     CLEANUP_FD int fd = open_tree(layer, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
     if (fd < 0)
         return err_sys(e, ERR_IO, errno, "bind layer");
-    struct mount_attr set = {.attr_set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID |
-                                         MOUNT_ATTR_NODEV,
-                             .userns_fd = (unsigned)map};
+    struct mount_attr set = {.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    if (map >= 0) {
+        set.attr_set |= MOUNT_ATTR_IDMAP;
+        set.userns_fd = (unsigned)map;
+    }
     if (mount_setattr(fd, "", AT_EMPTY_PATH, &set, sizeof set) < 0)
         return errno == EINVAL
                    ? err_set(
@@ -311,8 +339,11 @@ static int upper_make(int store, int lower, struct err *e)
     return 0;
 }
 
-static int overlay_mount(int context, struct err *e)
+static int overlay_mount(const struct root_base *base, int context, struct err *e)
 {
+    if (!base->powers->trusted_attributes &&
+        fsconfig(context, FSCONFIG_SET_FLAG, "userxattr", NULL, 0) < 0)
+        return err_sys(e, ERR_IO, errno, "have overlay do without trusted attributes");
     if (fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0) < 0)
         return err_sys(e, ERR_IO, errno, "make overlay");
     int fd = fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
@@ -320,7 +351,7 @@ static int overlay_mount(int context, struct err *e)
 }
 
 /* -ERR_UNSUPPORTED before Linux 6.13. */
-static int overlay_by_descriptor(int store, int lower, struct err *e)
+static int overlay_by_descriptor(const struct root_base *base, int store, int lower, struct err *e)
 {
     CLEANUP_FD int upper = openat(store, "up", O_PATH | O_DIRECTORY | O_CLOEXEC);
     CLEANUP_FD int work = openat(store, "work", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -332,7 +363,7 @@ static int overlay_by_descriptor(int store, int lower, struct err *e)
     if (fsconfig(context, FSCONFIG_SET_FD, "upperdir", NULL, upper) < 0 ||
         fsconfig(context, FSCONFIG_SET_FD, "workdir", NULL, work) < 0)
         return err_sys(e, ERR_IO, errno, "give overlay its folders");
-    return overlay_mount(context, e);
+    return overlay_mount(base, context, e);
 }
 
 static int path_give(int context, const char *key, int fd, const char *below, struct err *e)
@@ -361,7 +392,7 @@ static int overlay_by_path(const struct root_base *base, int *store, int lower, 
         rc = path_give(context, "upperdir", *store, "/up", e);
     if (rc == 0)
         rc = path_give(context, "workdir", *store, "/work", e);
-    CLEANUP_FD int overlay = rc == 0 ? overlay_mount(context, e) : -1;
+    CLEANUP_FD int overlay = rc == 0 ? overlay_mount(base, context, e) : -1;
     int copy = overlay < 0 ? -1 : bind_clone(base->folder_fd, "store", false, 0, e);
     char path[128];
     text_format(path, sizeof path, "%s/lower", base->folder);
@@ -375,15 +406,16 @@ static int overlay_by_path(const struct root_base *base, int *store, int lower, 
     return steal_fd(&overlay);
 }
 
-/* The overlay is made here and not inside: its whiteouts are trusted.* attributes, which work on a
- * tmpfs of every kernel, and its layers are seen in no namespace but ours. */
+/* The overlay is made here and not inside: its layers are seen in no namespace but ours, and its
+ * notes are trusted.* attributes, which work on a tmpfs of every kernel. Without them (powers.h) a
+ * tmpfs needs Linux 6.6 to hold notes: before that a folder that was removed cannot be made again. */
 static int overlay_make(struct root_base *base, int *store, int lower, struct err *e)
 {
     int rc = upper_make(*store, lower, e);
     if (rc < 0)
         return rc;
     if (!base->layers_by_path) {
-        rc = overlay_by_descriptor(*store, lower, e);
+        rc = overlay_by_descriptor(base, *store, lower, e);
         if (rc != -ERR_UNSUPPORTED)
             return rc;
         base->layers_by_path = true;
@@ -398,13 +430,16 @@ void root_base_assume_old(struct root_base *base)
 
 static int device_folder(struct root_base *base, struct err *e)
 {
-    return bind_clone(base->folder_fd, "dev", false, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC, e);
+    return bind_clone(base->folder_fd, "dev", !base->powers->make_devices,
+                      MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC, e);
 }
 
 int root_skeleton_make(struct root_base *base, uint32_t uid_base, struct bind_skeleton *skeleton,
                        int *descriptors, struct err *e)
 {
     memset(skeleton, 0, sizeof *skeleton);
+    skeleton->one_id = !base->powers->agent_id;
+    skeleton->shared_ids = !base->powers->own_ids;
     descriptors[0] =
         store_make(SKELETON_BYTES, INODES_MIN, uid_base, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, e);
     if (descriptors[0] < 0)

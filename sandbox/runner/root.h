@@ -1,4 +1,5 @@
-/* sandbox/runner/root.h - the runner's part of an instance's root: detached mounts, made as root.
+/* sandbox/runner/root.h - the runner's part of an instance's root: detached mounts, made as root,
+ * of the machine or of a user namespace.
  *
  * `image: host`: an empty tmpfs of the instance's own, with the machine's /usr (without /usr/local
  * and /usr/src) and a few paths of /etc as read-only binds that are never idmapped, so a file that
@@ -16,11 +17,13 @@
 #include "base/err.h"
 #include "sandbox/shared/bind.h"
 
+struct powers;
 struct root_base;
 
 /* Takes the process into a mount namespace of its own and prepares what all instances share below
- * `folder`, which exists. Once. */
-int root_base_open(struct root_base **out, const char *folder, struct err *e) ERR_CHECKED;
+ * `folder`, which exists. Once. `powers` outlive it. */
+int root_base_open(struct root_base **out, const char *folder, const struct powers *powers,
+                   struct err *e) ERR_CHECKED;
 /* From now on as on a kernel before 6.13, whose overlay takes its layers by path only. */
 void root_base_assume_old(struct root_base *base);
 void root_base_close(struct root_base *base);
@@ -33,7 +36,8 @@ struct root_options {
     uint64_t inodes;
     int image_fd;  /* O_PATH, the image's layer; -1: the host */
     int source_fd; /* O_PATH, the source's layer, at /app; -1: none */
-    int layer_map; /* a user namespace that maps the store's ids to the instance's; -1: no layers */
+    int layer_map; /* a user namespace that maps the store's ids to the instance's; -1: no
+                      * layers, or layers whose ids are the instance's already */
     uint32_t uid, gid;
     bool read_only;
     const char *hostname;

@@ -22,6 +22,7 @@
 #include "sandbox/runner/instance.h"
 #include "sandbox/runner/net_link.h"
 #include "sandbox/runner/reaper.h"
+#include "sandbox/runner/seccomp_agent.h"
 #include "sandbox/runner/server.h"
 #include "sandbox/runner/state.h"
 #include "sandbox/shared/ids.h"
@@ -70,14 +71,20 @@ static int configure(struct runner *r, const struct runner_options *o, struct er
         c->uid_base = (uint64_t)o->uid_base;
     if (o->instances_max > 0)
         c->max.instances = (uint64_t)o->instances_max;
-    if (!runner_config_range_valid(c))
+    powers_ask(&r->powers, o->lack);
+    /* Whoever serves the node is the same user, and the first one inside. */
+    if (!r->powers.own_ids)
+        c->node_uid = c->node_gid = 0;
+    if (r->powers.own_ids && !runner_config_range_valid(c))
         return err_set(e, ERR_INVALID,
                        "%llu instances from uid %llu on: the ids must lie in %u..%u",
                        (unsigned long long)c->max.instances, (unsigned long long)c->uid_base,
                        RUNNER_UID_BASE, RUNNER_UID_END - 1);
     r->bounds = (struct request_bounds){.profiles = (const char *const *)c->profiles.items,
                                         .profile_count = c->profiles.count,
-                                        .egress = c->egress,
+                                        /* Why not is said by who knows. */
+                                        .egress = c->egress || !r->powers.egress,
+                                        .io = c->io,
                                         .cpu_thousandths = c->max.cpus_thousandths,
                                         .memory_bytes = c->max.memory_bytes,
                                         .pids = c->max.pids,
@@ -85,6 +92,7 @@ static int configure(struct runner *r, const struct runner_options *o, struct er
                                         .bandwidth_bytes = c->max.bandwidth_bytes == BYTES_NONE
                                                                ? NET_BANDWIDTH_MAX
                                                                : c->max.bandwidth_bytes,
+                                        .io_bytes = c->max.io_bytes, /* none: UINT64_MAX */
                                         .log_bytes = c->logs.bytes};
     return 0;
 }
@@ -146,22 +154,42 @@ static int lock(struct runner *r, struct err *e)
     return sys == 0 ? 0 : err_sys(e, ERR_IO, sys, "lock %s", r->config.directory);
 }
 
-static int folders_open(struct runner *r, struct err *e)
+/* Whoever could write there could tell us what to adopt, or what to show to instances. */
+static int own_folder_open(const char *path, mode_t mode, int *out, struct err *e)
 {
-    int rc = folders_make(r->config.directory, 0711, e);
+    struct stat st;
+    int rc = folders_make(path, mode, e);
     if (rc < 0)
         return rc;
-    r->directory_fd = open(r->config.directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    struct stat st;
-    if (r->directory_fd < 0 || fstat(r->directory_fd, &st) < 0)
-        return err_sys(e, ERR_IO, errno, "open %s", r->config.directory);
-    if (st.st_uid != 0 || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
-        return err_set(e, ERR_DENIED, "%s must belong to root and be writable by root only",
-                       r->config.directory);
+    CLEANUP_FD int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return err_sys(e, ERR_IO, errno, "open %s", path);
+    if (st.st_uid != geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+        return err_set(
+            e, ERR_DENIED,
+            "%s must belong to root, or to the user that the runner was started by, and be "
+            "writable by nobody else",
+            path);
+    *out = steal_fd(&fd);
+    return 0;
+}
+
+static int instances_folder_open(struct runner *r, struct err *e)
+{
+    return r->config.instances[0] == '\0'
+               ? folder_open(r, "instances", 0700, 0, &r->instances_fd, e)
+               : own_folder_open(r->config.instances, 0700, &r->instances_fd, e);
+}
+
+static int folders_open(struct runner *r, struct err *e)
+{
+    int rc = own_folder_open(r->config.directory, 0711, &r->directory_fd, e);
+    if (rc < 0)
+        return rc;
     int mounts = -1;
     rc = lock(r, e);
     if (rc == 0)
-        rc = folder_open(r, "instances", 0700, 0, &r->instances_fd, e);
+        rc = instances_folder_open(r, e);
     if (rc == 0)
         rc = folder_open(r, "logs", 0750, r->config.node_gid, &r->logs_fd, e);
     if (rc == 0)
@@ -196,8 +224,11 @@ static int agent_load(struct runner *r, const struct runner_options *o, struct e
 static int filters_compile(struct runner *r, struct err *e)
 {
     int rc = 0;
-    for (size_t n = 0; rc == 0 && n < ARRAY_SIZE(r->filters); n++)
+    for (size_t n = 0; rc == 0 && n < ARRAY_SIZE(r->filters); n++) {
         rc = seccomp_filter_compile(&r->filters[n], (enum seccomp_profile)n, 0, e);
+        if (rc == 0 && !r->powers.agent_id)
+            rc = seccomp_agent_guard(&r->filters[n], e);
+    }
     return rc;
 }
 
@@ -214,6 +245,18 @@ static void core_limit_raise(void)
                            "kernel.core_pattern is a pipe, code that crashes starts its program");
 }
 
+/* What cannot be limited is no limit of these groups. */
+static void disks_open(struct runner *r)
+{
+    disks_find(&r->disks, r->config.directory);
+    if ((r->cgroups.enforced & CGROUP_LIMIT_IO) == 0)
+        text_copy(r->disks.lack, sizeof r->disks.lack, "no control group of this machine has it");
+    else if (r->disks.count == 0)
+        r->cgroups.enforced &= ~(unsigned)CGROUP_LIMIT_IO;
+    if (r->disks.lack[0] != '\0')
+        log_warn("runner", "what instances read from disks is not limited: %s", r->disks.lack);
+}
+
 /* Two runners on one machine never share a group. */
 static int groups_open(struct runner *r, struct err *e)
 {
@@ -222,15 +265,24 @@ static int groups_open(struct runner *r, struct err *e)
         hash = (hash ^ (uint8_t)*p) * 16777619u;
     char name[64];
     text_format(name, sizeof name, "%s-%08x", r->config.cgroup, hash);
-    int rc = cgroup_host_open(&r->cgroups, name, e);
+    bool io = r->config.io || r->config.max.io_bytes != BYTES_NONE;
+    const struct cgroup_host_options options = {
+        .name = name, .io = io, .loud = r->powers.every_group};
+    int rc = cgroup_host_open(&r->cgroups, &options, e);
     if (rc < 0)
         return rc;
     log_info("runner", "control groups: %s", cgroup_host_kind(&r->cgroups));
-    if (ids_alone(r->ids_fd))
+    if (io)
+        disks_open(r);
+    if (r->powers.own_ids && ids_alone(r->ids_fd))
         cgroup_host_sweep(&r->cgroups, GROUPS_LEFT_SECONDS);
-    unsigned all =
+    const unsigned all =
         CGROUP_LIMIT_CPU | CGROUP_LIMIT_MEMORY | CGROUP_LIMIT_PIDS | CGROUP_LIMIT_TCP_MEMORY;
-    if ((r->cgroups.enforced & all) != all)
+    r->limits_wanted = all | (io ? CGROUP_LIMIT_IO : 0);
+    powers_note_limits(&r->powers, (r->cgroups.enforced & all) != all);
+    if (r->powers.note[0] != '\0')
+        log_warn("runner", "%s", r->powers.note);
+    else if ((r->cgroups.enforced & all) != all)
         log_warn("runner", "not every limit can be enforced on this machine (%#x of %#x)",
                  r->cgroups.enforced, all);
     return 0;
@@ -273,7 +325,7 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
     int rc = configure(r, o, e);
     if (rc == 0)
         rc = folders_open(r, e);
-    if (rc == 0)
+    if (rc == 0 && r->powers.own_ids)
         rc = ids_claim(r->config.uid_base, r->config.max.instances * RUNNER_UIDS_PER_INSTANCE,
                        &r->ids_fd, e);
     if (rc == 0)
@@ -288,13 +340,13 @@ static int open_all(struct runner *r, const struct runner_options *o, struct err
     if (rc == 0)
         rc = network_open(&r->network, e);
     if (rc == 0)
-        rc = net_egress_open(&r->egress, r->network, &r->config, e);
+        rc = net_egress_open(&r->egress, r->network, &r->config, r->powers.egress, e);
     if (rc == 0)
         rc = groups_open(r, e);
     if (rc == 0) {
         char mounts[128];
         text_format(mounts, sizeof mounts, "%s/mounts", r->config.directory);
-        rc = root_base_open(&r->root_base, mounts, e);
+        rc = root_base_open(&r->root_base, mounts, &r->powers, e);
         if (rc == 0 && o->assume_old)
             root_base_assume_old(r->root_base);
     }
@@ -379,6 +431,7 @@ int runner_run(const struct runner_options *o, struct err *e)
     r->agent_fd = r->null_fd = r->directory_fd = r->instances_fd = r->logs_fd = r->lock_fd =
         r->ids_fd = -1;
     r->ready_fd = o->ready_fd;
+    r->assume_old = o->assume_old;
     umask(022);
     memory_descriptors_raise(); /* an instance costs about five */
     core_limit_raise();

@@ -17,6 +17,7 @@
 #include "sandbox/runner/net_egress.h"
 #include "sandbox/runner/net_names.h"
 #include "sandbox/runner/network.h"
+#include "sandbox/runner/powers.h"
 #include "sandbox/runner/request.h"
 #include "sandbox/runner/root.h"
 #include "sandbox/runner/seccomp.h"
@@ -32,15 +33,19 @@ struct runner_options {
     int64_t uid_base, instances_max; /* 0 or less: as configured */
     const uint8_t *agent;            /* the ELF */
     size_t agent_size;
-    int ready_fd;    /* gets one byte when the node may connect, then is closed; -1: none */
-    bool assume_old; /* for tests: as root_base_assume_old */
+    int ready_fd;     /* gets one byte when the node may connect, then is closed; -1: none */
+    bool assume_old;  /* for tests: as root_base_assume_old, and of image_store_options */
+    const char *lack; /* without root: why the user has no range of ids; NULL: it has */
 };
 
 struct runner {
     struct runner_config config;
+    struct powers powers;
     struct request_bounds bounds;
     struct loop *loop;
     struct cgroup_host cgroups;
+    struct disks disks;     /* of limits of io, if they are wanted */
+    unsigned limits_wanted; /* enum cgroup_limit */
     struct network *network;
     struct net_egress *egress;
     struct net_names *names;
@@ -54,6 +59,7 @@ struct runner {
     struct imports *imports;
     struct adoption *adoption;
     char boot[40]; /* id of this boot of the machine */
+    bool assume_old;
     int agent_fd;
     int null_fd;
     int directory_fd;

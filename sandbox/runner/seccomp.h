@@ -1,7 +1,8 @@
 /* sandbox/runner/seccomp.h - system call profiles, compiled to BPF once.
  *
- * The filter is loaded by the agent as the last step before exec; libseccomp needs 3 ms to build
- * one, so it is done when the runner starts and never again.
+ * The filter is loaded by the agent as the last step before exec, and made when the runner starts.
+ * libseccomp knows the numbers of the calls; the program is ours (seccomp_program.h), as its own is five
+ * times as long, and the kernel translates it at each start.
  *
  *   strict   without tracing, IPC of System V and POSIX, splicing, old asynchronous I/O, attributes
  *            of files, netlink

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -73,7 +74,7 @@ int state_write(struct instance *i, struct err *e)
     state.epoch = i->epoch;
     state.pid = (uint32_t)i->pid;
     state.boot = i->runner->boot;
-    state.uid_base = i->place->uid_base;
+    state.uid_base = i->place->ids.first;
     state.prepared_boot_ms = clock_boot_ms();
     int rc = state_start_ticks(i->pid, &state.start_ticks, e);
     if (rc < 0)
@@ -153,4 +154,21 @@ int state_read(int folder, Skerry__State__State **out, struct err *e)
 uint64_t state_deadline_read(int folder)
 {
     return number_read(folder, STATE_DEADLINE_FILE, 0);
+}
+
+int state_process_open(const Skerry__State__State *s, const char *boot, struct err *e)
+{
+    if (strcmp(s->boot, boot) != 0)
+        return err_set(e, ERR_NOT_FOUND, "the machine was restarted");
+    CLEANUP_FD int fd = (int)syscall(SYS_pidfd_open, (pid_t)s->pid, 0);
+    if (fd < 0)
+        return err_sys(e, ERR_NOT_FOUND, errno, "its process");
+    /* Read after the pidfd is held: the number cannot be given away any more. */
+    uint64_t ticks;
+    int rc = state_start_ticks((pid_t)s->pid, &ticks, e);
+    if (rc < 0)
+        return rc;
+    if (ticks != s->start_ticks)
+        return err_set(e, ERR_NOT_FOUND, "its process is gone");
+    return steal_fd(&fd);
 }

@@ -26,6 +26,9 @@ uint64_t state_deadline_read(int folder_fd);
 
 /* When the process started, in ticks since boot: with the pid, a process's name for good. */
 int state_start_ticks(pid_t pid, uint64_t *out, struct err *e) ERR_CHECKED;
+/* The process of the state, as a pidfd, the caller's. -ERR_NOT_FOUND: it is gone, or another has its number;
+ * `boot`: of the machine, now. */
+int state_process_open(const Skerry__State__State *s, const char *boot, struct err *e) ERR_CHECKED;
 /* The id of this boot of the machine. */
 int state_boot_id(char out[40], struct err *e) ERR_CHECKED;
 

@@ -4,7 +4,7 @@
  *     runner                            agent (process 1, inside root, nothing else inside yet)
  *     skeleton, with its mounts ----->  makes a root of the host image, enters it, waits
  *     plan, with the listener   ----->  names, source; or moves on into an image's root;
- *                                       a second user and mount namespace locks all of it;
+ *                                       a second user namespace locks all of it;
  *                                       gives up its privileges
  *     setup (agent.proto)       ----->  ...
  *
@@ -48,19 +48,24 @@ struct bind_skeleton {
     struct bind_mount mounts[BIND_MOUNTS_MAX];
     uint32_t link_count;
     struct bind_link links[BIND_LINKS_MAX];
+    bool one_id;     /* nothing else is mapped: agent and code will have what the plan says */
+    bool shared_ids; /* other instances have the same: what is counted per user is shared out */
 };
 
 /* Descriptors: the listener; with `image` a tmpfs, the image's root and /dev; with `source` that of
- * /app. */
+ * /app; with `group` the entry of a control group. */
 struct bind_plan {
     bool image; /* else the host, whose root is the skeleton's */
     bool source;
     bool read_only;    /* but for /tmp and /dev/shm */
-    uint32_t uid, gid; /* for /etc/passwd of the host image */
+    uint32_t uid, gid; /* for /etc/passwd of the host image; with `one_id`, of all inside */
+    bool
+        shared_ids; /* other instances have the same: what is counted per user is to be shared out */
     char hostname[64];
     bool names; /* 127.0.0.1:53 answers them */
+    bool group; /* one more than the blank is in already */
 };
-#define BIND_PLAN_DESCRIPTORS_MAX 5u
+#define BIND_PLAN_DESCRIPTORS_MAX 6u
 
 /* What is said when one of them fails, before the end: no message of the agent can begin with this
  * word. */

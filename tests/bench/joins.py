@@ -2,7 +2,9 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
+import tempfile
 
 from cluster import Node, free_port, processes_of
 from harness import (BUILD, LOAD_CORES, SERVER_CORES, Column, Invalid, Processes, Table, answers, cpu_seconds,
@@ -12,6 +14,7 @@ from proxies import (BODIES, NGINX, PASS, UPSTREAM, backend, backend_http, body_
 
 RATES = [Column("req/s", 0, less=False), Column("p50 ms", 2), Column("p99 ms", 2),
          Column("CPU us a request")]
+COUNTS = [Column("system calls", 2), Column("allocations", 2), Column("context switches", 2)]
 CONNECTIONS = 64
 LARGE_LOAD = 1 << 28  # so many bytes on their way at once: what is unfinished at the end must not weigh
 
@@ -82,6 +85,65 @@ def added_latency():
         yield Table("1 KiB, 1 connection", columns, {
             name: lambda n=name, p=pids, u=url: side(n, p, u) for name, (pids, url) in sides.items()},
                     "skerry", ("nginx", "haproxy"))
+
+
+def switches(pid):
+    """Of all threads, so far."""
+    total = 0
+    for task in os.listdir("/proc/%d/task" % pid):
+        with contextlib.suppress(OSError), open("/proc/%d/task/%s/status" % (pid, task)) as f:
+            total += sum(int(n) for n in re.findall(r"ctxt_switches:\s+(\d+)", f.read()))
+    return total
+
+
+def allocations(folder_, pid):
+    with open(os.path.join(folder_, str(pid)), "rb") as f:
+        return int.from_bytes(f.read(8), "little")
+
+
+def system_calls(pid, load):
+    """For each request of `load`, which tells how many there were."""
+    with tempfile.NamedTemporaryFile() as out:
+        strace = subprocess.Popen(["strace", "-f", "-c", "-o", out.name, "-p", str(pid)], stderr=subprocess.PIPE)
+        strace.stderr.readline()  # it has attached
+        count = load()
+        strace.send_signal(signal.SIGINT)
+        strace.communicate()
+        total = [line.split() for line in out.read().splitlines() if line.endswith(b" total")]
+    if len(total) != 1:
+        raise Invalid("strace of %d tells no total" % pid)
+    return int(total[0][3]) / count  # % time, seconds, usecs/call, calls
+
+
+def per_join():
+    """What a request costs where no clock is asked: system calls, allocations and context switches of the whole
+    process, divided by the requests."""
+    seconds = seconds_each(2)
+    with folder() as counts, preloaded(counts), proxied() as sides:
+        for body in ("1 KiB", "64 KiB"):
+            for connections in (1, 64):
+                def side(pid, url, size=BODIES[body], connections=connections):
+                    def load():
+                        return checked_wrk(url + path_of(size), size, connections, seconds)[3]
+                    load()  # it has what it needs
+                    before = allocations(counts, pid), switches(pid)
+                    count = load()
+                    after = allocations(counts, pid), switches(pid)
+                    return [system_calls(pid, load), *((b - a) / count for a, b in zip(before, after))]
+                yield Table("%s, %d connection%s" % (body, connections, "s"[connections == 1:]), COUNTS, {
+                    name: lambda p=pids[0], u=url: side(p, u) for name, (pids, url) in sides.items()},
+                            "skerry", ("nginx", "haproxy"), rounds=1)
+
+
+@contextlib.contextmanager
+def preloaded(counts):
+    """What is started meanwhile counts its allocations there."""
+    os.chmod(counts, 0o777)
+    os.environ.update(LD_PRELOAD=BUILD + "/bench/allocations.so", ALLOCATIONS=counts)
+    try:
+        yield
+    finally:
+        del os.environ["LD_PRELOAD"], os.environ["ALLOCATIONS"]
 
 
 # --- a gateway alone, before a backend that is given ------------------------------------------------------

@@ -6,11 +6,13 @@ import os
 import random
 import shutil
 import subprocess
+import tempfile
 import time
 
 from cluster import PYTHON, SKERRY, UID_BASE, Node, UnixConnection, free_port
 from harness import (BUILD, Column, Invalid, Processes, Table, cpu_seconds, descendants, folder, percentile,
                      pss_kib, wait_until)
+from podman import Podman
 
 BWRAP = ["/usr/bin/bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/usr", "/usr",
          "--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin",
@@ -70,20 +72,22 @@ def oci_bundle(run, app, argv):
                                                        "user")],
                   "uidMappings": mapping, "gidMappings": mapping,
                   "resources": {"memory": {"limit": 256 << 20}, "pids": {"limit": 128},
-                                "cpu": {"quota": 100000, "period": 100000}},
-                  "cgroupsPath": "/skerry-bench-%d" % os.getpid()}}
+                                "cpu": {"quota": 100000, "period": 100000}}}}
     with open(os.path.join(run, "config.json"), "w") as f:
         json.dump(config, f)
 
 
-def launch(argv, environment, count, gap):
-    """What Commands.measure tells, of a program that is started and waited for. crun takes no machine that
-    has both generations of control groups: here the second one is not there."""
+def launcher(argv, count, gap):
+    """crun takes no machine that has both generations of control groups: here the second one is not there."""
     script = "if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec \"$@\""
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", script, "sh", BUILD + "/bench/launch",
-         str(count), "%d" % (gap * 1000), *argv], env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    return ["unshare", "--mount", "--propagation", "private", "/bin/sh", "-c", script, "sh", BUILD + "/bench/launch",
+            str(count), "%d" % (gap * 1000), *argv]
+
+
+def launch(argv, environment, count, gap):
+    """What Commands.measure tells, of a program that is started and waited for."""
+    done = subprocess.run(launcher(argv, count, gap), env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **environment},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     runs = [[float(word) for word in line.split()] for line in done.stdout.splitlines()]
     if done.returncode != 0 or len(runs) != count:
         raise Invalid("%s: %s" % (" ".join(argv), done.stderr))
@@ -91,35 +95,72 @@ def launch(argv, environment, count, gap):
     return (percentile(taken, 50) / 1e3, percentile(taken, 99) / 1e3, min(taken) / 1e3, sum(cpu) / count, max(peak))
 
 
+AT_ONCE, EACH = 4, 50
+
+
+def starts_a_second(lanes, environment=None):
+    """Of so many programs that start something EACH times."""
+    begun = time.perf_counter()
+    processes = [subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                  env={**os.environ, **(environment or {})}) for words in lanes]
+    said = [p.communicate(timeout=120)[1] for p in processes]
+    if any(p.returncode != 0 for p in processes):
+        raise Invalid("%s: %s" % (lanes[0], said))
+    return [len(lanes) * EACH / (time.perf_counter() - begun)]
+
+
 class Commands:
     """Commands of a node by its API: p50, p99, least, CPU of both its processes and all that they started,
     and the most memory that a sandbox had, all its processes and the kernel's part."""
 
     def __init__(self, node, app):
-        self.node, self.api = node, Api(node)
+        self.node = node
         tar = subprocess.run(["tar", "-C", app, "-c", "true"], capture_output=True, check=True).stdout
-        self.run_path = "/v1/run?command=/app/true&source=" + self.api.ask("POST", "/v1/sources",
-                                                                         tar)[0]["digest"]
+        self.run_path = "/v1/run?command=/app/true&source=" + Api(node).ask("POST", "/v1/sources", tar)[0]["digest"]
+
+    def asker(self, path, count, gap):
+        return [BUILD + "/bench/ask", str(count), "%d" % (gap * 1000), self.node.api_socket, "POST", path]
 
     def measure(self, path, count, gap):
         pids = (self.node.serve_process.pid, self.node.runner_process.pid)
-        before, taken, peak = cpu_seconds(*pids, children=True), [], 0
-        for _ in range(count):
-            time.sleep(gap)
-            begun = time.perf_counter()
-            result, _ = self.api.ask("POST", path)
-            taken.append((time.perf_counter() - begun) * 1e3)
-            if result["exit_code"] != 0:
-                raise Invalid("%s: %s" % (path, result))
-            peak = max(peak, result["memory_peak_bytes"])
+        before = cpu_seconds(*pids, children=True)
+        done = subprocess.run(self.asker(path, count, gap), capture_output=True, text=True, timeout=120)
+        answers = [line.split(" ", 1) for line in done.stdout.splitlines()]
+        results = [json.loads(body) for _, body in answers]
+        if done.returncode != 0 or len(answers) != count or any(r["exit_code"] != 0 for r in results):
+            raise Invalid("%s: %s%s" % (path, done.stderr, done.stdout))
         time.sleep(0.05)  # what the last one left is waited for
         cpu = (cpu_seconds(*pids, children=True) - before) / count * 1e6
+        taken = [float(us) / 1e3 for us, _ in answers]
+        peak = max(r["memory_peak_bytes"] for r in results)
         return percentile(taken, 50), percentile(taken, 99), min(taken), cpu, peak / 1024
 
     def parts(self):
         time.sleep(0.1)  # a blank is made anew
-        _, answer = self.api.ask("POST", self.run_path)
-        return self.api.parts(answer.getheader("Skerry-Instance"))
+        api = Api(self.node)  # the first one's connection has been idle for too long
+        _, answer = api.ask("POST", self.run_path)
+        return api.parts(answer.getheader("Skerry-Instance"))
+
+
+def ids_of(count, node=0):
+    """Beyond those that tests and `skerry up` take; the runner refuses what another one has."""
+    return UID_BASE + (2000 + 500 * node + random.randrange(200)) * 65536, count
+
+
+def in_memory(stack):
+    """What lives as long as the machine lies on a tmpfs, as /run is where systemd is."""
+    return stack.enter_context(tempfile.TemporaryDirectory(prefix="skerry-bench-", dir="/dev/shm"))
+
+
+def with_podman(stack, run, app, argv):
+    """Its name in the tables, and what is started for it; None if it does not run here, which the name tells."""
+    podman = stack.enter_context(contextlib.closing(Podman(os.path.join(run, "podman"), in_memory(stack), app, argv)))
+    try:
+        launch(podman.argv, podman.environment, 1, 0)
+    except Invalid as error:
+        said = " ".join(str(error).split())
+        return "podman with runc does not run here: " + (said.partition(" Error: ")[2] or said)[:200], None
+    return "podman with runc", (podman.argv, podman.environment)
 
 
 def cold():
@@ -131,8 +172,9 @@ def cold():
         os.mkdir(app)
         shutil.copy(os.path.join(BUILD, "probe", "true"), app)
         oci_bundle(run, app, ["/app/true"])
-        nodes = {"skerry, no blanks": stack.enter_context(Node(runner_config="blanks: 0\n")),
-                 "skerry, from a blank": stack.enter_context(Node(runner_config="blanks: 4\n"))}
+        nodes = {name: stack.enter_context(Node(runner_config="blanks: %d\ninstances: %s\n" % (
+            blanks, in_memory(stack)), ids=ids_of(300, k)))
+                 for k, (name, blanks) in enumerate((("skerry, no blanks", 0), ("skerry, from a blank", 64)))}
         commands = {name: Commands(node, app) for name, node in nodes.items()}
         host = nodes["skerry, from a blank"]
         host.deploy({"id": "parked", "command": ["/app/parked"], "port": 8080, "access": "public",
@@ -142,9 +184,14 @@ def cold():
         exec_path = "/v1/instances/%s/exec?command=/usr/bin/true" % host.ps()[0]["id"]
         spawned = {"skerry run (whole CLI)": ([SKERRY, "run", "--", "true"], host.environment()),
                    "bwrap": (BWRAP + ["--ro-bind", app, "/app", "--", "/app/true"], {}),
-                   "crun": (["/usr/bin/crun", "run", "--bundle", run, "bench-crun-%d" % os.getpid()], {}),
-                   "runc": (["/usr/sbin/runc", "run", "--bundle", run, "bench-runc-%d" % os.getpid()], {}),
-                   "fork + exec": ([app + "/true"], {})}
+                   "crun": (["/usr/bin/crun", "run", "--bundle", run, "crun-bench-%d" % os.getpid()], {}),
+                   "runc": (["/usr/sbin/runc", "run", "--bundle", run, "runc-bench-%d" % os.getpid()], {})}
+        podman_name, podman = with_podman(stack, run, app, ["/app/true"])
+        others = ["bwrap", "crun", "runc"]
+        if podman is not None:
+            spawned[podman_name] = podman
+            others.append(podman_name)
+        spawned["fork + exec"] = ([app + "/true"], {})
         columns = [Column("p50 ms", 2), Column("p99 ms", 2), Column("least ms", 2), Column("CPU us a start", 0),
                    Column("peak KiB", 0)]
         for title, count, gap in (("back to back, 50 a turn", 50, 0), ("lone, 20 a turn, 100 ms apart", 20, 0.1)):
@@ -154,9 +201,19 @@ def cold():
                 "skerry, from a blank"].measure(exec_path, n, g)
             sides.update({name: lambda a=argv, e=env, n=count, g=gap: launch(a, e, n, g)
                           for name, (argv, env) in spawned.items()})
+            sides.setdefault(podman_name, lambda: [None] * len(columns))
             for side in sides.values():
                 side()  # what is read from disk once is in memory
-            yield Table(title, columns, sides, "skerry, from a blank", ("bwrap", "crun", "runc"))
+            yield Table(title, columns, sides, "skerry, from a blank", others)
+        def lanes(argv):
+            return [launcher([w.replace(one_id, "%s-%d" % (one_id, k)) for w in argv], EACH, 0)
+                    for k in range(AT_ONCE)]
+        one_id = "bench-%d" % os.getpid()
+        sides = {name: lambda c=c: starts_a_second([c.asker(c.run_path, EACH, 0)] * AT_ONCE)
+                 for name, c in commands.items()}
+        sides.update({name: lambda a=spawned[name]: starts_a_second(lanes(a[0]), a[1]) for name in others})
+        yield Table("%d at once, all cores" % AT_ONCE, [Column("starts/s", 0, less=False)], sides,
+                    "skerry, from a blank", others)
         yield Table("lone, where it goes by explain, one start a turn",
                     PART_COLUMNS, {name: lambda c=c: c.parts() for name, c in commands.items()},
                     rounds=20)
@@ -287,9 +344,7 @@ def density():
 
 
 def density_ours(app, count):
-    # Beyond the ids that tests and `skerry up` take; the runner refuses what another one has.
-    base = UID_BASE + (2000 + random.randrange(1000)) * 65536
-    with Node(runner_config="blanks: 0\n", ids=(base, count + 8)) as node:
+    with Node(runner_config="blanks: 0\n", ids=ids_of(count + 8)) as node:
         node.deploy({"id": "parked", "command": ["/app/parked"], "port": 8080, "access": "public",
                      "source": app, "join": {"max_joiners": 1, "key": "query:k"}, "life": {"idle": "1h"},
                      "scale": {"max": count},

@@ -108,6 +108,7 @@ class Contract(unittest.TestCase):
         for words, text in (
                 (("run", "--memory", "64G", "--", "true"),
                  b"memory: 64G is above 16G, the most that runner.yaml allows"),
+                (("run", "--io", "1K", "--", "true"), b"limits.io: 1K is not possible"),
                 (("run", "--timeout", "300ms", "--", "sleep", "9"), b"its --timeout of 300ms"),
                 (("image", "import", "host", "/etc"), b"host is built in"),
                 (("image", "import", "aa", "/nowhere"),

@@ -13,7 +13,7 @@ import threading
 import time
 import unittest
 
-from cluster import Nodes, server_spec, wait_until
+from cluster import Nodes, resident_kib, server_spec, takes_at_most, wait_until
 from ssh_nodes import SshNodes
 
 # One thread, which sees everything in the order in which it happened: a joiner is inside from its head to
@@ -130,11 +130,6 @@ def files_of(node):
     return len(os.listdir("/proc/%d/fd" % node.serve_process.pid))
 
 
-def resident(node):
-    with open("/proc/%d/statm" % node.serve_process.pid, encoding="ascii") as f:
-        return int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
 def reset(writer):
     """The client vanishes: its end is a reset."""
     with contextlib.suppress(OSError): # it may be closed already
@@ -221,14 +216,17 @@ class Crowd(SshNodes):
                 n = k % 3
                 argv = self.argv("crowd", "d=/tmp/in.$$; mkdir $d; sleep 0.4; rmdir $d", node=n)
                 process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                           stderr=subprocess.DEVNULL)
+                                           stderr=subprocess.PIPE)
                 if k % 5 == 4:  # one that is killed
                     time.sleep(0.3)
                     process.kill()
-                    process.wait()
+                    process.communicate()
                     ends["ssh killed"] += 1
-                else:
-                    ends["ssh %d" % process.wait(120)] += 1
+                    continue
+                said = process.communicate(timeout=120)[1].decode(errors="replace").strip()
+                if process.returncode != 0:
+                    print("        ssh ended with %d: %s" % (process.returncode, said), flush=True)
+                ends["ssh %d" % process.returncode] += 1
 
         async def run():
             kinds = ("short", "held", "stream", "upload", "tunnel")
@@ -324,7 +322,7 @@ class WebSockets(unittest.TestCase):
             entry = nodes[0]
             self.assertEqual(entry.get("/w/many/report").status, 200)
             time.sleep(0.5)
-            files, memory = files_of(entry), resident(entry)
+            files, memory = files_of(entry), resident_kib(entry.serve_process)
             open_ = []
 
             async def join(limit):
@@ -354,12 +352,11 @@ class WebSockets(unittest.TestCase):
                 joiners = sum(i["joiners"] for node, found in zip(nodes.nodes, now)
                               for i in found if i["node"] == node.name)
                 self.assertEqual(joiners, self.COUNT)
-                each = (resident(entry) - memory) / self.COUNT
-                print("        %d WebSockets in %.1f s: %s, %d instances, %d descriptors and %.1f KiB "
-                      "of memory for each at their node"
+                each = (resident_kib(entry.serve_process) - memory) / self.COUNT
+                print("        %d WebSockets in %.1f s: %s, %d instances, %d descriptors for each at their node"
                       % (self.COUNT, took, dict(by_node), len(now[0]),
-                         round((files_of(entry) - files) / self.COUNT), each / 1024), flush=True)
-                self.assertLess(each, 32 * 1024)
+                         round((files_of(entry) - files) / self.COUNT)), flush=True)
+                self.assertTrue(takes_at_most(32, each, "each of them"))
                 self.assertLess(files_of(entry), hard)
                 # All of them are alive.
                 self.assertTrue(all(await asyncio.gather(*(

@@ -18,7 +18,7 @@ class Load:
         self.node, self.path = node, path
         self.stop = threading.Event()
         self.good = 0
-        self.broken = 0
+        self.broken = []
         self.threads = [threading.Thread(target=self.loop) for _ in range(4)]
         for t in self.threads:
             t.start()
@@ -26,12 +26,13 @@ class Load:
     def loop(self):
         while not self.stop.is_set():
             try:
-                if self.node.get(self.path, timeout=5).status == 200:
+                answer = self.node.get(self.path, timeout=5)
+                if answer.status == 200:
                     self.good += 1
                     continue
-            except Exception:  # a killed server breaks connections in every way there is
-                pass
-            self.broken += 1
+                self.broken.append((answer.status, answer.body))
+            except Exception as e:  # a killed server breaks connections in every way there is
+                self.broken.append(repr(e))
             time.sleep(0.01)
 
     def end(self):
@@ -97,7 +98,7 @@ class Restart(unittest.TestCase):
                     wait_until(lambda: node.status()["healthy"], 15, "the runner is back")
             finally:
                 load.end()
-            self.assertEqual(load.broken, 0)
+            self.assertEqual(load.broken, [])
             for name, known in before.items():
                 again = node.get("/i/%s/" % known.instance)
                 self.assertEqual((again.status, again.body), (200, known.body))

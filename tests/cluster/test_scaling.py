@@ -113,7 +113,9 @@ class Cold(unittest.TestCase):
         by_instance = collections.Counter(r.json()["instance"] for r in replies)
         print("        %d instances for 1,000 requests held %d s, in %.1f s; %s"
               % (len(by_instance), HELD_SECONDS, took, sorted(by_instance.values())), flush=True)
-        self.assertTrue(20 <= len(by_instance) <= 22, by_instance)
+        # A place is another's when it was held: fewer instances can do only if it took that long.
+        turns = max(1, int(took / HELD_SECONDS))
+        self.assertTrue(20 / turns <= len(by_instance) <= 22, by_instance)
         self.assertLessEqual(max(r.json()["peak"] for r in replies), 50)
         for node in self.nodes.nodes: # each knows of its own
             self.assertEqual({i["joiners"] for i in node.ps(name) if i["node"] == node.name} - {0},
@@ -125,6 +127,25 @@ class Cold(unittest.TestCase):
 
     def test_a_thousand_first_requests_at_all_nodes(self):
         self.cold("cold-all", [n.http_port for n in self.nodes.nodes])
+
+    def test_who_lost_the_last_place_of_scale_max_waits_where_the_instances_are(self):
+        """Each node starts one at once, and scale.max is less: whoever asked the losers is served soon."""
+        ports = [n.http_port for n in self.nodes.nodes]
+        for k in range(6):
+            name = "lost-%d" % k
+            self.nodes[0].deploy(server_spec(name, join={"max_joiners": 2}, timeouts={"start": "60s"},
+                                             scale={"max": 1 + k % 2, "queue": 200,
+                                                    "queue_timeout": "50s"}), server(HOLDS))
+            self.known(name)
+            begun = time.monotonic()
+            replies = all_at_once([(ports[k % 3], "/w/%s/?hold=0.01" % name, {})
+                                   for k in range(90)])
+            took = time.monotonic() - begun
+            self.assertEqual(collections.Counter((r.status, r.error) for r in replies),
+                             {(200, None): 90}, [r for r in replies if r.status != 200][:1])
+            self.assertLessEqual(len({r.json()["instance"] for r in replies}), 1 + k % 2)
+            self.assertLess(took, 25)
+            self.nodes[0].cli("workload", "rm", name)
 
     def test_a_key_has_one_instance_in_the_cluster(self):
         self.nodes[0].deploy(server_spec("rooms", join={"key": "header:X-Room", "max_joiners": 200},

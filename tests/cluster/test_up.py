@@ -97,6 +97,57 @@ class Up(unittest.TestCase):
         self.assertNotIn(self.directory, open("/proc/self/mounts").read())
         self.assertEqual(self.groups(), [])
 
+    def test_where_run_is_in_memory_instances_are_kept_there(self):
+        """In a mount namespace of its own, where /run is a tmpfs, whatever this machine has."""
+        script = """set -e
+mount -t tmpfs -o mode=755 tmpfs /run
+"$1" up --detach --dir "$2" --address 127.0.0.9 >/dev/null
+"$1" deploy "$3" >/dev/null
+curl -sf http://127.0.0.9:8080/w/hello/ >/dev/null
+id=$("$1" ps -q)
+test -S /run/skerry-up/*/$id/agent.sock
+kill -9 $(cat "$2/node1/runner.pid")
+"$1" up --detach --dir "$2" --address 127.0.0.9 >/dev/null
+curl -sf http://127.0.0.9:8080/i/$id/
+"$1" down --dir "$2" --delete >/dev/null
+ls /run/skerry-up
+"""
+        done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", SKERRY,
+                               self.directory, EXAMPLE], capture_output=True, timeout=90, text=True,
+                              env=self.environment)
+        self.assertEqual((done.returncode, done.stderr), (0, ""), done)
+        self.assertRegex(done.stdout, r"^Hello from \w+, request 2 here.\n$")
+
+    def ids(self, directory):
+        with open(os.path.join(directory, "node1", "runner.yaml")) as f:
+            return int(next(line.split()[1] for line in f if line.startswith("uid_base:")))
+
+    def test_a_dead_runner_keeps_its_ids(self):
+        """Its instances live on for a while, so no other folder may get them, though they look free."""
+        self.skerry("up", "--detach", "--dir", self.directory)
+        for program in ("serve", "runner"):
+            with open(os.path.join(self.directory, "node1", program + ".pid")) as f:
+                pid = int(f.read().split()[0])
+            os.kill(pid, 9)
+            wait_until(lambda p=pid: not os.path.exists("/proc/%d" % p), 5, "the end of " + program)
+
+        def first_choice(directory):
+            h = 14695981039346656037
+            for byte in directory.encode():
+                h = (h ^ byte) * 1099511628211 % (1 << 64)
+            return (h + 1) % 14
+        same = next(name for name in ("%s-%d" % (self.directory, k) for k in range(1000))
+                    if first_choice(name) == first_choice(self.directory))
+        self.addCleanup(shutil.rmtree, same, ignore_errors=True)
+        self.skerry("up", "--detach", "--dir", same, "--address", "127.0.0.9")
+        try:
+            self.assertNotEqual(self.ids(same), self.ids(self.directory))
+            self.skerry("up", "--detach", "--dir", self.directory)  # and it gets them back
+        finally:
+            self.skerry("down", "--dir", same, "--delete")
+        self.assertNotIn(same + "/node1", [os.readlink(p) for p in glob.glob("/run/skerry-up/*")])
+        self.assertIn(self.directory + "/node1", [os.readlink(p) for p in glob.glob("/run/skerry-up/*")])
+
 
 if __name__ == "__main__":
     unittest.main()

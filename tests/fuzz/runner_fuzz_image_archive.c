@@ -33,8 +33,10 @@ static int take_folder(void *user, const char *path, mode_t mode, uid_t uid, gid
     return 0;
 }
 
-static int take_file(void *user, const char *path, mode_t mode, uid_t uid, gid_t gid, struct err *e)
+static int take_file(void *user, const char *path, mode_t mode, uid_t uid, gid_t gid,
+                     uint32_t changed_s, struct err *e)
 {
+    (void)changed_s; /* any is one */
     assert_always((mode & ~(mode_t)0777) == 0);
     return take_folder(user, path, mode, uid, gid, e);
 }
@@ -86,10 +88,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         .link = take_link,
         .hard_link = take_hard_link,
     };
-    const struct image_bounds bounds = {
-        .bytes_max = 1u << 20, .files_max = ENTRY_MAX, .depth_max = 32, .idle_seconds_max = 1};
     if (size == 0)
         return 0;
+    const struct image_bounds bounds = {.bytes_max = 1u << 20,
+                                        .files_max = ENTRY_MAX,
+                                        .depth_max = 32,
+                                        .idle_seconds_max = 1,
+                                        .ids = {0, data[0] % 4 < 2 ? 65536 : 1}};
     enum image_kind kind = data[0] % 2 == 0 ? IMAGE_KIND_IMAGE : IMAGE_KIND_SOURCE;
     struct archive *reader = image_reader_new();
     struct image_count count;

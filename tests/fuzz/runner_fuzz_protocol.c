@@ -21,6 +21,7 @@ static void expect_prepare(const Skerry__Runner__Prepare *p, const struct reques
     assert_always(p->memory_bytes <= b->memory_bytes && p->disk_bytes <= b->disk_bytes);
     assert_always(p->pids <= b->pids && p->cpu_thousandths <= b->cpu_thousandths);
     assert_always(p->network_bandwidth <= b->bandwidth_bytes);
+    assert_always(p->io_bytes <= (b->io ? b->io_bytes : 0));
     assert_always(strlen(p->hostname) < 64 && strchr(p->hostname, '/') == NULL);
     assert_always(strcmp(p->image, "host") == 0 || strlen(p->image) == 71);
     assert_always(strchr(p->image, '/') == NULL && strchr(p->source, '/') == NULL);
@@ -33,11 +34,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const struct request_bounds bounds = {.profiles = profiles,
                                           .profile_count = 1,
                                           .egress = size % 2 == 0,
+                                          .io = size % 4 < 2,
                                           .cpu_thousandths = 4000,
                                           .memory_bytes = 1u << 30,
                                           .pids = 1000,
                                           .disk_bytes = 1u << 28,
                                           .bandwidth_bytes = 1u << 26,
+                                          .io_bytes = 1u << 27,
                                           .log_bytes = 1u << 20};
     Skerry__Runner__Request *request = NULL;
     struct err e = {0};

@@ -209,6 +209,27 @@ static inline uint64_t host_send(struct host *h, Skerry__Agent__ToAgent *message
     return message->seq;
 }
 
+static inline void host_keep(struct host *h, const uint8_t *data, size_t length, int fd)
+{
+    assert_true(h->kept_count < HOST_KEPT_MAX);
+    h->kept[h->kept_count] = skerry__agent__from_agent__unpack(NULL, length, data);
+    assert_non_null(h->kept[h->kept_count]);
+    h->kept_fd[h->kept_count++] = fd;
+}
+
+/* An end that came with the exit of main, as the message that others come in. */
+static inline void host_keep_ending(struct host *h, uint32_t reason)
+{
+    uint8_t data[64];
+    Skerry__Agent__Ending ending = SKERRY__AGENT__ENDING__INIT;
+    Skerry__Agent__FromAgent message = SKERRY__AGENT__FROM_AGENT__INIT;
+    ending.reason = reason;
+    message.message_case = SKERRY__AGENT__FROM_AGENT__MESSAGE_ENDING;
+    message.ending = &ending;
+    assert_true(skerry__agent__from_agent__get_packed_size(&message) <= sizeof data);
+    host_keep(h, data, skerry__agent__from_agent__pack(&message, data), -1);
+}
+
 /* Receives one message into `kept`; false at the deadline or when the agent is gone. */
 static inline bool host_receive(struct host *h, uint64_t until_ms)
 {
@@ -224,10 +245,11 @@ static inline bool host_receive(struct host *h, uint64_t until_ms)
         h->closed = true;
         return false;
     }
-    assert_true(h->kept_count < HOST_KEPT_MAX);
-    h->kept[h->kept_count] = skerry__agent__from_agent__unpack(NULL, length, data);
-    assert_non_null(h->kept[h->kept_count]);
-    h->kept_fd[h->kept_count++] = fd_count == 1 ? fd : -1;
+    host_keep(h, data, length, fd_count == 1 ? fd : -1);
+    const Skerry__Agent__FromAgent *last = h->kept[h->kept_count - 1];
+    if (last->message_case == SKERRY__AGENT__FROM_AGENT__MESSAGE_EXITED &&
+        last->exited->ending != 0)
+        host_keep_ending(h, last->exited->ending);
     return true;
 }
 

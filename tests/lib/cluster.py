@@ -58,10 +58,21 @@ def sanitizer_reports(path):
     return []
 
 
-def sanitized():
-    """Whether skerry was built with SAN=address or SAN=thread."""
+def sanitized(by="[at]san"):
+    """Whether skerry was built with SAN=address or SAN=thread; `by`: with that one (asan, tsan)."""
     needed = subprocess.run(["ldd", SKERRY], capture_output=True, text=True, check=False).stdout
-    return re.search(r"lib[at]san\.so", needed) is not None
+    return re.search(r"lib%s\.so" % by, needed) is not None
+
+
+def resident_kib(process):
+    with open("/proc/%d/status" % process.pid, encoding="ascii") as f:
+        return int(re.search(r"VmRSS:\s+(\d+)", f.read()).group(1))
+
+
+def takes_at_most(most, kib, what):
+    """Whether so much memory is enough. A sanitizer keeps what was freed: with it nothing can be said."""
+    print("        %s: %.1f KiB more%s" % (what, kib, ", with what a sanitizer keeps" if sanitized() else ""))
+    return kib < most or sanitized()
 
 
 def processes_of(instance):
@@ -101,6 +112,8 @@ def free_peer_port():
     """The first of four ports in a row on 127.0.0.1 that nobody has now: TCP, but the third, UDP."""
     while True:
         port = free_port()
+        if _ports_given.intersection(range(port + 1, port + 4)):
+            continue
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
             for offset in range(1, 4):
                 kind = socket.SOCK_DGRAM if offset == 2 else socket.SOCK_STREAM
@@ -263,8 +276,10 @@ class Node:
         def ready():
             for process in (self.serve_process, self.runner_process):
                 if process is not None and process.poll() is not None:
-                    raise AssertionError("%s ended with %s" % (process.args[1],
-                                                               process.returncode))
+                    with open(self.path(process.args[1] + ".log"), errors="replace") as f:
+                        last = f.readlines()[-3:]
+                    raise AssertionError("%s ended with %s: %s" % (process.args[1], process.returncode,
+                                                                   "".join(last)))
             try:
                 return self.get("/readyz").status == 200
             except OSError:
@@ -500,8 +515,9 @@ class H(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for k, v in headers: self.send_header(k, v)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD": self.wfile.write(body)
+        # Head and body in one piece: who is killed between two has sent half an answer on.
+        self._headers_buffer += [b"\\r\\n", b"" if self.command == "HEAD" else body]
+        self.flush_headers()
     def do_GET(self): handle(self)
     do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
     def body(self):

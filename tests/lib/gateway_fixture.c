@@ -444,9 +444,10 @@ static void deliver_sockets(struct inbox_message *message, void *owner)
 {
     struct gateway_fixture *f = owner;
     struct gateway_sockets *want = container_of(message, struct gateway_sockets, message);
-    want->error = f->refuse_sockets ? ERR_NOT_FOUND : 0;
+    unsigned count = f->one_socket ? 1 : want->count;
+    want->error = f->refuse_sockets ? ERR_NOT_FOUND : f->runner_away ? ERR_UNAVAILABLE : 0;
     want->descriptor_count = 0;
-    for (unsigned i = 0; i < want->count && want->error == 0; i++)
+    for (unsigned i = 0; i < count && want->error == 0; i++)
         want->descriptors[want->descriptor_count++] =
             socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     gateway_sockets_answer(want);

@@ -64,6 +64,8 @@ struct gateway_fixture {
     enum end_reason reason;
     bool refuse_connections; /* sockets are given for a port where nobody listens */
     bool refuse_sockets;
+    _Atomic bool runner_away; /* sockets are refused for as long as it is */
+    _Atomic bool one_socket;  /* is given, however many are wanted */
     bool no_candidates;
     bool not_ready;
     bool unknown_once; /* the first look-up of a workload finds nothing */

@@ -32,6 +32,7 @@ struct fixture {
     struct image_store *store;
     unsigned char *tar; /* TAR_SIZE_MAX */
     size_t tar_size;
+    uint64_t changed_s; /* of what is put into it */
 };
 
 /* --- archives by hand: what no writer would write --------------------------------------------- */
@@ -69,7 +70,7 @@ static void tar_header(struct fixture *f, char type, const char *name, const cha
     tar_octal(h + 108, 8, owner);
     tar_octal(h + 116, 8, owner);
     tar_octal(h + 124, 12, size);
-    tar_octal(h + 136, 12, 1700000000);
+    tar_octal(h + 136, 12, f->changed_s);
     h[156] = (unsigned char)type;
     memcpy(h + 157, link, strlen(link));
     memcpy(h + 257, "ustar\00000", 8);
@@ -93,7 +94,7 @@ static void tar_end(struct fixture *f)
     tar_blocks(f, zeros, sizeof zeros);
 }
 
-static void tar_good(struct fixture *f)
+__attribute__((unused)) static void tar_good(struct fixture *f)
 {
     tar_begin(f);
     tar_header(f, '5', "./", "", 0700, 0, 0);
@@ -109,7 +110,7 @@ static void tar_good(struct fixture *f)
     tar_end(f);
 }
 
-static void tar_compress(struct fixture *f, int (*filter)(struct archive *))
+__attribute__((unused)) static void tar_compress(struct fixture *f, int (*filter)(struct archive *))
 {
     unsigned char *out = malloc(TAR_SIZE_MAX);
     size_t used = 0;
@@ -154,6 +155,7 @@ static int setup(void **state)
     f->options.source.depth_max = 20;
     f->options.image.idle_seconds_max = 20;
     f->tar = malloc(TAR_SIZE_MAX);
+    f->changed_s = 1700000000;
     struct err e;
     *state = f;
     return image_store_open(&f->store, &f->options, &e);

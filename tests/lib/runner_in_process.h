@@ -10,6 +10,17 @@
 
 extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
 
+static inline int runner_in_process_run(struct runner_options options)
+{
+    struct err e;
+    options.agent = embedded_agent_begin;
+    options.agent_size = (size_t)(embedded_agent_end - embedded_agent_begin);
+    if (runner_run(&options, &e) == 0)
+        return 0;
+    fprintf(stderr, "runner: %s\n", e.msg);
+    return 1;
+}
+
 static inline int runner_in_process_blanks(const char *directory, const char *socket, int ready_fd,
                                            int blanks, bool old)
 {
@@ -24,14 +35,8 @@ static inline int runner_in_process_blanks(const char *directory, const char *so
         .blanks = blanks,
         .ready_fd = ready_fd,
         .assume_old = old,
-        .agent = embedded_agent_begin,
-        .agent_size = (size_t)(embedded_agent_end - embedded_agent_begin),
     };
-    struct err e;
-    if (runner_run(&options, &e) == 0)
-        return 0;
-    fprintf(stderr, "runner: %s\n", e.msg);
-    return 1;
+    return runner_in_process_run(options);
 }
 
 static inline int runner_in_process(const char *directory, const char *socket, int ready_fd)

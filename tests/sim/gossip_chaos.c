@@ -145,16 +145,33 @@ bool gossip_chaos(uint64_t seed, bool trace, struct gossip_failure *f)
 
 /* --- a healthy network, some members slow: nobody is pronounced dead, but who is killed -------- */
 
+enum { KILLS_MAX = 15 };
+
 struct health {
     uint32_t nodes, slow_permille, loss_permille;
+    uint32_t kills; /* one after the other */
     uint64_t delay_max_us, stall_max_us, quiet_us, load_interval_us;
 };
 
 struct measured {
     struct sim_gossip_counts counts;
-    struct sim_gossip_detection detection;
+    struct sim_gossip_detection detections[KILLS_MAX];
     uint64_t load_age_ms, slow;
 };
+
+static void kill_one(struct sim *s, struct sim_gossip *w, uint32_t node, bool trace,
+                     struct sim_gossip_detection *out)
+{
+    sim_gossip_kill(w, node);
+    for (unsigned i = 0; i < 100 && out->all_dead_us == 0; i++) {
+        sim_until(s, sim_now_us(s) + SECOND / 10);
+        sim_gossip_detection(w, out);
+    }
+    if (trace)
+        printf("killed: suspected after %" PRIu64 " us, pronounced dead after %" PRIu64
+               " us, known to all after %" PRIu64 " us\n",
+               out->first_suspect_us, out->first_dead_us, out->all_dead_us);
+}
 
 static void measure(uint64_t seed, const struct health *h, bool trace, struct measured *out)
 {
@@ -167,7 +184,7 @@ static void measure(uint64_t seed, const struct health *h, bool trace, struct me
     sim_gossip_trace(w, trace);
     sim_gossip_loads(w, h->load_interval_us);
     sim_gossip_start_settled(w, h->nodes);
-    /* The last one is not slow: it is to be killed. */
+    /* The last one is not slow: it is to be killed, first if there are several. */
     for (uint32_t i = 0; i + 1 < h->nodes; i++) {
         if (i * h->slow_permille / 1000 != (i + 1) * h->slow_permille / 1000) {
             sim_node_slow(s, i, h->stall_max_us);
@@ -180,19 +197,11 @@ static void measure(uint64_t seed, const struct health *h, bool trace, struct me
     sim_until(s, 12 * SECOND + h->quiet_us);
     sim_gossip_counts(w, &out->counts);
     out->load_age_ms = sim_gossip_load_age_ms(w);
-    sim_gossip_kill(w, h->nodes - 1);
-    for (unsigned i = 0; i < 100 && out->detection.all_dead_us == 0; i++) {
-        sim_until(s, sim_now_us(s) + SECOND / 10);
-        sim_gossip_detection(w, &out->detection);
-    }
+    for (uint32_t i = 0; i < h->kills; i++)
+        kill_one(s, w, h->nodes - 1 - i, trace, &out->detections[i]);
     struct sim_gossip_counts after;
     sim_gossip_counts(w, &after);
     out->counts.false_deaths = after.false_deaths;
-    if (trace)
-        printf("killed: suspected after %" PRIu64 " us, pronounced dead after %" PRIu64
-               " us, known to all after %" PRIu64 " us\n",
-               out->detection.first_suspect_us, out->detection.first_dead_us,
-               out->detection.all_dead_us);
     sim_gossip_free(w);
     sim_free(s);
 }
@@ -202,6 +211,7 @@ bool gossip_healthy(uint64_t seed, bool trace, struct gossip_failure *f)
     struct sim *s = sim_new(seed ^ 0x5eed, 1);
     struct health h = {.nodes = (uint32_t)sim_between(s, 3, 40),
                        .slow_permille = 100,
+                       .kills = 1,
                        .loss_permille = (uint32_t)sim_below(s, 30),
                        .delay_max_us = sim_between(s, 500, 20 * MS),
                        .stall_max_us = sim_between(s, 50 * MS, 400 * MS),
@@ -217,9 +227,10 @@ bool gossip_healthy(uint64_t seed, bool trace, struct gossip_failure *f)
                           h.nodes, m.counts.false_deaths);
         return fail(f, text);
     }
-    if (m.detection.all_dead_us == 0) {
+    const struct sim_gossip_detection *d = &m.detections[0];
+    if (d->all_dead_us == 0) {
         (void)text_format(text, sizeof text, "%u nodes: %u of %u know of the death after 10 s",
-                          h.nodes, m.detection.know, m.detection.living);
+                          h.nodes, d->know, d->living);
         return fail(f, text);
     }
     return true;
@@ -233,48 +244,68 @@ static int compare_times(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* One line of the table: several kills in a group of that size. */
+/* Times of all kills of one size. */
+struct times {
+    uint64_t suspect[KILLS_MAX], dead[KILLS_MAX], all[KILLS_MAX];
+    unsigned count;
+};
+
+static void times_add(struct times *t, const struct measured *m, uint32_t kills)
+{
+    for (uint32_t i = 0; i < kills; i++) {
+        const struct sim_gossip_detection *d = &m->detections[i];
+        t->suspect[t->count] = d->first_suspect_us / MS;
+        t->dead[t->count] = d->first_dead_us / MS;
+        t->all[t->count++] = d->all_dead_us / MS;
+    }
+}
+
+static void times_sort(struct times *t)
+{
+    qsort(t->suspect, t->count, sizeof *t->suspect, compare_times);
+    qsort(t->dead, t->count, sizeof *t->dead, compare_times);
+    qsort(t->all, t->count, sizeof *t->all, compare_times);
+}
+
+/* One line of the table: several kills in groups of that size, or in one if it is large. */
 static bool table_line(uint32_t nodes, uint32_t slow_permille, uint64_t seed)
 {
-    enum { KILLS_MAX = 15 };
     struct health h = {.nodes = nodes,
                        .slow_permille = slow_permille,
                        .loss_permille = 10,
+                       .kills = nodes > 1000 ? 5 : 1,
                        .delay_max_us = 2 * MS,
                        .stall_max_us = 400 * MS,
                        .quiet_us = 10 * SECOND,
                        .load_interval_us = SECOND};
-    unsigned kills = nodes >= 300 ? 1 + 1000 / nodes : KILLS_MAX;
-    uint64_t suspect[KILLS_MAX], dead[KILLS_MAX], all[KILLS_MAX], false_deaths = 0, slow = 0;
+    unsigned groups = nodes >= 300 ? 1 + 1000 / nodes : KILLS_MAX;
+    struct times t = {.count = 0};
+    uint64_t false_deaths = 0, slow = 0;
     double packets = 0, bytes = 0, sync = 0, age = 0;
-    for (unsigned i = 0; i < kills; i++) {
+    for (unsigned i = 0; i < groups; i++) {
         struct measured m = {0};
         measure(seed + i, &h, false, &m);
-        double node_seconds = (double)nodes * (double)h.quiet_us / (double)SECOND * kills;
-        suspect[i] = m.detection.first_suspect_us / MS;
-        dead[i] = m.detection.first_dead_us / MS;
-        all[i] = m.detection.all_dead_us / MS;
+        double node_seconds = (double)nodes * (double)h.quiet_us / (double)SECOND * groups;
+        times_add(&t, &m, h.kills);
         false_deaths += m.counts.false_deaths;
         slow = m.slow;
         packets += (double)m.counts.packets / node_seconds;
         bytes += (double)m.counts.bytes / node_seconds;
         sync += (double)m.counts.sync_bytes / node_seconds;
-        age += (double)m.load_age_ms / kills;
+        age += (double)m.load_age_ms / groups;
     }
-    qsort(suspect, kills, sizeof *suspect, compare_times);
-    qsort(dead, kills, sizeof *dead, compare_times);
-    qsort(all, kills, sizeof *all, compare_times);
+    times_sort(&t);
     printf("%6u %5" PRIu64 " %6u %9" PRIu64 " %7" PRIu64 " %7" PRIu64 " %7" PRIu64
            " %9.1f %8.0f %8.0f %8.1f %7" PRIu64 "\n",
-           nodes, slow, kills, suspect[kills / 2], dead[kills / 2], all[kills / 2], all[kills - 1],
-           packets, bytes, sync, age / 1000, false_deaths);
+           nodes, slow, t.count, t.suspect[t.count / 2], t.dead[t.count / 2], t.all[t.count / 2],
+           t.all[t.count - 1], packets, bytes, sync, age / 1000, false_deaths);
     fflush(stdout);
-    return false_deaths == 0 && all[0] > 0;
+    return false_deaths == 0 && t.all[0] > 0;
 }
 
-bool gossip_table(uint32_t nodes_max, uint64_t seed)
+bool gossip_table(uint32_t nodes_max, bool slow, uint64_t seed)
 {
-    static const uint32_t sizes[] = {5, 10, 30, 100, 300, 1000};
+    static const uint32_t sizes[] = {5, 10, 30, 100, 300, 1000, 10000};
     bool good = true;
     printf(
         "a member is killed; 1%% loss; the slow ones run in bursts up to 0.4 s apart; each tells a "
@@ -284,7 +315,7 @@ bool gossip_table(uint32_t nodes_max, uint64_t seed)
         "   age s   false\n");
     for (size_t i = 0; i < ARRAY_SIZE(sizes) && sizes[i] <= nodes_max; i++)
         good &= table_line(sizes[i], 0, seed);
-    for (size_t i = 1; i < ARRAY_SIZE(sizes) && sizes[i] <= nodes_max; i++)
+    for (size_t i = 1; slow && i < ARRAY_SIZE(sizes) && sizes[i] <= nodes_max; i++)
         good &= table_line(sizes[i], 100, seed);
     return good;
 }

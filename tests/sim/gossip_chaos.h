@@ -13,7 +13,8 @@ struct gossip_failure {
 bool gossip_chaos(uint64_t seed, bool trace, struct gossip_failure *f);
 /* A healthy network with slow members: nobody is pronounced dead, but who is killed. */
 bool gossip_healthy(uint64_t seed, bool trace, struct gossip_failure *f);
-/* Prints times and bytes for groups up to that size; false if one of them was wrong. */
-bool gossip_table(uint32_t nodes_max, uint64_t seed);
+/* Prints times and bytes for groups up to that size, `slow`: and of those with slow members; false if one
+ * of them was wrong. 10,000 take some 9 GiB of memory. */
+bool gossip_table(uint32_t nodes_max, bool slow, uint64_t seed);
 
 #endif

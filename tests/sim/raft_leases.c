@@ -27,6 +27,7 @@ struct lease_node {
     bool leading;
     uint64_t sequence;
     bool asking[KEYS];            /* a reservation is under way, or an end */
+    uint64_t asked[KEYS];         /* its number */
     struct running running[KEYS]; /* the runner's: it stays */
 };
 
@@ -111,7 +112,8 @@ static void change_arrives(void *user, uint32_t to, uint32_t from, const uint8_t
     assert_always(size == sizeof c);
     memcpy(&c, data, size);
     struct lease_node *n = &l->nodes[to];
-    if (!same_life(l, to, c.life))
+    /* A second copy answers nothing. */
+    if (!same_life(l, to, c.life) || !n->asking[c.key] || n->asked[c.key] != c.session.sequence)
         return;
     n->asking[c.key] = false;
     if (c.kind != REGISTRY_INSTANCE_RESERVE || c.result.problem != PROBLEM_NONE)
@@ -146,7 +148,7 @@ static void change_ask(struct change *c)
     struct registry_command command = {.kind = c->kind, .instance = &c->instance};
     bool here = same_life(l, c->node, c->life);
     if (!here || member_now_ms(l->world, c->node) > c->until_ms) {
-        if (here)
+        if (here && l->nodes[c->node].asked[c->key] == c->session.sequence)
             l->nodes[c->node].asking[c->key] = false;
         free(c);
         return;
@@ -170,6 +172,7 @@ static struct change *change_new(struct leases *l, uint32_t i, uint32_t key)
     /* A session beside that of the process's own proposer. */
     c->session = (struct command_session){i + 1, n->life + 1000000, ++n->sequence};
     n->asking[key] = true;
+    n->asked[key] = c->session.sequence;
     return c;
 }
 

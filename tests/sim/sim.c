@@ -36,8 +36,8 @@ struct sim {
     uint32_t node_count;
     struct sim_node *nodes;
     struct sim_network network;
-    uint8_t *cut;         /* [from * node_count + to] */
-    uint64_t *message_us; /* the last one's arrival, likewise; made when first needed */
+    uint8_t *cut;          /* [from * node_count + to]; NULL: no link is cut */
+    uint64_t **message_us; /* [from][to]: the last one's arrival; a row is made when first needed */
 };
 
 /* --- randomness: splitmix64 for the seed, xoshiro256** for the rest --------------------------- */
@@ -123,7 +123,7 @@ uint64_t sim_now_us(const struct sim *s)
 
 bool sim_reachable(const struct sim *s, uint32_t from, uint32_t to)
 {
-    return s->cut[(size_t)from * s->node_count + to] == 0;
+    return s->cut == NULL || s->cut[(size_t)from * s->node_count + to] == 0;
 }
 
 static void run(struct sim *s, struct event event)
@@ -225,12 +225,16 @@ struct sim_network *sim_network(struct sim *s)
 
 void sim_cut(struct sim *s, uint32_t from, uint32_t to, bool cut)
 {
+    if (s->cut == NULL)
+        s->cut = calloc((size_t)s->node_count * s->node_count, 1);
+    assert_always(s->cut != NULL);
     s->cut[(size_t)from * s->node_count + to] = cut;
 }
 
 void sim_heal(struct sim *s)
 {
-    memset(s->cut, 0, (size_t)s->node_count * s->node_count);
+    free(s->cut);
+    s->cut = NULL;
     for (uint32_t i = 0; i < s->node_count; i++)
         s->nodes[i].stall_max_us = s->nodes[i].awake_us = 0;
 }
@@ -248,7 +252,7 @@ static void send(struct sim *s, uint32_t from, uint32_t to, const void *data, si
     assert_always(event.data != NULL);
     memcpy(event.data, data, size);
     if (event.message) {
-        uint64_t *last_us = &s->message_us[(size_t)from * s->node_count + to];
+        uint64_t *last_us = &s->message_us[from][to];
         if (event.at_us <= *last_us)
             event.at_us = *last_us + 1;
         *last_us = event.at_us;
@@ -273,10 +277,9 @@ void sim_message(struct sim *s, uint32_t from, uint32_t to, const void *data, si
     struct event event = {.deliver = deliver, .user = user, .message = true};
     if (!sim_reachable(s, from, to) || !s->nodes[to].up)
         return;
-    if (s->message_us == NULL) {
-        s->message_us = calloc((size_t)s->node_count * s->node_count, sizeof *s->message_us);
-        assert_always(s->message_us != NULL);
-    }
+    if (s->message_us[from] == NULL)
+        s->message_us[from] = calloc(s->node_count, sizeof **s->message_us);
+    assert_always(s->message_us[from] != NULL);
     send(s, from, to, data, size, event);
 }
 
@@ -294,8 +297,8 @@ struct sim *sim_new(uint64_t seed, uint32_t nodes)
     }
     s->node_count = nodes;
     s->nodes = calloc(nodes, sizeof *s->nodes);
-    s->cut = calloc((size_t)nodes * nodes, 1);
-    assert_always(s->nodes != NULL && s->cut != NULL);
+    s->message_us = calloc(nodes, sizeof *s->message_us);
+    assert_always(s->nodes != NULL && s->message_us != NULL);
     s->network = (struct sim_network){.delay_min_us = 50, .delay_max_us = 500};
     return s;
 }
@@ -304,6 +307,8 @@ void sim_free(struct sim *s)
 {
     for (size_t i = 0; i < s->count; i++)
         free(s->heap[i].data);
+    for (uint32_t i = 0; i < s->node_count; i++)
+        free(s->message_us[i]);
     free(s->heap);
     free(s->nodes);
     free(s->cut);

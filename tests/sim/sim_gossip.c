@@ -6,9 +6,18 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "gossip/packet.h"
 #include "gossip/seal.h"
+#include "tests/sim/sim_store.h"
 
 enum { UDP_IP_BYTES = 28, ENVELOPE_BYTES = 16, PORT = 7602 };
+
+/* A settled cluster hears of itself so many members at a time, since gossip keeps room for what one step
+ * changes. */
+enum { SETTLED_MEMBERS = 128 };
+
+/* So many at most are asked for the loads that they know. */
+enum { LOAD_OBSERVERS = 1001 };
 
 /* What an observer last believed of a subject that was gone. */
 struct gone {
@@ -28,12 +37,14 @@ struct sim_gossip {
     struct sim *sim;
     uint32_t count;
     struct world_node *nodes;
-    struct gone *gone; /* [observer * count + subject] */
+    struct gone **gone; /* [subject][observer]; NULL: nobody saw it gone */
+    struct sim_store *store;
     bool trace;
     uint64_t load_interval_us;
     char violation[200];
     struct sim_gossip_counts counts;
     uint32_t killed;
+    uint32_t knowing; /* all nodes before this one know of it, or knew */
     uint64_t killed_us, first_suspect_us, first_dead_us, all_dead_us;
 };
 
@@ -58,25 +69,45 @@ static void violate(struct sim_gossip *w, const char *what, uint32_t observer, n
                           what, subject);
 }
 
+static bool knows_dead(const struct sim_gossip *w, uint32_t observer, uint32_t subject)
+{
+    struct gossip_member m;
+    return !gossip_member_get(w->nodes[observer].gossip, subject + 1ull, &m) ||
+           m.state >= GOSSIP_DEAD;
+}
+
 static uint32_t know_dead(const struct sim_gossip *w, uint32_t subject, uint32_t *living)
 {
     uint32_t know = 0;
     *living = 0;
     for (uint32_t i = 0; i < w->count; i++) {
-        struct gossip_member m;
         if (w->nodes[i].gossip == NULL || i == subject)
             continue;
         ++*living;
-        know +=
-            !gossip_member_get(w->nodes[i].gossip, subject + 1ull, &m) || m.state >= GOSSIP_DEAD;
+        know += knows_dead(w, i, subject);
     }
     return know;
+}
+
+/* Looks on from the first who did not know when it was asked last: with each change all of them would
+ * be too many. */
+static bool all_know(struct sim_gossip *w)
+{
+    uint32_t living;
+    while (w->knowing < w->count &&
+           (w->nodes[w->knowing].gossip == NULL || knows_dead(w, w->knowing, w->killed)))
+        w->knowing++;
+    if (w->knowing < w->count)
+        return false;
+    if (know_dead(w, w->killed, &living) == living)
+        return true;
+    w->knowing = 0; /* somebody thought better of it */
+    return false;
 }
 
 static void watch_killed(struct sim_gossip *w, const struct gossip_change *change)
 {
     uint64_t since_us = sim_now_us(w->sim) - w->killed_us;
-    uint32_t living;
     if (w->killed_us == 0 || change->id != w->killed + 1ull || w->nodes[w->killed].gossip != NULL)
         return;
     if (change->state == GOSSIP_SUSPECT && w->first_suspect_us == 0)
@@ -85,8 +116,25 @@ static void watch_killed(struct sim_gossip *w, const struct gossip_change *chang
         return;
     if (w->first_dead_us == 0)
         w->first_dead_us = since_us;
-    if (w->all_dead_us == 0 && know_dead(w, w->killed, &living) == living)
+    if (w->all_dead_us == 0 && all_know(w))
         w->all_dead_us = since_us;
+}
+
+/* A row for one that is seen gone for the first time: most never are. */
+static void check_gone(struct sim_gossip *w, uint32_t node, const struct gossip_member *m)
+{
+    struct gone **row = &w->gone[m->id - 1];
+    bool is = m->state >= GOSSIP_DEAD && m->boot != 0;
+    if (*row == NULL && !is)
+        return;
+    if (*row == NULL)
+        *row = calloc(w->count, sizeof **row);
+    assert_always(*row != NULL);
+    struct gone *gone = &(*row)[node];
+    bool newer = m->boot != gone->boot ? m->boot > gone->boot : m->incarnation > gone->incarnation;
+    if (m->state <= GOSSIP_SUSPECT && gone->is && !newer)
+        violate(w, "resurrected without a higher incarnation", node, m->id);
+    *gone = (struct gone){m->boot, m->incarnation, is};
 }
 
 static void check_change(struct sim_gossip *w, uint32_t node, const struct gossip_change *change)
@@ -97,11 +145,7 @@ static void check_change(struct sim_gossip *w, uint32_t node, const struct gossi
     if (!gossip_member_get(w->nodes[node].gossip, change->id, &m) || m.id > w->count)
         return violate(w, "a member out of nothing", node, change->id);
     uint32_t subject = (uint32_t)m.id - 1;
-    struct gone *gone = &w->gone[(size_t)node * w->count + subject];
-    bool newer = m.boot != gone->boot ? m.boot > gone->boot : m.incarnation > gone->incarnation;
-    if (m.state <= GOSSIP_SUSPECT && gone->is && !newer)
-        violate(w, "resurrected without a higher incarnation", node, m.id);
-    *gone = (struct gone){m.boot, m.incarnation, m.state >= GOSSIP_DEAD && m.boot != 0};
+    check_gone(w, node, &m);
     if (change->from == change->state)
         return;
     if (w->trace)
@@ -242,9 +286,15 @@ static void create(struct sim_gossip *w, uint32_t node)
     options.self.address = address_of(node);
     options.self.meta = &meta;
     options.seed = sim_random(w->sim);
+    options.store = sim_store_for_gossip(w->store);
+    if (options.members_max < w->count)
+        options.members_max = w->count;
     assert_always(gossip_new(&n->gossip, &options, &e) == 0);
     sim_node_up(w->sim, node);
-    memset(&w->gone[(size_t)node * w->count], 0, w->count * sizeof *w->gone);
+    for (uint32_t i = 0; i < w->count; i++) {
+        if (w->gone[i] != NULL)
+            w->gone[i][node] = (struct gone){0};
+    }
 }
 
 static void begin(struct sim_gossip *w, uint32_t node)
@@ -268,35 +318,54 @@ void sim_gossip_start(struct sim_gossip *w, uint32_t node)
     }
 }
 
+/* What the nodes from `first` on say of themselves, as one sync. */
+static void settled_write(struct sim_gossip *w, uint32_t first, uint32_t end, struct buffer *out)
+{
+    struct buffer own;
+    struct err e;
+    uint8_t head[8];
+    struct packet_writer writer = {head, sizeof head, 0};
+    buffer_init(&own, GOSSIP_SYNC_MEMBER_BYTES_MAX);
+    assert_always(packet_write_sync_head(&writer) && buffer_append(out, head, writer.length));
+    for (uint32_t i = first; i < end; i++) {
+        buffer_consume(&own, own.length);
+        assert_always(gossip_sync_write(w->nodes[i].gossip, &own, &e) == 0);
+        assert_always(buffer_append(out, own.data + writer.length, own.length - writer.length));
+    }
+    buffer_free(&own);
+}
+
+/* As from a stranger: what a member says of itself is told on. */
+static void settled_read(struct sim_gossip *w, uint32_t node, const struct buffer *state)
+{
+    struct gossip_event event = {.kind = GOSSIP_SYNC,
+                                 .from = w->count + 1ull,
+                                 .data = (const uint8_t *)state->data,
+                                 .size = state->length};
+    step(w, node, &event);
+}
+
 void sim_gossip_start_settled(struct sim_gossip *w, uint32_t count)
 {
+    uint32_t pieces = (count + SETTLED_MEMBERS - 1) / SETTLED_MEMBERS;
+    struct buffer *states = calloc(pieces, sizeof *states);
+    assert_always(states != NULL);
     for (uint32_t i = 0; i < count; i++)
         create(w, i);
-    for (uint32_t i = 0; i < count; i++)
-        begin(w, i);
-    struct buffer state;
-    struct err e;
-    buffer_init(&state, 64u << 20);
+    for (uint32_t i = 0; i < pieces; i++) {
+        uint32_t first = i * SETTLED_MEMBERS, left = count - first;
+        buffer_init(&states[i], 64u << 20);
+        settled_write(w, first, first + (left < SETTLED_MEMBERS ? left : SETTLED_MEMBERS),
+                      &states[i]);
+    }
     for (uint32_t i = 0; i < count; i++) {
-        struct gossip_event event = {.kind = GOSSIP_SYNC, .from = i + 1ull};
-        buffer_consume(&state, state.length);
-        assert_always(gossip_sync_write(w->nodes[i].gossip, &state, &e) == 0);
-        event.data = (const uint8_t *)state.data;
-        event.size = state.length;
-        /* Node 0 collects, then tells. */
-        if (i > 0)
-            step(w, 0, &event);
+        begin(w, i);
+        for (uint32_t k = 0; k < pieces; k++)
+            settled_read(w, i, &states[k]);
     }
-    buffer_consume(&state, state.length);
-    assert_always(gossip_sync_write(w->nodes[0].gossip, &state, &e) == 0);
-    for (uint32_t i = 1; i < count; i++) {
-        struct gossip_event event = {.kind = GOSSIP_SYNC,
-                                     .from = 1,
-                                     .data = (const uint8_t *)state.data,
-                                     .size = state.length};
-        step(w, i, &event);
-    }
-    buffer_free(&state);
+    for (uint32_t i = 0; i < pieces; i++)
+        buffer_free(&states[i]);
+    free(states);
 }
 
 static void end(struct sim_gossip *w, uint32_t node)
@@ -310,6 +379,7 @@ void sim_gossip_kill(struct sim_gossip *w, uint32_t node)
 {
     end(w, node);
     w->killed = node;
+    w->knowing = 0;
     w->killed_us = sim_now_us(w->sim);
     w->first_suspect_us = w->first_dead_us = w->all_dead_us = 0;
 }
@@ -329,15 +399,19 @@ struct sim_gossip *sim_gossip_new(struct sim *sim, uint32_t nodes)
     w->sim = sim;
     w->count = nodes;
     w->nodes = calloc(nodes, sizeof *w->nodes);
-    w->gone = calloc((size_t)nodes * nodes, sizeof *w->gone);
+    w->gone = calloc(nodes, sizeof *w->gone);
+    w->store = sim_store_new();
     assert_always(w->nodes != NULL && w->gone != NULL);
     return w;
 }
 
 void sim_gossip_free(struct sim_gossip *w)
 {
-    for (uint32_t i = 0; i < w->count; i++)
+    for (uint32_t i = 0; i < w->count; i++) {
         gossip_free(w->nodes[i].gossip);
+        free(w->gone[i]);
+    }
+    sim_store_free(w->store);
     free(w->nodes);
     free(w->gone);
     free(w);
@@ -404,7 +478,7 @@ void sim_gossip_detection(const struct sim_gossip *w, struct sim_gossip_detectio
 uint64_t sim_gossip_load_age_ms(const struct sim_gossip *w)
 {
     uint64_t sum = 0, count = 0;
-    for (uint32_t i = 0; i < w->count; i++) {
+    for (uint32_t i = 0; i < w->count; i += 1 + w->count / LOAD_OBSERVERS) {
         struct gossip_load load;
         for (uint32_t j = 0; j < w->count && w->nodes[i].gossip != NULL; j++) {
             /* Each load says its number. */

@@ -45,7 +45,8 @@ struct sim_gossip_detection {
     uint32_t know, living;
 };
 void sim_gossip_detection(const struct sim_gossip *w, struct sim_gossip_detection *out);
-/* The mean age of the others' loads as nodes know them, in steps of the interval. */
+/* The mean age of the others' loads as nodes know them, in steps of the interval; of a large group some
+ * nodes are asked. */
 uint64_t sim_gossip_load_age_ms(const struct sim_gossip *w);
 
 #endif

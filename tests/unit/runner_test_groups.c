@@ -19,6 +19,12 @@
 
 #define GROUP "skerry-12345678"
 
+static int open_host(struct cgroup_host *host, const char *name, struct err *e)
+{
+    return cgroup_host_open(
+        host, &(struct cgroup_host_options){.name = name, .io = true, .loud = true}, e);
+}
+
 static void make(const char *path)
 {
     if (mkdir(path, 0755) != 0)
@@ -124,7 +130,7 @@ static void look_from_inside(struct cgroup_host *outer)
     struct cgroup_host host;
     struct err e;
     move_to(outer, own);
-    assert_int_equal(cgroup_host_open(&host, GROUP, &e), 0);
+    assert_int_equal(open_host(&host, GROUP, &e), 0);
     assert_int_equal(host.tree_count, outer->tree_count);
     expect_swept(&host, own);
     expect_closed(&host);
@@ -137,7 +143,7 @@ static void nothing_stays(void **state)
     (void)state;
     char name[64];
     text_format(name, sizeof name, "groups-outer-%d", (int)getpid());
-    assert_int_equal(cgroup_host_open(&outer, name, &e), 0);
+    assert_int_equal(open_host(&outer, name, &e), 0);
     if (outer.tree_count == 0) {
         print_message("skipped: no control groups can be made on this machine\n");
         skip();

@@ -214,6 +214,9 @@ static void prepare_beyond_what_is_allowed_is_refused(void **state)
         case 20: /* runner.yaml does not list it */
             p.profile = (char *)(uintptr_t) "relaxed";
             break;
+        case 21: /* nor allow it */
+            p.io_bytes = 1u << 20;
+            break;
         default:
             return;
         }

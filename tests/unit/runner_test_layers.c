@@ -7,6 +7,8 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -193,6 +195,46 @@ static void image_is_a_root_of_its_own(void **state)
     assert_int_equal(image_remove(f, digest), ERR_NOT_FOUND);
 }
 
+/* Mounts of a runner go with it; those of an instance stay, and the next runner makes its own. */
+static void image_outlives_the_runner(void **state)
+{
+    struct runner_fixture *f = *state;
+    char folder[128], digest[IMAGE_DIGEST_SIZE], ids[2][32];
+    struct fixture_answer answer;
+    struct fixture_traces traces;
+    static struct fixture_result r;
+    Skerry__Runner__Prepare p;
+    folder_make(folder, sizeof folder, f->directory, "image");
+    image_fill(folder);
+    import(f, folder, SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE, digest);
+    fixture_id(ids[0]);
+    /* What is read after the runner's end was not read before. */
+    fixture_prepare_init(&p, ids[0], WORDS("sh", "-c", "read x; cat /data/file"));
+    p.image = digest;
+    assert_int_equal(fixture_prepare(f, &p, &answer), 0);
+    assert_int_equal(fixture_commit(f, ids[0]), 0);
+    fixture_stop(f, SIGKILL);
+    fixture_start(f);
+    assert_int_equal(image_remove(f, digest), ERR_CONFLICT);
+    fixture_id(ids[1]);
+    fixture_prepare_init(&p, ids[1], WORDS("cat", "/data/file"));
+    p.image = digest;
+    fixture_run_command(f, &p, NULL, &r);
+    assert_string_equal(r.out, "image\n");
+    assert_int_equal(image_remove(f, digest), ERR_CONFLICT);
+    char text[16] = "";
+    assert_int_equal(write(answer.descriptors[0], "\n", 1), 1);
+    struct pollfd wait = {.fd = answer.descriptors[1], .events = POLLIN};
+    assert_int_equal(poll(&wait, 1, FIXTURE_WAIT_MS), 1);
+    assert_int_equal(read(answer.descriptors[1], text, sizeof text - 1), 6);
+    assert_string_equal(text, "image\n");
+    fixture_answer_free(&answer);
+    assert_non_null(fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, ids[0], FIXTURE_WAIT_MS));
+    assert_int_equal(fixture_forget(f, ids[0]), 0);
+    assert_true(fixture_settle(f, &traces, FIXTURE_WAIT_MS));
+    assert_int_equal(image_remove(f, digest), 0);
+}
+
 /* Where we mount and mask, an image may have put links (CVE-2021-30465, 2025-31133, 2025-52565). */
 static void links_in_the_places_of_mounts_are_refused(void **state)
 {
@@ -362,6 +404,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup, teardown),
         cmocka_unit_test_setup_teardown(links_in_the_places_of_mounts_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup_old, teardown),
+        cmocka_unit_test_setup_teardown(image_outlives_the_runner, setup, teardown),
+        cmocka_unit_test_setup_teardown(image_outlives_the_runner, setup_old, teardown),
         cmocka_unit_test_setup_teardown(exported_layer_comes_back_as_the_same, setup, teardown),
         cmocka_unit_test_setup_teardown(export_refuses_what_is_not_there, setup, teardown),
         cmocka_unit_test_setup_teardown(export_that_nobody_reads_harms_nobody, setup, teardown),

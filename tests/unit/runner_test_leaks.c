@@ -30,8 +30,7 @@
 #include "sandbox/runner/image.h"
 #include "sandbox/runner/runner.h"
 #include "tests/lib/runner_fixture.h"
-
-extern const uint8_t embedded_agent_begin[], embedded_agent_end[];
+#include "tests/lib/runner_in_process.h"
 
 #define STARTS_DEFAULT 60
 #define KILL_EVERY 10
@@ -68,14 +67,8 @@ static int run(const char *directory, const char *socket, int ready_fd)
         .node_gid = 0,
         .blanks = 0,
         .ready_fd = ready_fd,
-        .agent = embedded_agent_begin,
-        .agent_size = (size_t)(embedded_agent_end - embedded_agent_begin),
     };
-    struct err e;
-    if (runner_run(&options, &e) == 0)
-        return 0;
-    fprintf(stderr, "runner: %s\n", e.msg);
-    return 1;
+    return runner_in_process_run(options);
 }
 
 /* --- what is there ---------------------------------------------------------------------------- */
@@ -392,22 +385,23 @@ static void setup_that_fails_at_any_step_leaves_nothing(void **state)
     assert_as_before(f, &before);
 }
 
-/* The kernel's bounds on namespaces (user.max_*_namespaces) are answered with ENOSPC. Calls are counted
- * for each process: the second is the blank's, whose helper waits for it meanwhile. */
+/* The kernel's bounds on namespaces (user.max_*_namespaces) are answered with ENOSPC. The clone is
+ * the blank's. */
 static void namespaces_that_cannot_be_made_are_named(void **state)
 {
-    static const struct fault fault = {"unshare", "error=ENOSPC", 2};
+    static const struct fault faults_of[] = {{"unshare", "error=ENOSPC", 1},
+                                             {"clone", "error=ENOSPC", 1}};
     static const char *const said[] = {"make network namespace: No space left on device",
-                                       "lock mounts: No space left on device"};
+                                       "make the second user namespace: No space left on device"};
     struct runner_fixture *f = *state;
     struct tally tally = {0};
     struct machine before;
     start(f, true, &tally);
     machine_read(f, &before);
-    for (unsigned nth = 1; nth <= fault.times; nth++) {
-        start_with_fault(f, &before, &fault, nth, &tally);
-        assert_int_equal(tally.refused, nth);
-        assert_string_equal(tally.said, said[nth - 1]);
+    for (unsigned i = 0; i < ARRAY_SIZE(said); i++) {
+        start_with_fault(f, &before, &faults_of[i], 1, &tally);
+        assert_int_equal(tally.refused, i + 1);
+        assert_string_equal(tally.said, said[i]);
     }
     start(f, true, &tally);
     assert_as_before(f, &before);

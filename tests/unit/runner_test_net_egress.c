@@ -123,7 +123,7 @@ static void default_route(const char *name, uint32_t gateway)
 static void egress_open(struct world *w)
 {
     struct err e;
-    assert_int_equal(net_egress_open(&w->egress, w->network, &w->config, &e), 0);
+    assert_int_equal(net_egress_open(&w->egress, w->network, &w->config, true, &e), 0);
     if (net_egress_refusal(w->egress) != NULL)
         fail_msg("%s", net_egress_refusal(w->egress));
 }
@@ -613,7 +613,7 @@ static void what_is_not_allowed_any_more_is_undone(void **state)
     net_egress_close(steal_pointer(&w->egress), true);
     assert_true(forwards("wan0"));
     w->config.egress = false;
-    assert_int_equal(net_egress_open(&w->egress, w->network, &w->config, &e), 0);
+    assert_int_equal(net_egress_open(&w->egress, w->network, &w->config, true, &e), 0);
     assert_non_null(strstr(net_egress_refusal(w->egress), "set allow.egress"));
     assert_false(forwards("wan0"));
     assert_int_equal(net_nft_read("list ruleset", &rules, &e), 0);
@@ -625,7 +625,7 @@ static void without_a_way_out_of_the_machine_it_is_refused(void **state)
     struct world *w = *state;
     struct err e;
     list_set(&w->config.sandbox.uplinks, "nothere0");
-    assert_int_equal(net_egress_open(&w->egress, w->network, &w->config, &e), 0);
+    assert_int_equal(net_egress_open(&w->egress, w->network, &w->config, true, &e), 0);
     assert_non_null(net_egress_refusal(w->egress));
     assert_non_null(strstr(net_egress_refusal(w->egress), "nothere0"));
     struct net_policy policy = {.allow_count = 0};

@@ -158,7 +158,7 @@ static int runner_play(struct world *w, int ready, bool again)
     config.egress = true;
     char *resolver = (char *)(uintptr_t) "198.51.100.53";
     config.sandbox.resolvers = (struct field_list){.items = &resolver, .count = 1};
-    if (net_egress_open(&egress, w->network, &config, &e) < 0 ||
+    if (net_egress_open(&egress, w->network, &config, true, &e) < 0 ||
         net_egress_refusal(egress) != NULL || loop_open(&guard_loop, 16, &e) < 0 ||
         net_names_open(&guard_names, guard_loop, w->network, egress, &config.sandbox.resolvers,
                        &e) < 0)

@@ -7,27 +7,29 @@
 
 #include <cmocka.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/buffer.h"
 #include "base/clock.h"
 #include "base/memory.h"
-#include "node/cli/pack.h"
-#include "sandbox/runner/image.h"
 #include "sandbox/runner/runner.h"
-#include "tests/lib/runner_fixture.h"
+#include "tests/lib/runner_import.h"
 
-#define IMPORT_MS 60000
 #define CONTROL_FAILURES_MIN 250
 #define CHECKS_MIN 400
 #define ARGUMENTS_MAX 4
@@ -92,49 +94,6 @@ static const char *probe_folder(void)
     return path;
 }
 
-static int send_cb(void *user, const void *data, size_t length,
-                   const struct pack_progress *progress, struct err *e)
-{
-    const int *fd = user;
-    const char *at = data;
-    (void)progress;
-    while (length > 0) {
-        ssize_t n = write(*fd, at, length);
-        if (n <= 0)
-            return err_sys(e, ERR_IO, errno, "send the source");
-        at += n;
-        length -= (size_t)n;
-    }
-    return 0;
-}
-
-static void import_folder(struct host *h, const char *folder, enum pack_kind kind,
-                          char digest[IMAGE_DIGEST_SIZE])
-{
-    struct fixture_answer answer;
-    struct err e;
-    Skerry__Runner__Import import = SKERRY__RUNNER__IMPORT__INIT;
-    Skerry__Runner__Request request = SKERRY__RUNNER__REQUEST__INIT;
-    import.kind = kind == PACK_IMAGE ? SKERRY__RUNNER__IMPORT_KIND__IMPORT_IMAGE
-                                     : SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE;
-    request.verb_case = SKERRY__RUNNER__REQUEST__VERB_IMPORT_STREAM;
-    request.import_stream = &import;
-    fixture_ask(&h->fixture, &request, &answer);
-    assert_non_null(answer.reply);
-    assert_int_equal(answer.reply->error, 0);
-    assert_int_equal(answer.count, 1);
-    struct pack_options options = pack_options_default(kind);
-    if (pack_stream(folder, &options, send_cb, &answer.descriptors[0], &e) != 0)
-        fail_msg("%s", e.msg);
-    fixture_answer_free(&answer);
-    const Skerry__Runner__Event *event =
-        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_IMPORT_ENDED, NULL, IMPORT_MS);
-    assert_non_null(event);
-    if (event->import_ended->error != 0)
-        fail_msg("%s", event->import_ended->message);
-    assert_true(text_copy(digest, IMAGE_DIGEST_SIZE, event->import_ended->digest));
-}
-
 /* The smallest image: the probe and a folder for what it writes. */
 static void import_image(struct host *h)
 {
@@ -157,7 +116,7 @@ static void import_image(struct host *h)
         left -= n;
     }
     memory_close(&out);
-    import_folder(h, path, PACK_IMAGE, h->image);
+    runner_import(&h->fixture, path, PACK_IMAGE, h->image);
 }
 
 static void neighbour_start(struct host *h)
@@ -173,7 +132,7 @@ static void neighbour_start(struct host *h)
     assert_int_equal(h->neighbour.count, 3);
     assert_int_equal(fixture_commit(&h->fixture, h->neighbour_id), 0);
     struct pollfd wait = {.fd = h->neighbour.descriptors[1], .events = POLLIN};
-    assert_int_equal(poll(&wait, 1, IMPORT_MS), 1);
+    assert_int_equal(poll(&wait, 1, RUNNER_IMPORT_MS), 1);
     assert_true(read(wait.fd, text, sizeof text - 1) > 0);
     assert_string_equal(text, "ready\n");
 }
@@ -187,7 +146,7 @@ static int setup(void **state)
     import_image(h);
     fixture_stop(&h->fixture, SIGTERM);
     fixture_start(&h->fixture); /* the image is there after a restart of the runner */
-    import_folder(h, probe_folder(), PACK_SOURCE, h->source);
+    runner_import(&h->fixture, probe_folder(), PACK_SOURCE, h->source);
     neighbour_start(h);
     return 0;
 }
@@ -406,7 +365,7 @@ static void run_beside(struct host *h, char *id, uint32_t exec_id)
     assert_int_equal(answer.reply->error, 0);
     fixture_answer_free(&answer);
     const Skerry__Runner__Event *event =
-        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_EXEC_ENDED, id, IMPORT_MS);
+        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_EXEC_ENDED, id, RUNNER_IMPORT_MS);
     assert_non_null(event);
     fixture_event_forget(&h->fixture, event);
 }
@@ -428,7 +387,7 @@ static void a_command_cannot_be_held_before_it_runs(void **state)
     for (uint32_t i = 1; i <= EXECS && clock_monotonic_ms() < until; i++)
         run_beside(h, id, i);
     const Skerry__Runner__Event *event =
-        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, IMPORT_MS);
+        fixture_event(&h->fixture, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, RUNNER_IMPORT_MS);
     assert_non_null(event);
     assert_true(read(answer.descriptors[1], text, sizeof text - 1) > 0);
     print_message("%s", text);
@@ -485,6 +444,89 @@ static void bombs_harm_nobody(void **state)
     }
 }
 
+/* --- with all capabilities inside --------------------------------------------------------------- */
+
+/* Process 1 of the neighbour: the runner's child that is an agent. */
+static pid_t agent_find(pid_t runner)
+{
+    pid_t found = 0;
+    DIR *folder = opendir("/proc");
+    assert_non_null(folder);
+    for (struct dirent *entry; found == 0 && (entry = readdir(folder)) != NULL;) {
+        char path[300], name[32];
+        int pid = 0, parent = 0;
+        text_format(path, sizeof path, "/proc/%s/stat", entry->d_name);
+        FILE *f = entry->d_name[0] >= '1' && entry->d_name[0] <= '9' ? fopen(path, "re") : NULL;
+        if (f == NULL)
+            continue;
+        if (fscanf(f, "%d (%31[^)]) %*c %d", &pid, name, &parent) == 3 && parent == runner &&
+            strcmp(name, "skerry-agent") == 0)
+            found = pid;
+        (void)fclose(f);
+    }
+    (void)closedir(folder);
+    return found;
+}
+
+static bool has_capability(unsigned capability)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {{0}};
+    return syscall(SYS_capget, &header, data) == 0 && (data[0].effective >> capability & 1) != 0;
+}
+
+/* 0, or which of them the kernel let happen; above 100: the test is not where it should be. */
+static int mounts_tried(int mounts, int user)
+{
+    struct mount_attr writable = {.attr_clr = MOUNT_ATTR_RDONLY};
+    if (setns(mounts, CLONE_NEWNS) != 0 || setns(user, CLONE_NEWUSER) != 0)
+        return 101;
+    if (!has_capability(CAP_SYS_ADMIN) || access("/app/probe", F_OK) != 0)
+        return 102;
+    if (mount("none", "/tmp", "tmpfs", 0, NULL) == 0 || errno != EPERM)
+        return 1;
+    if (mount("/usr", "/tmp", NULL, MS_BIND, NULL) == 0 || errno != EPERM)
+        return 2;
+    if (mount(NULL, "/usr", NULL, MS_REMOUNT | MS_BIND, NULL) == 0 || errno != EPERM)
+        return 3;
+    if (umount2("/proc/sys", MNT_DETACH) == 0 || errno != EPERM)
+        return 4;
+    if (umount2("/tmp", MNT_DETACH) == 0 || errno != EPERM)
+        return 5;
+    if (open_tree(AT_FDCWD, "/usr", OPEN_TREE_CLONE) >= 0 || errno != EPERM)
+        return 6;
+    if (fsopen("tmpfs", 0) >= 0 || errno != EPERM)
+        return 7;
+    if (mount_setattr(AT_FDCWD, "/usr", 0, &writable, sizeof writable) == 0 || errno != EPERM)
+        return 8;
+    if (unshare(CLONE_NEWNS) == 0 || errno != ENOSPC)
+        return 9;
+    if (unshare(CLONE_NEWUSER) == 0 || errno != ENOSPC)
+        return 10;
+    return 0;
+}
+
+static void all_capabilities_inside_are_good_for_no_mount(void **state)
+{
+    struct host *h = *state;
+    char path[48];
+    pid_t agent = agent_find(h->fixture.pid);
+    assert_true(agent > 0);
+    text_format(path, sizeof path, "/proc/%d/ns/mnt", (int)agent);
+    CLEANUP_FD int mounts = open(path, O_RDONLY | O_CLOEXEC);
+    text_format(path, sizeof path, "/proc/%d/ns/user", (int)agent);
+    CLEANUP_FD int user = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(mounts >= 0 && user >= 0);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0)
+        _exit(mounts_tried(mounts, user));
+    int status = 0;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], IMAGE_IMPORT_ARGUMENT) == 0)
@@ -503,6 +545,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(probe_passes_in_the_relaxed_profile),
         cmocka_unit_test(probe_tells_profiles_apart),
         cmocka_unit_test(probe_complains_without_a_sandbox),
+        cmocka_unit_test(all_capabilities_inside_are_good_for_no_mount),
         cmocka_unit_test(a_command_cannot_be_held_before_it_runs),
         cmocka_unit_test(bombs_harm_nobody),
     };

@@ -1,4 +1,5 @@
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -338,11 +339,10 @@ static void ended(struct gateway_fixture *f, enum end_reason reason, unsigned st
 {
     struct test_client c;
     struct test_answer a;
-    f->backend_hold = true;
     test_client_open(&c, f);
     test_client_send(&c, GET("/w/web/never-read"));
-    wait_until(f->backend_inside == 1);
-    f->backend_hold = false; /* the code closes without an answer */
+    wait_until(f->backend_hold); /* by itself */
+    f->backend_hold = false;     /* the code closes without an answer */
     gateway_fixture_end_instance(f, reason);
     test_client_read(&c, &a, false);
     gateway_assert_problem(&a, status, code);
@@ -379,6 +379,81 @@ static void no_socket_means_unreachable(void **state)
     struct gateway_fixture *f = *state;
     f->refuse_sockets = true;
     gateway_expect_problem(f, GET("/w/web/"), 502, "instance_unreachable");
+    wait_until(slot_joiners(f->slot) == 0);
+}
+
+static int start_one_thread(void **state)
+{
+    struct gateway_fixture_options options = {.threads = 1};
+    gateway_start_with(state, &options);
+    return 0;
+}
+
+/* One holds the only connection, and behind it some wait, as no runner gives sockets. */
+static void open_waiting(struct gateway_fixture *f, struct test_client *holds,
+                         struct test_client *waiting, size_t count, const char *request)
+{
+    f->backend_hold = f->one_socket = true;
+    test_client_open(holds, f);
+    test_client_send(holds, GET("/w/web/hold"));
+    wait_until(f->backend_inside == 1);
+    f->runner_away = true;
+    for (size_t i = 0; i < count; i++) {
+        test_client_open(&waiting[i], f);
+        test_client_send(&waiting[i], request);
+    }
+    wait_until(slot_joiners(f->slot) == 1 + count);
+    struct pollfd readable = {.fd = waiting[0].fd, .events = POLLIN};
+    assert_int_equal(poll(&readable, 1, 300), 0);
+}
+
+static void read_all(struct test_client *clients, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct test_answer a;
+        test_client_read(&clients[i], &a, false);
+        assert_int_equal(a.status, 200);
+        test_answer_free(&a);
+        test_client_close(&clients[i]);
+    }
+}
+
+/* Who came first, too: nobody who comes later takes it away. */
+static void who_waits_for_a_socket_takes_what_comes_free(void **state)
+{
+    struct gateway_fixture *f = *state;
+    struct test_client holds, waiting[20];
+    open_waiting(f, &holds, waiting, ARRAY_SIZE(waiting), GET("/w/web/"));
+    f->backend_hold = false;
+    read_all(&holds, 1);
+    read_all(waiting, ARRAY_SIZE(waiting));
+    assert_int_equal(f->backend_connections, 1);
+    wait_until(slot_joiners(f->slot) == 0);
+}
+
+static void a_runner_that_is_back_is_asked_again(void **state)
+{
+    struct gateway_fixture *f = *state;
+    struct test_client holds, waiting[3];
+    open_waiting(f, &holds, waiting, ARRAY_SIZE(waiting), GET("/w/web/"));
+    f->runner_away = false;
+    read_all(waiting, ARRAY_SIZE(waiting));
+    f->backend_hold = false;
+    read_all(&holds, 1);
+    wait_until(slot_joiners(f->slot) == 0);
+}
+
+/* It looks first whether the connection lives. */
+static void what_is_sent_once_takes_what_comes_free(void **state)
+{
+    struct gateway_fixture *f = *state;
+    struct test_client holds, waiting[3];
+    open_waiting(f, &holds, waiting, ARRAY_SIZE(waiting),
+                 "POST /w/web/ HTTP/1.1\r\n" HOST "Content-Length: 1\r\n\r\nx");
+    f->backend_hold = false;
+    read_all(&holds, 1);
+    read_all(waiting, ARRAY_SIZE(waiting));
+    assert_int_equal(f->backend_connections, 1);
     wait_until(slot_joiners(f->slot) == 0);
 }
 
@@ -644,6 +719,9 @@ int main(void)
         TEST(code_that_listens_no_more_is_unreachable, gateway_start_default),
         TEST(no_socket_means_unreachable, gateway_start_default),
         TEST(a_stale_connection_is_not_the_clients_trouble, gateway_start_default),
+        TEST(who_waits_for_a_socket_takes_what_comes_free, start_one_thread),
+        TEST(a_runner_that_is_back_is_asked_again, start_one_thread),
+        TEST(what_is_sent_once_takes_what_comes_free, start_one_thread),
         TEST(code_may_serve_one_connection_at_a_time, start_one_at_a_time),
         TEST(refusals_of_control_reach_the_client, start_refusing),
         TEST(a_place_that_others_wait_for_is_not_taken, start_refusing),

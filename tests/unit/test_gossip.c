@@ -23,7 +23,7 @@ static void options_out_of_range_are_refused(void **state)
     good.self.boot = 1;
     good.self.address = gossip_wire_address_of(1);
     good.self.meta = &meta;
-    for (unsigned i = 0; i < 9; i++) {
+    for (unsigned i = 0; i < 10; i++) {
         bad = good;
         switch (i) {
         case 0:
@@ -49,6 +49,9 @@ static void options_out_of_range_are_refused(void **state)
             break;
         case 7:
             bad.gossip_fanout = 0;
+            break;
+        case 8:
+            bad.members_max = UINT32_MAX;
             break;
         default:
             bad.suspicion_max_ms = bad.suspicion_min_ms - 1;
@@ -528,6 +531,132 @@ static void a_full_table_forgets_the_longest_dead_only(void **state)
     gossip_wire_close(&w);
 }
 
+static void dead_for_a_second(struct gossip_options *options)
+{
+    options->dead_keep_ms = 1000;
+}
+
+/* How many the node knows; each is found, and counted in its state. */
+static uint32_t known(const struct gossip_wire *w)
+{
+    uint32_t states[GOSSIP_STATE_COUNT] = {0}, count = 0;
+    struct gossip_member m, found;
+    struct gossip_counts counts;
+    size_t cursor = 0;
+    for (; gossip_member_next(w->nodes[0], &cursor, &m); count++) {
+        states[m.state]++;
+        assert_true(gossip_member_get(w->nodes[0], m.id, &found));
+        assert_int_equal(found.state, m.state);
+    }
+    gossip_counts(w->nodes[0], &counts);
+    for (unsigned i = 0; i < GOSSIP_STATE_COUNT; i++)
+        assert_int_equal(counts.members[i], states[i]);
+    return count;
+}
+
+static void members_come_and_go_and_are_forgotten(void **state)
+{
+    enum { FIRST = 50, COUNT = 100 };
+    struct gossip_wire w;
+    uint32_t random = 1;
+    (void)state;
+    gossip_wire_open_tuned(&w, 1, dead_for_a_second);
+    for (uint32_t i = 1; i <= 3000; i++) {
+        random = random * 1664525 + 1013904223;
+        node_id id = FIRST + (random >> 8) % COUNT;
+        struct packet_item item =
+            gossip_wire_statement(id, i, 1, (random >> 20) % 3 == 0 ? GOSSIP_DEAD : GOSSIP_ALIVE);
+        struct gossip_event removal = {.kind = GOSSIP_REMOVE, .from = id};
+        if ((random >> 24) % 16 == 0)
+            assert_int_equal(gossip_wire_step(&w, 0, &removal), 0);
+        else
+            gossip_wire_tell(&w, 0, 200, &item, 1);
+        if (i % 50 == 0)
+            gossip_wire_run(&w, 700);
+        assert_in_range(known(&w), 2, COUNT + 1);
+    }
+    /* Nobody answers: each is probed, at the pace of a node that holds itself for slow. */
+    gossip_wire_run(&w, 10 * 60 * 1000);
+    assert_int_equal(known(&w), 1);
+    gossip_wire_close(&w);
+}
+
+static void seldom(struct gossip_options *options)
+{
+    static uint64_t seed;
+    options->sync_interval_ms = 1000;
+    options->seed = ++seed;
+}
+
+static void a_large_group_that_starts_at_once_does_not_sync_at_once(void **state)
+{
+    enum { STARTS = 40, MEMBERS = 640 };
+    unsigned syncs = 0;
+    (void)state;
+    for (unsigned i = 0; i < STARTS; i++) {
+        struct gossip_wire w;
+        gossip_wire_open_tuned(&w, 1, seldom);
+        for (node_id id = 2; id < 2 + MEMBERS; id++) {
+            struct packet_item item = gossip_wire_statement(id, 1, 1, GOSSIP_ALIVE);
+            gossip_wire_tell(&w, 0, 2, &item, 1);
+        }
+        gossip_wire_run(&w, 1000);
+        syncs += w.syncs;
+        gossip_wire_close(&w);
+    }
+    /* Each has had its time once, with a chance of 1 in 1 + 640 / 32. */
+    assert_in_range(syncs, 0, 8);
+}
+
+static const void *keep_unless(void *user, const void *bytes, size_t size)
+{
+    void *kept = *(bool *)user ? NULL : malloc(size);
+    if (kept != NULL)
+        memcpy(kept, bytes, size);
+    return kept;
+}
+
+static void drop_kept(void *user, const void *bytes)
+{
+    (void)user;
+    free((void *)(uintptr_t)bytes);
+}
+
+static bool store_is_full;
+
+static void small_store(struct gossip_options *options)
+{
+    options->store = (struct gossip_store){&store_is_full, keep_unless, drop_kept};
+}
+
+static void what_a_full_store_does_not_keep_is_dropped_and_counted(void **state)
+{
+    uint8_t bytes[GOSSIP_META_BYTES_MAX];
+    struct gossip_meta meta = {.name = "fifty"}, heard;
+    struct packet_item items[2] = {gossip_wire_statement(50, 1, 1, GOSSIP_ALIVE),
+                                   {.kind = PACKET_META, .id = 50, .boot = 1, .version = 1}};
+    struct gossip_event event = {.kind = GOSSIP_TELL_META, .meta = &meta};
+    struct gossip_counts counts;
+    struct gossip_wire w;
+    (void)state;
+    store_is_full = false;
+    gossip_wire_open_tuned(&w, 1, small_store);
+    items[1].bytes = bytes;
+    items[1].size = packet_encode_meta(bytes, &meta);
+    store_is_full = true;
+    gossip_wire_tell(&w, 0, 51, items, 2);
+    assert_int_equal(gossip_wire_step(&w, 0, &event), -ERR_NO_MEMORY);
+    gossip_counts(w.nodes[0], &counts);
+    assert_int_equal(counts.dropped, 2);
+    assert_false(gossip_meta_get(w.nodes[0], 50, &heard));
+    assert_int_equal(gossip_wire_look(&w, 0, 50).meta_version, 0);
+    store_is_full = false;
+    gossip_wire_tell(&w, 0, 51, items, 2);
+    assert_true(gossip_meta_get(w.nodes[0], 50, &heard));
+    assert_string_equal(heard.name, "fifty");
+    gossip_wire_close(&w);
+}
+
 static void an_update_is_told_so_often_and_no_more(void **state)
 {
     struct gossip_wire w;
@@ -612,6 +741,9 @@ int main(void)
         cmocka_unit_test(loads_travel_and_the_newest_counts),
         cmocka_unit_test(a_new_meta_replaces_the_old_everywhere),
         cmocka_unit_test(a_full_table_forgets_the_longest_dead_only),
+        cmocka_unit_test(members_come_and_go_and_are_forgotten),
+        cmocka_unit_test(a_large_group_that_starts_at_once_does_not_sync_at_once),
+        cmocka_unit_test(what_a_full_store_does_not_keep_is_dropped_and_counted),
         cmocka_unit_test(an_update_is_told_so_often_and_no_more),
         cmocka_unit_test(malformed_packets_and_syncs_are_refused_and_counted),
         cmocka_unit_test(a_sync_that_does_not_fit_says_so),

@@ -135,18 +135,22 @@ static void make_tree(const struct fixture *f)
     assert_int_equal(symlink("z/inner", path_of(f, "app/link")), 0);
 }
 
-static void entries_are_in_order_and_tell_nothing_of_the_machine(void **state)
+static void entries_are_in_order_and_tell_little_of_the_machine(void **state)
 {
     struct fixture *f = *state;
+    static const char *const files[] = {"app/Zero", "app/main.py", "app/z/inner"};
+    static const struct timespec times[2] = {{.tv_sec = 1}, {.tv_sec = 1700000000}};
     char text[1024];
     make_tree(f);
+    for (size_t i = 0; i < ARRAY_SIZE(files); i++)
+        assert_int_equal(utimensat(AT_FDCWD, path_of(f, files[i]), times, 0), 0);
     assert_packed(f, path_of(f, "app"), PACK_IMAGE);
     listing(f, text, sizeof text);
-    assert_string_equal(text, "100640 0:0 0 0 Zero\n"
+    assert_string_equal(text, "100640 0:0 1700000000 0 Zero\n"
                               "120777 0:0 0 0 link -> z/inner\n"
-                              "100600 0:0 0 9 main.py\n"
+                              "100600 0:0 1700000000 9 main.py\n"
                               "40711 0:0 0 0 z/\n"
-                              "100755 0:0 0 5 z/inner\n");
+                              "100755 0:0 1700000000 5 z/inner\n");
     assert_packed(f, path_of(f, "app"), PACK_SOURCE);
     listing(f, text, sizeof text);
     assert_string_equal(text, "100644 0:0 0 0 Zero\n"
@@ -272,7 +276,7 @@ int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(entries_are_in_order_and_tell_nothing_of_the_machine),
+        T(entries_are_in_order_and_tell_little_of_the_machine),
         T(same_content_gives_the_same_bytes),
         T(single_file_is_a_source_and_an_archive_is_an_image),
         T(large_file_and_long_names_come_whole),

@@ -30,6 +30,15 @@ static int setup(void **state)
     return 0;
 }
 
+static int setup_two(void **state)
+{
+    struct cluster *c = malloc(sizeof *c);
+    assert_non_null(c);
+    raft_cluster_open(c, 2, false, TIMEOUT_MS);
+    *state = c;
+    return 0;
+}
+
 static int teardown(void **state)
 {
     struct cluster *c = *state;
@@ -82,6 +91,17 @@ static void lead(struct cluster *c, unsigned i)
     raft_cluster_elect(c, i);
     while (!guard_leads(c->nodes[i].guard))
         raft_cluster_step(c);
+}
+
+/* What 0 had in its log alone is lost, as 1 led meanwhile; then 0 leads again. */
+static void lead_after_the_loss(struct cluster *c)
+{
+    raft_cluster_heal(c);
+    raft_cluster_run(c, 1000);
+    raft_cluster_isolate(c, 1);
+    raft_cluster_depose(c, 1);
+    raft_cluster_join(c, 0, 2);
+    lead(c, 0);
 }
 
 static size_t nodes_of(struct cluster *c, unsigned i)
@@ -165,12 +185,7 @@ static void a_batch_that_was_lost_is_asked_again(void **state)
     put(c, 1, 100, &other);
     assert_true(raft_cluster_run_until(c, is_answered, &other, 1000));
     assert_int_equal(a[0].answers, 0);
-    raft_cluster_heal(c);
-    raft_cluster_run(c, 1000);
-    raft_cluster_isolate(c, 1);
-    raft_cluster_depose(c, 1);
-    raft_cluster_join(c, 0, 2);
-    lead(c, 0);
+    lead_after_the_loss(c);
     assert_true(raft_cluster_run_until(c, is_answered, &a[9], 5000));
     for (unsigned n = 0; n < 10; n++) {
         assert_int_equal(a[n].answers, 1);
@@ -181,8 +196,128 @@ static void a_batch_that_was_lost_is_asked_again(void **state)
     assert_int_equal(proposer_counts(c->nodes[0].proposer).asked_again, 10);
 }
 
-static int expire(struct cluster *c, unsigned i, struct asked *a)
+/* Asks until so many batches more have gone, and returns how often. Each has as many as are under way. */
+enum { FILL_MAX = 1 << (PROPOSER_BATCHES_MAX - 1) };
+static unsigned fill(struct cluster *c, unsigned i, struct asked a[FILL_MAX],
+                     int (*ask)(struct cluster *c, unsigned i, unsigned n, struct asked *a),
+                     unsigned batches)
 {
+    const struct proposer *p = c->nodes[i].proposer;
+    uint64_t enough = proposer_counts(p).batches + batches;
+    unsigned n = 0;
+    for (; proposer_counts(p).batches < enough; n++) {
+        assert_true(n < FILL_MAX);
+        assert_int_equal(ask(c, i, n, &a[n]), 0);
+        raft_cluster_run(c, 5);
+    }
+    return n;
+}
+
+/* Of several batches that are lost, in the order in which they were asked, before what waits behind them. */
+static void batches_that_were_lost_keep_their_order(void **state)
+{
+    struct cluster *c = *state;
+    enum { N = FILL_MAX + 3 };
+    struct asked a[N];
+    lead(c, 0);
+    raft_cluster_isolate(c, 0);
+    assert_int_equal(fill(c, 0, a, put, PROPOSER_BATCHES_MAX), FILL_MAX);
+    for (unsigned n = FILL_MAX; n < N; n++)
+        assert_int_equal(put(c, 0, n, &a[n]), 0);
+    raft_cluster_run(c, 50);
+    assert_int_equal(proposer_counts(c->nodes[0].proposer).batches, PROPOSER_BATCHES_MAX);
+    raft_cluster_depose(c, 0);
+    raft_cluster_elect(c, 1);
+    struct asked other;
+    put(c, 1, 100, &other);
+    assert_true(raft_cluster_run_until(c, is_answered, &other, 1000));
+    lead_after_the_loss(c);
+    assert_true(raft_cluster_run_until(c, is_answered, &a[N - 1], 5000));
+    for (unsigned n = 0; n < N; n++) {
+        assert_int_equal(a[n].answers, 1);
+        assert_false(a[n].error);
+        assert_int_equal(a[n].result.node, n + 2); /* behind `other` */
+    }
+    assert_int_equal(proposer_counts(c->nodes[0].proposer).asked_again, FILL_MAX);
+}
+
+static void slow_network(struct cluster *c, unsigned each_way_ms)
+{
+    for (unsigned i = 0; i < 3; i++) {
+        raft_fixture_set_network_latency(&c->fixture, i, each_way_ms);
+        raft_fixture_set_disk_latency(&c->fixture, i, 1);
+    }
+}
+
+/* Who comes while a batch is under way waits for its own way, and the first is not kept by the second. */
+static void batches_do_not_wait_for_each_other(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a, b;
+    lead(c, 0);
+    slow_network(c, 50);
+    raft_cluster_run(c, 500);
+    uint64_t begun = now(c);
+    put(c, 0, 1, &a);
+    raft_cluster_run(c, 30);
+    uint64_t later = now(c);
+    assert_in_range(later - begun, 30, 60);
+    put(c, 0, 2, &b);
+    assert_true(raft_cluster_run_until(c, is_answered, &a, 1000));
+    assert_in_range(now(c) - begun, 100, 110);
+    assert_int_equal(b.answers, 0);
+    assert_true(raft_cluster_run_until(c, is_answered, &b, 1000));
+    assert_in_range(now(c) - later, 100, 110);
+}
+
+/* The leader is told of none of the second batch until the first is committed, for which it needs nobody any
+ * more. */
+static void batches_outlive_the_voter_that_they_waited_for(void **state)
+{
+    struct cluster *c = *state;
+    struct asked a[FILL_MAX];
+    struct raft_change remove;
+    lead(c, 0);
+    raft_cluster_isolate(c, 0);
+    unsigned filled = fill(c, 0, a, put, PROPOSER_BATCHES_MAX);
+    assert_int_equal(a[0].answers, 0);
+    assert_int_equal(raft_remove(raft_cluster_raft(c, 0), &remove, 2, NULL), 0);
+    assert_true(raft_cluster_run_until(c, is_answered, &a[filled - 1], 300));
+    for (unsigned n = 0; n < filled; n++)
+        assert_false(a[n].error);
+}
+
+/* Open loop: what the leader has stored is always ahead of what the others have. */
+static void a_steady_stream_is_answered(void **state)
+{
+    struct cluster *c = *state;
+    enum { N = 1000 };
+    struct asked *a = calloc(N, sizeof *a);
+    uint64_t *asked_at = calloc(N, sizeof *asked_at);
+    unsigned next = 0;
+    lead(c, 0);
+    slow_network(c, 20);
+    raft_cluster_run(c, 500);
+    for (unsigned n = 0; n < N; n++) {
+        asked_at[n] = now(c);
+        assert_int_equal(put(c, 0, n, &a[n]), 0);
+        raft_cluster_run(c, 2);
+        while (next <= n && a[next].answers > 0) {
+            assert_false(a[next].error);
+            /* Its own way, and at most another one until a batch may go; time goes on from event to event. */
+            assert_in_range(now(c) - asked_at[next], 40, 2 * 40 + 10);
+            next++;
+        }
+    }
+    assert_true(next > N - 50);
+    assert_true(raft_cluster_run_until(c, is_answered, &a[N - 1], 1000));
+    free(asked_at);
+    free(a);
+}
+
+static int expire(struct cluster *c, unsigned i, unsigned n, struct asked *a)
+{
+    (void)n;
     const struct registry_node node = {.id = 1, .lease_epoch = 7};
     const struct registry_command command = {.kind = REGISTRY_LEASE_EXPIRE, .node = &node};
     struct err e;
@@ -194,30 +329,24 @@ static int expire(struct cluster *c, unsigned i, struct asked *a)
 static void the_end_of_a_lease_is_of_one_term(void **state)
 {
     struct cluster *c = *state;
-    struct asked a, b, waits, other;
-    assert_int_equal(expire(c, 0, &a), -ERR_UNAVAILABLE);
+    struct asked a, b[FILL_MAX], waits, other;
+    assert_int_equal(expire(c, 0, 0, &a), -ERR_UNAVAILABLE);
     lead(c, 0);
-    assert_int_equal(expire(c, 0, &a), 0);
+    assert_int_equal(expire(c, 0, 0, &a), 0);
     assert_true(raft_cluster_run_until(c, is_answered, &a, 5000));
     assert_false(a.error);
     /* One is in the log that is lost, one waits behind that when leadership goes; it comes back. */
     raft_cluster_isolate(c, 0);
-    assert_int_equal(expire(c, 0, &a), 0);
-    raft_cluster_run(c, 50);
-    put(c, 0, 1, &b);
-    assert_int_equal(expire(c, 0, &waits), 0);
+    assert_int_equal(expire(c, 0, 0, &a), 0);
+    unsigned filled = fill(c, 0, b, put, PROPOSER_BATCHES_MAX - 1);
+    assert_int_equal(expire(c, 0, 0, &waits), 0);
     raft_cluster_depose(c, 0);
     raft_cluster_elect(c, 1);
     assert_int_equal(put(c, 1, 100, &other), 0);
     assert_true(raft_cluster_run_until(c, is_answered, &other, 1000));
-    raft_cluster_heal(c);
-    raft_cluster_run(c, 1000);
-    raft_cluster_isolate(c, 1);
-    raft_cluster_depose(c, 1);
-    raft_cluster_join(c, 0, 2);
-    lead(c, 0);
-    assert_true(raft_cluster_run_until(c, is_answered, &b, 5000));
-    assert_false(b.error);
+    lead_after_the_loss(c);
+    assert_true(raft_cluster_run_until(c, is_answered, &b[filled - 1], 5000));
+    assert_false(b[filled - 1].error);
     assert_true(raft_cluster_run_until(c, is_answered, &waits, 5000));
     assert_true(a.answers == 1 && waits.answers == 1);
     assert_true(a.error && waits.error);
@@ -229,12 +358,11 @@ static void the_end_of_a_lease_is_of_one_term(void **state)
 static void what_is_over_is_not_wanted(void **state)
 {
     struct cluster *c = *state;
-    struct asked a, waits;
+    struct asked a[FILL_MAX], waits;
     lead(c, 0);
     raft_cluster_isolate(c, 0);
-    assert_int_equal(expire(c, 0, &a), 0);
-    raft_cluster_run(c, 50);
-    assert_int_equal(expire(c, 0, &waits), 0);
+    fill(c, 0, a, expire, PROPOSER_BATCHES_MAX);
+    assert_int_equal(expire(c, 0, 0, &waits), 0);
     raft_cluster_depose(c, 0);
     assert_false(proposer_wanting(c->nodes[0].proposer));
     raft_cluster_heal(c);
@@ -425,6 +553,11 @@ int main(void)
         TEST(without_a_leader_nothing_is_asked),
         TEST(what_waits_is_bounded),
         TEST(a_batch_that_was_lost_is_asked_again),
+        TEST(batches_that_were_lost_keep_their_order),
+        TEST(batches_do_not_wait_for_each_other),
+        TEST(a_steady_stream_is_answered),
+        cmocka_unit_test_setup_teardown(batches_outlive_the_voter_that_they_waited_for, setup_two,
+                                        teardown),
         TEST(the_end_of_a_lease_is_of_one_term),
         TEST(what_is_over_is_not_wanted),
         TEST(what_another_leader_commits_is_answered_and_not_done_twice),

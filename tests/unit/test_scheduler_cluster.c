@@ -150,6 +150,42 @@ static void instances_of_others_count_for_scale_max(void **state)
     assert_int_equal(count(b, SCHEDULER_START), 0);
 }
 
+/* Its start lost the last place to another node's: those who counted on it wait where that is. */
+static void who_waits_where_nothing_may_start_is_sent_on(void **state)
+{
+    struct bench *b = *state;
+    struct workload w = spec();
+    w.join.max_joiners = 1;
+    w.scale.max = 1;
+    deploy(b, "web", 1, &w);
+    ask(b, 1);
+    ask(b, 2);
+    ask_key(b, 3, "room");
+    assert_false(scheduler_stranded(b->s, "web")); /* one starts */
+    assert_true(scheduler_hopes(b->s, "web"));
+    step(b, (struct scheduler_event){.kind = SCHEDULER_STRANDED, .name = "web"});
+    assert_int_equal(b->out.count, 0);
+    others(b, 1);
+    step(b, (struct scheduler_event){
+                .kind = SCHEDULER_FAILED, .instance = 1, .problem = PROBLEM_LIMIT_REACHED});
+    assert_refused(b, 1, PROBLEM_LIMIT_REACHED);
+    assert_int_equal(count(b, SCHEDULER_REFUSE), 1);
+    assert_int_equal(count(b, SCHEDULER_START), 0);
+    assert_true(scheduler_stranded(b->s, "web"));
+    assert_false(scheduler_hopes(b->s, "web"));
+    step(b, (struct scheduler_event){.kind = SCHEDULER_STRANDED, .name = "web"});
+    assert_refused(b, 2, PROBLEM_LIMIT_REACHED);
+    assert_int_equal(count(b, SCHEDULER_REFUSE), 1); /* a key's waits for one of its own */
+    assert_false(scheduler_stranded(b->s, "web"));
+    /* With room again nobody is sent on. */
+    step(b, (struct scheduler_event){.kind = SCHEDULER_CANCEL, .waiter = 3});
+    ask(b, 4);
+    assert_true(scheduler_stranded(b->s, "web"));
+    others(b, 0);
+    assert_int_equal(count(b, SCHEDULER_START), 1);
+    assert_false(scheduler_stranded(b->s, "web"));
+}
+
 static void what_a_request_would_meet_is_told_before_it_asks(void **state)
 {
     struct bench *b = *state;
@@ -206,6 +242,7 @@ int main(void)
         WITH_BENCH(a_pool_is_shared_with_others),
         WITH_BENCH(a_pool_that_cannot_grow_pauses),
         WITH_BENCH(instances_of_others_count_for_scale_max),
+        WITH_BENCH(who_waits_where_nothing_may_start_is_sent_on),
         WITH_BENCH(what_a_request_would_meet_is_told_before_it_asks),
         WITH_BENCH(a_command_always_needs_a_start),
     };

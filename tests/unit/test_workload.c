@@ -98,6 +98,7 @@ static void the_file_of_the_design_is_read(void **state)
     assert_int_equal(w.limits.memory_bytes, 128 << 20);
     assert_int_equal(w.limits.pids, 64);
     assert_int_equal(w.limits.disk_bytes, 64 << 20);
+    assert_true(w.limits.io_bytes == BYTES_NONE);
     assert_int_equal(w.network.mode, NETWORK_NONE);
     workload_free(&w);
 }
@@ -261,6 +262,8 @@ static void impossible_values_are_refused(void **state)
         {SERVER "deploy: {resources: {limits: {cpus: 0}}}\n", "limits.cpus: 0 is not possible"},
         {SERVER "deploy: {resources: {limits: {cpus: half}}}\n", "half is no decimal number"},
         {SERVER "deploy: {resources: {limits: {disk: 0}}}\n", "limits.disk: 0 is not possible"},
+        {SERVER "deploy: {resources: {limits: {io: 64K}}}\n",
+         "limits.io: 64K is not possible; 1M to 1T, or none, are allowed"},
         {SERVER "scale: {target: 0}\n", "scale.target: 0 is not possible; 0.01 to 1 are allowed"},
         {SERVER "scale: {target: 80%}\n", "80% is no decimal number"},
         {SERVER "scale: {target: 0.5}\njoin: {max_joiners: 0}\n",

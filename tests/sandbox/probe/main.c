@@ -49,6 +49,12 @@ bool probe_failed(struct probe_text *what, long rc)
 }
 
 static enum probe_profile profile = PROBE_DEFAULT;
+static bool one_id;
+
+bool probe_one_id(void)
+{
+    return one_id;
+}
 
 enum probe_profile probe_profile(void)
 {
@@ -160,6 +166,8 @@ int main(int argc, char **argv)
     for (; *groups != NULL && (*groups)[0] == '-'; groups++) {
         if (strcmp(*groups, "--list") == 0)
             only_list = true;
+        else if (strcmp(*groups, "--one-id") == 0)
+            one_id = true;
         else if (strcmp(*groups, "--profile") != 0 || groups[1] == NULL || !profile_set(*++groups))
             return 2;
     }

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <mqueue.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -186,6 +187,9 @@ static bool no_datagrams(const void *with, struct probe_text *what)
     if (fd < 0 || connect(fd, (struct sockaddr *)&to, size) != 0)
         return true;
     (void)send(fd, "x", 1, 0);
+    /* That nobody is there is told a moment later. */
+    struct pollfd refused = {.fd = fd};
+    (void)poll(&refused, 1, 1000);
     return probe_failed(what, send(fd, "x", 1, 0));
 }
 

@@ -1,7 +1,7 @@
 /* tests/sandbox/probe/probe.h - asserts from within a sandbox what it must not allow, and the
  * little that must work.
  *
- *     probe [--list] [--profile strict|default|relaxed] [GROUP...]
+ *     probe [--list] [--one-id] [--profile strict|default|relaxed] [GROUP...]
  *     probe --neighbour [--greedy]
  *
  * One line a check, "ok GROUP NAME" or "FAIL GROUP NAME: what was possible", then "N passed, M
@@ -50,6 +50,9 @@ bool probe_failed(struct probe_text *what, long rc);
 /* A call's refusal is looked for in the profiles that refuse it only. */
 enum probe_profile { PROBE_STRICT, PROBE_DEFAULT, PROBE_RELAXED };
 enum probe_profile probe_profile(void);
+/* --one-id: code and agent have the same user id and there is no other one inside, as where Skerry runs
+ * without root. Ids that are not mapped do not exist, and files that are Skerry's are the code's. */
+bool probe_one_id(void);
 /* True when the root is an image of its own, without the machine's /usr. */
 bool probe_root_is_image(void);
 int probe_neighbour(bool greedy);
