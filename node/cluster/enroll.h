@@ -15,6 +15,10 @@
  * Who asks again with a key that is a node's already (its answer was lost) gets the same answer, and
  * needs no token that is still good: the key is the proof.
  *
+ * A node that has lost touch asks the same port, without a token and with its own id, whether it still is
+ * one (node/cluster/confirm.h): who was removed while it was away hears it from nobody else, as every
+ * other port refuses it.
+ *
  * Thread: the control loop; enroll_join runs a loop of its own and blocks (before the node opens).
  * Bounds: ENROLL_CONNECTIONS_MAX at once, each for some seconds; a rate; one small message. */
 #ifndef SKERRY_NODE_CLUSTER_ENROLL_H

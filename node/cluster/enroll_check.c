@@ -142,6 +142,24 @@ void enroll_check(const struct enroll_asking *a, struct enroll_verdict_of *out)
                a->nodes_max);
 }
 
+void enroll_confirm(const struct enroll_asking *a, struct enroll_answer *out)
+{
+    node_id id = a->request->member;
+    const struct registry_node *node = registry_root_node(a->root, id);
+    *out = (struct enroll_answer){.major = ENROLL_PROTOCOL_MAJOR, .verdict = ENROLL_LATER};
+    if (strcmp(registry_root_cluster_id(a->root), a->request->cluster_id) != 0)
+        (void)text_format(out->words, sizeof out->words, "%s belongs to another cluster", a->name);
+    else if (node != NULL && memcmp(node->public_key, a->key->bytes, sizeof a->key->bytes) == 0)
+        out->verdict = ENROLL_MEMBER;
+    else if (node != NULL)
+        (void)text_format(out->words, sizeof out->words, "node %" PRIu64 " has another key", id);
+    else if (id >= registry_root_node_id_next(a->root))
+        (void)text_format(out->words, sizeof out->words,
+                          "%s has not heard of node %" PRIu64 " yet", a->name, id);
+    else
+        out->verdict = ENROLL_REMOVED;
+}
+
 int enroll_tell(struct enroll_answer *out, const struct registry_root *root, node_id id,
                 struct err *e)
 {

@@ -22,6 +22,9 @@ struct enroll_asking {
 };
 /* Everything that can be said without asking the registry's leader. */
 void enroll_check(const struct enroll_asking *a, struct enroll_verdict_of *out);
+/* Of a request with a member's id. An old root may not know of a node yet, never of one that it was
+ * removed though it was not. */
+void enroll_confirm(const struct enroll_asking *a, struct enroll_answer *out);
 /* Words and refusal of a request that was not read. */
 void enroll_check_unread(const struct enroll_request *request, int rc,
                          struct enroll_verdict_of *out);

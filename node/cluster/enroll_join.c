@@ -65,6 +65,8 @@ static void take_answer(struct joining *j)
         attempt_end(j, OUTCOME_REFUSED, j->answer.words);
     else if (j->answer.verdict == ENROLL_LATER)
         attempt_end(j, OUTCOME_LATER, j->answer.words);
+    else if (j->answer.verdict != ENROLL_JOINED)
+        attempt_end(j, OUTCOME_REFUSED, "it answered another question");
     else if (strcmp(j->answer.membership.cluster_id, j->token.cluster_id) != 0)
         attempt_end(j, OUTCOME_REFUSED, "it answered for another cluster than the token's");
     else

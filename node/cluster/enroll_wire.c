@@ -42,7 +42,8 @@ bool enroll_request_write(const struct enroll_request *r, struct buffer *out)
     size_t begin = out->length;
     if (!put_head(out, r->major, r->minor) || !put_number(out, r->wall_ms, 8) ||
         !put_text(out, r->cluster_id) || !put_text(out, r->token_id) || !put_text(out, r->secret) ||
-        !put_text(out, r->name) || !put_text(out, r->address) || !put_text(out, r->version))
+        !put_text(out, r->name) || !put_text(out, r->address) || !put_text(out, r->version) ||
+        (r->member != 0 && !put_number(out, r->member, 8)))
         return false;
     put_length(out, begin);
     return true;
@@ -135,6 +136,12 @@ size_t enroll_length_read(const uint8_t bytes[ENROLL_LENGTH_BYTES], size_t lengt
     return length >= HEAD_BYTES && length <= length_max ? (size_t)length : 0;
 }
 
+static bool has_token(const struct enroll_request *r)
+{
+    return strlen(r->token_id) == ENROLL_ID_SIZE - 1 &&
+           strlen(r->secret) == ENROLL_SECRET_SIZE - 1;
+}
+
 int enroll_request_read(struct enroll_request *out, const uint8_t *data, size_t size, struct err *e)
 {
     struct reader r = {.at = data, .end = data + size};
@@ -150,9 +157,11 @@ int enroll_request_read(struct enroll_request *out, const uint8_t *data, size_t 
     take_text(&r, out->name, sizeof out->name);
     take_text(&r, out->address, sizeof out->address);
     take_text(&r, out->version, sizeof out->version);
+    bool token = out->token_id[0] != '\0' || out->secret[0] != '\0';
+    if (!token)
+        out->member = take_number(&r, 8);
     if (r.bad || r.at != r.end || !membership_cluster_valid(out->cluster_id) ||
-        strlen(out->token_id) != ENROLL_ID_SIZE - 1 ||
-        strlen(out->secret) != ENROLL_SECRET_SIZE - 1)
+        !(token ? has_token(out) : out->member > 0 && out->member <= INT64_MAX))
         return err_set(e, ERR_PROTOCOL, "this is no request to join");
     return 0;
 }
@@ -205,7 +214,7 @@ int enroll_answer_read(struct enroll_answer *out, const uint8_t *data, size_t si
     bool ok = take_head(&r, &out->major, &out->minor);
     uint64_t verdict = take_number(&r, 1);
     take_text(&r, out->words, sizeof out->words);
-    ok = ok && !r.bad && verdict >= ENROLL_JOINED && verdict <= ENROLL_LATER;
+    ok = ok && !r.bad && verdict >= ENROLL_JOINED && verdict <= ENROLL_REMOVED;
     if (ok) {
         out->verdict = (enum enroll_verdict)verdict;
         if (out->major != ENROLL_PROTOCOL_MAJOR)

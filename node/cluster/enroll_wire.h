@@ -6,7 +6,8 @@
  * is the same in every major version, so that two that do not understand each other can say so: the
  * rest of an answer begins with verdict and words in all of them too.
  *
- *     request  wall_ms u64 | cluster id, token id, secret, name, address, version: texts
+ *     request  wall_ms u64 | cluster id, token id, secret, name, address, version: texts |
+ *              without a token, from who is a node: its id u64
  *     answer   verdict u8 | words | when joined: id u64 | cluster id | keys u8, 32 bytes each |
  *              index u64 | next u64 | nodes u16 | each: id u64, has key u8, key 32, name, address
  *
@@ -38,6 +39,7 @@
 struct enroll_request {
     uint16_t major, minor;
     uint64_t wall_ms;
+    node_id member; /* who asks whether it still is one, and shows no token; 0: who wants to join */
     char cluster_id[MEMBERSHIP_CLUSTER_SIZE];
     char token_id[ENROLL_ID_SIZE];
     char secret[ENROLL_SECRET_SIZE];
@@ -49,13 +51,15 @@ struct enroll_request {
 enum enroll_verdict { /* numbers travel */
                       ENROLL_JOINED = 1,
                       ENROLL_REFUSED, /* asking again does not help */
-                      ENROLL_LATER    /* it may */
+                      ENROLL_LATER,   /* it may */
+                      ENROLL_MEMBER,  /* it is one */
+                      ENROLL_REMOVED  /* it was one, and never will be again */
 };
 
 struct enroll_answer {
     uint16_t major, minor;
     enum enroll_verdict verdict;
-    char words[ENROLL_WORDS_SIZE]; /* for people, unless joined */
+    char words[ENROLL_WORDS_SIZE]; /* for people; empty when joined or a member */
     struct membership membership;  /* when joined, like what follows */
     struct known known;
 };

@@ -334,6 +334,37 @@ static void tell_registry(struct members *m)
     registry_roles(n->registry, m->peers, count, &wanted);
 }
 
+/* --- whether this is a node still --------------------------------------------------------------------- */
+
+static bool anybody(void *user, node_id *id, struct sockaddr_storage *out)
+{
+    const struct node *n = user;
+    struct cluster_node other;
+    struct sockaddr_storage address;
+    uint32_t count = 0;
+    for (node_id at = 0; cluster_next(n->cluster, &at, &other);) {
+        if (other.self || !cluster_address(n->cluster, other.id, CLUSTER_PORT_ENROLL, &address) ||
+            randombytes_uniform(++count) != 0)
+            continue;
+        *id = other.id;
+        *out = address;
+    }
+    return count > 0;
+}
+
+static void confirmed_removed(void *user, node_id by)
+{
+    log_info("node", "node %llu was asked whether this is a node still", (unsigned long long)by);
+    removed_cb(user);
+}
+
+static void confirm(struct members *m)
+{
+    struct registry_status status;
+    registry_status(m->node->registry, &status);
+    confirm_tick(m->confirm, clock_monotonic_ms(), m->caught_up && status.leader_id != 0);
+}
+
 static void tick_cb(uv_timer_t *timer)
 {
     struct members *m = container_of(timer, struct members, tick);
@@ -343,6 +374,7 @@ static void tick_cb(uv_timer_t *timer)
     members_tell(m);
     members_register(m);
     tell_registry(m);
+    confirm(m);
     if (n->leader)
         members_keyring_lead(m);
 }
@@ -459,7 +491,15 @@ int members_open(struct node *n, struct err *e)
     m->opened = true;
     n->boot = cluster_boot(n->cluster);
     (void)uv_timer_start(&m->tick, tick_cb, TICK_MS, TICK_MS);
-    return open_enroll(m, e);
+    const struct confirm_options confirm = {.loop = &n->loop,
+                                            .secure = cluster_secure(n->cluster),
+                                            .membership = &m->membership,
+                                            .name = n->config->name,
+                                            .user = n,
+                                            .peer = anybody,
+                                            .removed = confirmed_removed};
+    rc = confirm_open(&m->confirm, &confirm, e);
+    return rc == 0 ? open_enroll(m, e) : rc;
 }
 
 void members_stop(struct node *n)
@@ -504,6 +544,14 @@ static void enroll_closed_cb(void *user)
     part_closed(((struct node *)user)->members);
 }
 
+/* Its stream is of the cluster's context. */
+static void confirm_closed_cb(void *user)
+{
+    struct node *n = user;
+    n->members->confirm = NULL;
+    cluster_close(n->cluster, cluster_closed_cb);
+}
+
 static void close_ports(struct node *n)
 {
     struct members *m = n->members;
@@ -520,7 +568,10 @@ static void close_ports(struct node *n)
     }
     if (n->cluster != NULL) {
         m->open_parts++;
-        cluster_close(n->cluster, cluster_closed_cb);
+        if (m->confirm != NULL)
+            confirm_close(m->confirm, confirm_closed_cb);
+        else
+            cluster_close(n->cluster, cluster_closed_cb);
     }
     part_closed(m);
 }

@@ -2,6 +2,7 @@
 #ifndef SKERRY_NODE_CLUSTER_MEMBERS_INTERNAL_H
 #define SKERRY_NODE_CLUSTER_MEMBERS_INTERNAL_H
 
+#include "node/cluster/confirm.h"
 #include "node/cluster/enroll.h"
 #include "node/cluster/members.h"
 #include "node/cluster/turned_away.h"
@@ -10,6 +11,7 @@ struct members {
     struct node *node;
     struct membership membership;
     struct enroll *enroll;
+    struct confirm *confirm;
     bool opened; /* timers, too */
 
     uv_timer_t tick;         /* roles, load, and what did not go at first */

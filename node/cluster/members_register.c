@@ -34,11 +34,7 @@ static void read_cb(void *user, const struct err *error)
     if (now_ms - m->begun_ms < TELL_FIRST_MS || now_ms - m->waiting_told_ms < TELL_EVERY_MS)
         return;
     m->waiting_told_ms = now_ms;
-    log_warn(
-        "registry",
-        "cannot be read yet: %s. Most voters must run and be reached; if this node was removed "
-        "(skerry node list on another), remove %s and join anew",
-        error->msg, m->node->config->data);
+    log_warn("registry", "cannot be read yet: %s. Most voters must run and be reached", error->msg);
 }
 
 static void proposed_cb(void *user, const struct err *error, const struct registry_result *result)

@@ -229,6 +229,22 @@ class Removed(unittest.TestCase):
                 inwards.result()
                 self.assertNotEqual(errand.result().returncode, 0)
 
+    def test_who_was_removed_while_it_was_cut_off_hears_it_when_it_is_back(self):
+        with Cluster(3) as nodes:
+            leader = nodes.wait_leader()
+            gone, other = nodes.others(leader)
+            number = {node: i + 1 for i, node in enumerate(nodes.nodes)}
+            nodes.network.cut([number[gone]], [number[leader], number[other]])
+            leader.cli("node", "rm", gone.name)
+            # What was under way to it is lost, and it is out of touch for longer than it waits to ask.
+            time.sleep(6)
+            self.assertIsNone(gone.serve_process.poll())
+            nodes.network.heal()
+            self.assertEqual(gone.serve_process.wait(15), 1)
+            with open(gone.path("serve.log"), errors="replace") as f:
+                self.assertIn("was removed from the cluster: it stops", f.read())
+            self.assertEqual(leader.get("/readyz").status, 200)
+
     def start(self, node):
         answer = node.api("POST", "/v1/instances", {"workload": "held"})
         return answer.json()["id"] if answer.status == 201 else None

@@ -79,11 +79,13 @@ class Members(unittest.TestCase):
             wait_until(lambda: len(keyring(nodes[1])) == 1, 20, "one key, which node3 never had")
             self.assertEqual(nodes[2].serve_process.wait(20), 1)
             self.assertIn("was removed from the cluster", serve_log(nodes[2]))
-            # Started again it is refused: what the others have of it is worth nothing.
+            # Started again it is refused: what the others have of it is worth nothing, but that they say so.
+            begun = os.path.getsize(nodes[2].path("serve.log"))
             nodes[2].start_serve(ready=False)
             wait_until(lambda: "its key is not that" in serve_log(nodes[0]) + serve_log(nodes[1]),
                        10, "its key is refused")
-            nodes[2].kill_serve()
+            self.assertEqual(nodes[2].serve_process.wait(20), 1)
+            self.assertIn("was removed from the cluster", serve_log(nodes[2])[begun:])
             self.assertNotIn("node3", listed(nodes[0]))
             # Another folder and a new token.
             os.rename(nodes[2].data, nodes[2].path("removed"))

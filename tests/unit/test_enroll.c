@@ -671,6 +671,40 @@ static void who_asks_too_often_has_to_wait(void **state)
     assert_true(refusals_count(enroll_refusals(w->enroll), ENROLL_REFUSED_BUSY) > 0);
 }
 
+static void confirmed(struct world *w, node_id id, const char *cluster, enum enroll_verdict verdict,
+                      const char *words)
+{
+    struct enroll_request request = {
+        .major = ENROLL_PROTOCOL_MAJOR, .wall_ms = clock_wall_ms(), .member = id};
+    struct enroll_answer answer;
+    (void)text_copy(request.cluster_id, sizeof request.cluster_id, cluster);
+    raw_ask(w, &request, &answer);
+    assert_int_equal(answer.verdict, verdict);
+    if (strstr(answer.words, words) == NULL)
+        fail_msg("\"%s\" does not say \"%s\"", answer.words, words);
+}
+
+static void a_node_hears_whether_it_still_is_one(void **state)
+{
+    struct world *w = *state;
+    struct invitation i;
+    struct attempt a;
+    confirmed(w, 2, CLUSTER, ENROLL_LATER, "node1 has not heard of node 2 yet");
+    invite(w, &i);
+    join_as(w, &a, w->joiner, "node2", i.text);
+    assert_int_equal(a.rc, 0);
+    confirmed(w, 2, CLUSTER, ENROLL_MEMBER, "");
+    confirmed(w, 1, CLUSTER, ENROLL_LATER, "another key");
+    confirmed(w, 2, OTHER_CLUSTER, ENROLL_LATER, "another cluster");
+    struct registry_node gone = {.id = 2};
+    const uint8_t key[32] = {8};
+    struct registry_command remove = {
+        .kind = REGISTRY_NODE_REMOVE, .wall_ms = clock_wall_ms(), .node = &gone, .gossip_key = key};
+    assert_int_equal(lone_propose(&w->lone, &remove).problem, PROBLEM_NONE);
+    confirmed(w, 2, CLUSTER, ENROLL_REMOVED, "");
+    confirmed(w, 3, CLUSTER, ENROLL_LATER, "node 3");
+}
+
 /* The member stops while its proposal is under way. */
 static void closing_waits_for_the_registry(void **state)
 {
@@ -755,6 +789,7 @@ int main(void)
         CASE(nonsense_is_refused),
         CASE(silence_ends),
         CASE(who_asks_too_often_has_to_wait),
+        CASE(a_node_hears_whether_it_still_is_one),
         CASE(closing_waits_for_the_registry),
         CASE(token_texts_are_read_strictly),
     };
