@@ -154,8 +154,8 @@ void enroll_confirm(const struct enroll_asking *a, struct enroll_answer *out)
     else if (node != NULL)
         (void)text_format(out->words, sizeof out->words, "node %" PRIu64 " has another key", id);
     else if (id >= registry_root_node_id_next(a->root))
-        (void)text_format(out->words, sizeof out->words,
-                          "%s has not heard of node %" PRIu64 " yet", a->name, id);
+        (void)text_format(out->words, sizeof out->words, "%s has not heard of node %" PRIu64 " yet",
+                          a->name, id);
     else
         out->verdict = ENROLL_REMOVED;
 }

@@ -138,8 +138,7 @@ size_t enroll_length_read(const uint8_t bytes[ENROLL_LENGTH_BYTES], size_t lengt
 
 static bool has_token(const struct enroll_request *r)
 {
-    return strlen(r->token_id) == ENROLL_ID_SIZE - 1 &&
-           strlen(r->secret) == ENROLL_SECRET_SIZE - 1;
+    return strlen(r->token_id) == ENROLL_ID_SIZE - 1 && strlen(r->secret) == ENROLL_SECRET_SIZE - 1;
 }
 
 int enroll_request_read(struct enroll_request *out, const uint8_t *data, size_t size, struct err *e)
