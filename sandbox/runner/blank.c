@@ -266,7 +266,6 @@ void blank_close(struct blank *blank)
 int blank_bind(struct blank *blank, const struct bind_plan *plan, const int *descriptors,
                size_t count, struct err *e)
 {
-    memory_close(&blank->store);
     int rc = tell(blank->channel, plan, sizeof *plan, descriptors, count, e);
     struct bind_failure last;
     ssize_t n = rc < 0 ? recv(blank->channel, &last, sizeof last, MSG_DONTWAIT) : -1;

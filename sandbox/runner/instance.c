@@ -256,7 +256,7 @@ static void ended_bound(struct instances *all)
     }
 }
 
-/* Process 1 is gone, and all others of its pid namespace with it. */
+/* Process 1 is gone, and all others of its pid namespace with it; or it is the last and on its way out. */
 static void ended(struct instance *i)
 {
     struct instances *all = i->runner->instances;
@@ -278,10 +278,14 @@ static void ended(struct instance *i)
     i->phase = INSTANCE_ENDED;
     all->ended_count++;
     tell_ended(i);
+    if (i->process.watch.fd >= 0) {
+        reaper_add_leaving(all->runner->reaper, steal_pointer(&i->place), i->id, &i->process);
+    } else {
+        blanks_start(all->runner->blanks);
+        reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
+    }
     release(i);
     layers_release(i);
-    blanks_start(all->runner->blanks);
-    reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
     ended_bound(all);
     if (adopting)
         adopt_done(all->runner);
@@ -290,6 +294,11 @@ static void ended(struct instance *i)
 void instance_ended_unseen(struct instance *i)
 {
     i->phase = INSTANCE_ENDING;
+    ended(i);
+}
+
+void instance_ended_leaving(struct instance *i)
+{
     ended(i);
 }
 

@@ -11,7 +11,8 @@
  *  ENDED      nothing of it runs; kept for the node
  *
  * An instance ends when its process 1 is gone: the kernel has then killed all others of its pid
- * namespace. Groups and folder are removed behind that, by the reaper.
+ * namespace. When main has exited and its control group holds none but process 1, which says that it goes, that is
+ * waited for behind the end. Groups and folder are removed behind that, by the reaper.
  *
  * Trust: the node is held to its verbs and their order here (their content is checked before). The
  * agent is less trusted than the runner: its numbers and texts are bounded before they are used. */
@@ -124,6 +125,7 @@ struct instance {
     enum end_reason agent_reason;
     enum end_reason reason; /* when ended */
     bool main_exited;
+    bool leaving; /* it has ended but for process 1, whose last word was taken */
     uint32_t exit_code, exit_signal;
     bool oom;
     uint64_t wall_us;
@@ -162,6 +164,8 @@ int instance_watch_memory(struct instance *i, struct err *e) ERR_CHECKED;
 void instance_kill(struct instance *i, enum end_reason reason);
 /* Process 1 was found dead: the end, as if it had been seen. */
 void instance_ended_unseen(struct instance *i);
+/* It is `leaving`: the end is told, its process 1 left to the reaper. May free it. */
+void instance_ended_leaving(struct instance *i);
 /* Reads what it uses into its fields, while its place is there. */
 void instance_usage_read(struct instance *i);
 /* What it used, and whether memory ran out, as its end tells. Takes a while: when main has exited, process 1 is

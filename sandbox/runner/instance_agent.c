@@ -254,8 +254,12 @@ static void exited(struct instance *i, const Skerry__Agent__Exited *x)
         if (x->ending != END_NONE) {
             ending_by(i, x->ending);
             instance_look(i);
+            /* The kernel's count, not the agent's word: none that would outlive what is told now. */
+            i->leaving = i->phase >= INSTANCE_STARTING && i->phase <= INSTANCE_READY &&
+                         i->stats.pids == 1 && i->process.watch.fd >= 0;
         }
-        ending_expected(i);
+        if (!i->leaving)
+            ending_expected(i);
         return;
     }
     exec_remove(i, x->exec_id);
@@ -398,4 +402,6 @@ void instance_channel_cb(struct loop_watch *watch, uint32_t events)
     struct instance *i = container_of(watch, struct instance, channel_watch);
     for (int n = 0; n < MESSAGES_PER_EVENT_MAX && receive(i); n++)
         ;
+    if (i->leaving && i->process.watch.fd >= 0)
+        instance_ended_leaving(i);
 }

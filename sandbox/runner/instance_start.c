@@ -186,11 +186,7 @@ static int plan_tell(struct instance *i, const struct root_options *options, int
     struct bind_plan plan;
     int descriptors[BIND_PLAN_DESCRIPTORS_MAX] = {listener};
     size_t count = 0;
-    int rc = options->image_fd >= 0
-                 ? 0
-                 : root_store_limit(i->blank.store, options->disk_bytes, options->inodes, e);
-    if (rc == 0)
-        rc = root_plan_make(i->runner->root_base, options, &plan, descriptors + 1, &count, e);
+    int rc = root_plan_make(i->runner->root_base, options, &plan, descriptors + 1, &count, e);
     if (rc < 0)
         return rc;
     plan.group = group >= 0;
@@ -413,6 +409,9 @@ static int main_make(struct instance *i, struct err *e)
 static int rest_make(struct instance *i, uint64_t disk, struct err *e)
 {
     int rc = main_make(i, e);
+    if (rc == 0 && strcmp(i->request->prepare->image, "host") == 0)
+        rc = root_store_limit(i->blank.store, disk, root_inodes(disk), e);
+    memory_close(&i->blank.store);
     if (rc == 0)
         rc = limits_set(i, disk, root_inodes(disk), e);
     if (rc == 0)

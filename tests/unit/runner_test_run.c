@@ -5,6 +5,8 @@
 
 #include <cmocka.h>
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -67,6 +69,35 @@ static void script(struct runner_fixture *f, const char *text, struct fixture_re
     fixture_id(id);
     fixture_prepare_init(&p, id, WORDS("sh", "-c", (char *)(uintptr_t)text));
     expect(f, &p, NULL, r);
+}
+
+/* Whether a process of this machine has that among its arguments. */
+static bool runs_with(const char *argument)
+{
+    bool found = false;
+    DIR *proc = opendir("/proc");
+    assert_non_null(proc);
+    for (struct dirent *entry = readdir(proc); entry != NULL; entry = readdir(proc)) {
+        char path[300], text[256] = "";
+        text_format(path, sizeof path, "/proc/%s/cmdline", entry->d_name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+        found |= n > 0 && memmem(text, (size_t)n, argument, strlen(argument)) != NULL;
+        memory_close(&fd);
+    }
+    closedir(proc);
+    return found;
+}
+
+static void what_main_left_behind_is_gone_when_its_end_is_told(void **state)
+{
+    static struct fixture_result r;
+    for (int n = 0; n < 10; n++) {
+        script(*state, "for i in 1 2 3 4 5 6 7 8; do sleep 613.25 >&- 2>&- & done; exit 3", &r);
+        assert_false(runs_with("613.25"));
+        assert_int_equal(r.exit_code, 3);
+        assert_int_equal(r.reason, END_EXITED);
+    }
 }
 
 static void host_image_runs_python(void **state)
@@ -383,6 +414,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(input_comes_out_and_the_exit_code_is_told),
+        cmocka_unit_test(what_main_left_behind_is_gone_when_its_end_is_told),
         cmocka_unit_test(host_image_runs_python),
         cmocka_unit_test(signal_of_the_main_command_is_told),
         cmocka_unit_test(missing_command_is_127_with_its_name),
