@@ -27,6 +27,8 @@ struct instances {
     struct runner *runner;
     struct instance *table; /* by id, in the order of their coming */
     size_t ended_count;
+    struct instance *forgotten; /* likewise; only their process 1 is waited for */
+    bool closing;
 };
 
 int instances_open(struct instances **out, struct runner *r, struct err *e)
@@ -136,8 +138,20 @@ static void layers_release(struct instance *i)
         imports_layer_release(i->runner->imports, i->layers[--i->layer_count]);
 }
 
+static void forget(struct instances *all, struct instance *i)
+{
+    all->ended_count--;
+    HASH_DEL(all->table, i);
+    i->forgotten = true;
+    HASH_ADD_STR(all->forgotten, id, i);
+}
+
 void instance_free(struct instances *all, struct instance *i)
 {
+    if (i->phase == INSTANCE_ENDED && i->process.watch.fd >= 0 && !all->closing) {
+        forget(all, i);
+        return;
+    }
     release(i);
     layers_release(i);
     while (i->waiting != NULL) {
@@ -147,9 +161,12 @@ void instance_free(struct instances *all, struct instance *i)
     }
     if (i->place != NULL)
         reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
-    if (i->phase == INSTANCE_ENDED)
+    if (i->phase == INSTANCE_ENDED && !i->forgotten)
         all->ended_count--;
-    HASH_DEL(all->table, i);
+    if (i->forgotten)
+        HASH_DEL(all->forgotten, i);
+    else
+        HASH_DEL(all->table, i);
     free(i);
 }
 
@@ -158,15 +175,21 @@ void instances_close(struct instances *all)
     if (all == NULL)
         return;
     struct instance *i, *next;
+    all->closing = true;
     HASH_ITER(hh, all->table, i, next)
     {
         /* Prepared ones have no agent's timer yet that would end them in time. */
-        if (i->phase < INSTANCE_STARTING && i->place != NULL) {
+        if ((i->phase < INSTANCE_STARTING || i->phase == INSTANCE_ENDED) && i->place != NULL) {
             (void)kill(i->pid, SIGKILL);
         } else if (i->place != NULL) {
             /* Left to its agent, with groups and folder. */
             blanks_place_free(all->runner->blanks, steal_pointer(&i->place));
         }
+        instance_free(all, i);
+    }
+    HASH_ITER(hh, all->forgotten, i, next)
+    {
+        (void)kill(i->pid, SIGKILL);
         instance_free(all, i);
     }
     free(all);
@@ -256,12 +279,10 @@ static void ended_bound(struct instances *all)
     }
 }
 
-/* Process 1 is gone, and all others of its pid namespace with it; or it is the last and on its way out. */
-static void ended(struct instance *i)
+/* From here on it is kept for the node only. */
+static void tell_end(struct instance *i)
 {
-    struct instances *all = i->runner->instances;
     struct err e;
-    bool adopting = i->phase == INSTANCE_ADOPTING;
     if (clock_monotonic_us() - i->looked_us > LOOKED_US_MAX)
         instance_look(i);
     i->stats.pids = 0;
@@ -270,22 +291,29 @@ static void ended(struct instance *i)
     i->reason = reason_of(i);
     err_set(&e, ERR_CONFLICT, "instance %s ended (%s)", i->id, end_reason_name(i->reason));
     instance_waiting_fail(i, &e);
-    if (!i->told) {
-        i->phase = INSTANCE_ENDING;
-        instance_free(all, i);
+    if (!i->told)
         return;
-    }
     i->phase = INSTANCE_ENDED;
-    all->ended_count++;
+    i->runner->instances->ended_count++;
     tell_ended(i);
-    if (i->process.watch.fd >= 0) {
-        reaper_add_leaving(all->runner->reaper, steal_pointer(&i->place), i->id, &i->process);
-    } else {
+}
+
+/* Process 1 is gone, and all others of its pid namespace with it. */
+static void ended(struct instance *i)
+{
+    struct instances *all = i->runner->instances;
+    bool adopting = i->phase == INSTANCE_ADOPTING;
+    if (i->phase != INSTANCE_ENDED)
+        tell_end(i);
+    if (i->phase != INSTANCE_ENDED || i->forgotten) {
+        instance_free(all, i);
         blanks_start(all->runner->blanks);
-        reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
+        return;
     }
     release(i);
     layers_release(i);
+    blanks_start(all->runner->blanks);
+    reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
     ended_bound(all);
     if (adopting)
         adopt_done(all->runner);
@@ -297,9 +325,11 @@ void instance_ended_unseen(struct instance *i)
     ended(i);
 }
 
+/* Whoever was told runs next, on this processor or another: the rest comes with the end of process 1. */
 void instance_ended_leaving(struct instance *i)
 {
-    ended(i);
+    tell_end(i);
+    (void)syscall(SYS_pidfd_send_signal, i->process.watch.fd, SIGKILL, NULL, 0);
 }
 
 static void process_ended_cb(struct loop_child *child, int status)

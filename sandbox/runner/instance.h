@@ -125,7 +125,8 @@ struct instance {
     enum end_reason agent_reason;
     enum end_reason reason; /* when ended */
     bool main_exited;
-    bool leaving; /* it has ended but for process 1, whose last word was taken */
+    bool leaving;   /* it has ended but for process 1, whose last word was taken */
+    bool forgotten; /* and the node knows */
     uint32_t exit_code, exit_signal;
     bool oom;
     uint64_t wall_us;
@@ -154,7 +155,7 @@ void instances_list(struct instances *all, const char *after, const struct asker
 
 int instance_new(struct instances *all, const char *id, struct instance **out,
                  struct err *e) ERR_CHECKED;
-/* Forgets it at once: it never came to be, or the node knows its end. */
+/* Forgets it, at once or when its process 1 is gone: it never came to be, or the node knows its end. */
 void instance_free(struct instances *all, struct instance *i);
 /* Watches process 1. Takes pidfd. */
 int instance_watch(struct instance *i, int pidfd, bool ours, struct err *e) ERR_CHECKED;
@@ -164,7 +165,7 @@ int instance_watch_memory(struct instance *i, struct err *e) ERR_CHECKED;
 void instance_kill(struct instance *i, enum end_reason reason);
 /* Process 1 was found dead: the end, as if it had been seen. */
 void instance_ended_unseen(struct instance *i);
-/* It is `leaving`: the end is told, its process 1 left to the reaper. May free it. */
+/* It is `leaving`: the end is told, process 1 killed and waited for. */
 void instance_ended_leaving(struct instance *i);
 /* Reads what it uses into its fields, while its place is there. */
 void instance_usage_read(struct instance *i);

@@ -7,9 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
-#include <utlist.h>
 
 #include "base/clock.h"
 #include "base/id.h"
@@ -33,8 +31,6 @@
 struct dead {
     struct dead *next;
     struct place *place;
-    struct reaper *reaper;
-    struct loop_child process; /* of those that leave */
     unsigned tries;
     char id[INSTANCE_ID_LENGTH_MAX + 1];
 };
@@ -44,7 +40,6 @@ struct reaper {
     struct dead *waiting; /* for the next child */
     unsigned waiting_count;
     struct dead *reaping; /* by the child that runs */
-    struct dead *leaving; /* with a process 1 still */
     struct loop_child child;
     bool running;
     struct loop_timer collect;
@@ -161,8 +156,15 @@ static void collect_cb(struct loop_timer *timer)
         log_error("runner", "reaper: %s", e.msg);
 }
 
-static void wait_for_child(struct reaper *reaper, struct dead *dead)
+void reaper_add(struct reaper *reaper, struct place *place, const char *id)
 {
+    struct dead *dead = calloc(1, sizeof *dead);
+    if (dead == NULL) {
+        log_error("runner", "no memory to remove %s; its place stays taken", id);
+        return;
+    }
+    dead->place = place;
+    text_copy(dead->id, sizeof dead->id, id);
     dead->next = reaper->waiting;
     reaper->waiting = dead;
     bool soon = ++reaper->waiting_count >= COLLECT_MANY ||
@@ -171,56 +173,6 @@ static void wait_for_child(struct reaper *reaper, struct dead *dead)
     if (!reaper->running &&
         (reaper->collect.position == 0 || reaper->collect.at_boot_ms > clock_boot_ms() + after_ms))
         collect_at(reaper, after_ms);
-}
-
-static struct dead *dead_new(struct reaper *reaper, struct place *place, const char *id)
-{
-    struct dead *dead = calloc(1, sizeof *dead);
-    if (dead == NULL) {
-        log_error("runner", "no memory to remove %s; its place stays taken", id);
-        return NULL;
-    }
-    dead->place = place;
-    dead->reaper = reaper;
-    dead->process.watch = LOOP_WATCH_STOPPED;
-    text_copy(dead->id, sizeof dead->id, id);
-    return dead;
-}
-
-void reaper_add(struct reaper *reaper, struct place *place, const char *id)
-{
-    struct dead *dead = dead_new(reaper, place, id);
-    if (dead != NULL)
-        wait_for_child(reaper, dead);
-}
-
-static void left_cb(struct loop_child *process, int status)
-{
-    struct dead *dead = container_of(process, struct dead, process);
-    struct reaper *reaper = dead->reaper;
-    (void)status;
-    LL_DELETE(reaper->leaving, dead);
-    wait_for_child(reaper, dead);
-    blanks_start(reaper->runner->blanks);
-}
-
-void reaper_add_leaving(struct reaper *reaper, struct place *place, const char *id,
-                        struct loop_child *process)
-{
-    struct err e;
-    struct dead *dead = dead_new(reaper, place, id);
-    int pidfd = process->watch.fd;
-    (void)syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
-    if (dead == NULL)
-        return;
-    loop_watch_stop(reaper->runner->loop, &process->watch);
-    if (loop_child_start(reaper->runner->loop, &dead->process, process->pid, pidfd, process->ours,
-                         left_cb, &e) < 0) {
-        log_error("runner", "%s: %s", id, e.msg);
-        wait_for_child(reaper, dead);
-        return;
-    }
-    LL_PREPEND(reaper->leaving, dead);
 }
 
 /* --- old logs ---------------------------------------------------------------------------------- */
@@ -332,12 +284,11 @@ void reaper_close(struct reaper *reaper)
     loop_timer_stop(reaper->runner->loop, &reaper->logs);
     loop_child_stop(reaper->runner->loop, &reaper->child);
     loop_child_stop(reaper->runner->loop, &reaper->logs_child);
-    struct dead *lists[] = {reaper->reaping, reaper->waiting, reaper->leaving};
+    struct dead *lists[] = {reaper->reaping, reaper->waiting};
     for (size_t i = 0; i < ARRAY_SIZE(lists); i++)
         while (lists[i] != NULL) {
             struct dead *dead = lists[i];
             lists[i] = dead->next;
-            loop_child_stop(reaper->runner->loop, &dead->process);
             reap(reaper->runner, dead);
             blanks_place_free(reaper->runner->blanks, dead->place);
             free(dead);

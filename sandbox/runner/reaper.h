@@ -1,6 +1,6 @@
 /* sandbox/runner/reaper.h - what is slow about ends, in a child of the runner.
  *
- * Ended instances are collected for a moment, once their process 1 is gone; then one child waits until their groups are empty,
+ * Ended instances are collected for a moment; then one child waits until their groups are empty,
  * removes the groups and the folders, and exits. The same kind of child deletes old logs. A place is
  * free again only when all of it is gone; what cannot be removed is tried again and logged. */
 #ifndef SKERRY_SANDBOX_RUNNER_REAPER_H
@@ -8,7 +8,6 @@
 
 #include "base/err.h"
 #include "sandbox/runner/blanks.h"
-#include "sandbox/runner/loop.h"
 
 struct runner;
 struct reaper;
@@ -18,8 +17,5 @@ int reaper_open(struct reaper **out, struct runner *r, struct err *e) ERR_CHECKE
 void reaper_close(struct reaper *reaper);
 /* Takes the place. `id` names the folder below instances/. */
 void reaper_add(struct reaper *reaper, struct place *place, const char *id);
-/* Likewise, and `process`, a watched one that is about to end, or is made to. */
-void reaper_add_leaving(struct reaper *reaper, struct place *place, const char *id,
-                        struct loop_child *process);
 
 #endif
