@@ -174,6 +174,13 @@ static uint64_t held_epoch(struct runner_fixture *f)
     return epoch;
 }
 
+/* It would outlive its runner, and keep its groups. */
+static void ends_when_stopped(struct runner_fixture *f, const char *id)
+{
+    assert_int_equal(fixture_stop_instance(f, id, 0), 0);
+    assert_non_null(fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, FIXTURE_WAIT_MS));
+}
+
 /* The registry gives it while the sandbox is prepared, so it comes with the commit. */
 static void epoch_of_the_commit_is_known_after_a_restart(void **state)
 {
@@ -196,6 +203,7 @@ static void epoch_of_the_commit_is_known_after_a_restart(void **state)
     fixture_start(f);
     assert_int_equal(held_epoch(f), 0x100000007);
     fixture_answer_free(&answer);
+    ends_when_stopped(f, id);
 }
 
 static void end_while_the_runner_was_away_is_told(void **state)
@@ -314,6 +322,7 @@ static void a_lifted_deadline_ends_nothing(void **state)
     fixture_stop(f, SIGKILL);
     fixture_start(f);
     assert_null(fixture_event(f, SKERRY__RUNNER__EVENT__EVENT_ENDED, id, 500));
+    ends_when_stopped(f, id);
 }
 
 static void folders_of_nobody_are_swept(void **state)
