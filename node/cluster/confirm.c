@@ -82,10 +82,11 @@ static void ready_cb(struct secure_stream *s, bool readable, bool writable)
         return;
     if (c->sending) {
         enum enroll_io io = enroll_send(s, &c->out);
-        if (io != ENROLL_IO_DONE) {
+        if (io == ENROLL_IO_WAIT) {
             secure_stream_want(s, SECURE_WANT_WRITE);
             return;
         }
+        /* A broken one says so when it is read. */
         c->sending = false;
         secure_stream_want(s, SECURE_WANT_READ);
     }
