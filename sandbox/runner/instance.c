@@ -179,9 +179,9 @@ void instances_close(struct instances *all)
     HASH_ITER(hh, all->table, i, next)
     {
         /* Prepared ones have no agent's timer yet that would end them in time. */
-        if ((i->phase < INSTANCE_STARTING || i->phase == INSTANCE_ENDED) && i->place != NULL) {
+        if (i->phase < INSTANCE_STARTING && i->place != NULL) {
             (void)kill(i->pid, SIGKILL);
-        } else if (i->place != NULL) {
+        } else if (i->phase != INSTANCE_ENDED && i->place != NULL) {
             /* Left to its agent, with groups and folder. */
             blanks_place_free(all->runner->blanks, steal_pointer(&i->place));
         }
@@ -189,7 +189,6 @@ void instances_close(struct instances *all)
     }
     HASH_ITER(hh, all->forgotten, i, next)
     {
-        (void)kill(i->pid, SIGKILL);
         instance_free(all, i);
     }
     free(all);
