@@ -188,9 +188,7 @@ void instances_close(struct instances *all)
         instance_free(all, i);
     }
     HASH_ITER(hh, all->forgotten, i, next)
-    {
-        instance_free(all, i);
-    }
+    instance_free(all, i);
     free(all);
 }
 

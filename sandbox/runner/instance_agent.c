@@ -402,6 +402,6 @@ void instance_channel_cb(struct loop_watch *watch, uint32_t events)
     struct instance *i = container_of(watch, struct instance, channel_watch);
     for (int n = 0; n < MESSAGES_PER_EVENT_MAX && receive(i); n++)
         ;
-    if (i->leaving && i->phase != INSTANCE_ENDED && i->process.watch.fd >= 0)
+    if (i->leaving && i->phase != INSTANCE_ENDED)
         instance_ended_leaving(i);
 }
