@@ -165,7 +165,7 @@ static void blank_run(const int *descriptors, size_t count, const struct blank_o
 
 /* Clones with the effective ids of the instance's range. The file system id stays root's, for
  * CLONE_INTO_CGROUP asks whether we may write to the group. */
-static pid_t clone_as(uint32_t uid, int cgroup_fd, bool as_sibling, int *pidfd)
+static pid_t clone_as(uint32_t uid, int cgroup_fd, pid_t *sibling, int *pidfd)
 {
     struct clone_args args = {
         .flags =
@@ -173,9 +173,10 @@ static pid_t clone_as(uint32_t uid, int cgroup_fd, bool as_sibling, int *pidfd)
         .pidfd = (uintptr_t)pidfd,
         .exit_signal = SIGCHLD,
     };
-    if (as_sibling) {
-        args.flags |= CLONE_PARENT;
+    if (sibling != NULL) {
+        args.flags |= CLONE_PARENT | CLONE_PARENT_SETTID;
         args.exit_signal = 0; /* as ours */
+        args.parent_tid = (uintptr_t)sibling;
     }
     if (cgroup_fd >= 0) {
         args.flags |= CLONE_INTO_CGROUP;
@@ -204,7 +205,7 @@ static int start(struct blank *out, const struct blank_options *o, int channel, 
     CLEANUP_FD int cgroup_fd = cgroup_clone_fd(o->cgroup);
     rc = network_enter(o->network, o->network_fd, e);
     if (rc == 0) {
-        out->pid = clone_as(o->ids.first, cgroup_fd, o->as_sibling, &out->pidfd);
+        out->pid = clone_as(o->ids.first, cgroup_fd, o->sibling, &out->pidfd);
         if (out->pid == 0)
             blank_run(descriptors, fixed + entries, o);
         if (out->pid < 0)
@@ -249,7 +250,7 @@ int blank_make(struct blank *out, const struct blank_options *o, struct err *e)
         rc = skeleton_tell(out, o, e);
     if (rc < 0) {
         (void)kill(out->pid, SIGKILL);
-        if (!o->as_sibling)
+        if (o->sibling == NULL)
             (void)waitpid(out->pid, NULL, 0);
         blank_close(out);
     }

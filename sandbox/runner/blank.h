@@ -41,7 +41,9 @@ struct blank_options {
     struct root_base *root_base;
     int agent_fd; /* the sealed agent */
     int null_fd;
-    bool as_sibling; /* a child of our parent, who waits for it, also if it cannot be made */
+    /* NULL: a child of ours, which is waited for if it cannot be made. Else a child of our parent, who
+     * waits for it in any case: it is written here by the kernel before the process runs. */
+    pid_t *sibling;
 };
 
 struct blank {

@@ -162,7 +162,7 @@ static int spare_make(struct blanks *b, struct spare *out, struct err *e)
     if (rc < 0)
         return rc;
     const struct maker_order order = order_for(place, false);
-    rc = maker_make(b->runner, &order, false, &made, e);
+    rc = maker_make(b->runner, &order, NULL, &made, e);
     if (rc < 0)
         place_undo(b, place);
     else
@@ -223,7 +223,6 @@ static int ordered_take(struct blanks *b, struct spare *out, struct err *e)
         *out = spare_of(place, &made);
         return 0;
     }
-    /* What a maker that is gone left is seen by its groups. */
     if (rc == -ERR_UNAVAILABLE) {
         b->maker_died = true;
         maker_stop(b);

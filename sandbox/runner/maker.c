@@ -31,17 +31,19 @@ enum { FD_NETWORK, FD_PROCESS, FD_CHANNEL, FD_STORE, FD_MAP, FD_COUNT };
 struct answer {
     int code; /* 0, or what `error` says */
     struct err error;
-    pid_t pid; /* also of one that failed: somebody has to wait for it */
 };
 
 struct maker {
     int socket;
     pid_t pid;
+    /* Of the blank that is being made; 0: none. The maker may be killed at any time, and what it began is our
+     * child, whom nobody else knows. Shared with it, a page. */
+    pid_t *begun;
 };
 
 /* --- the work ---------------------------------------------------------------------------------- */
 
-int maker_make(const struct runner *r, const struct maker_order *order, bool as_sibling,
+int maker_make(const struct runner *r, const struct maker_order *order, pid_t *sibling,
                struct maker_made *out, struct err *e)
 {
     *out = (struct maker_made){.network_fd = -1, .layer_map = -1};
@@ -57,7 +59,7 @@ int maker_make(const struct runner *r, const struct maker_order *order, bool as_
                                           .root_base = r->root_base,
                                           .agent_fd = r->agent_fd,
                                           .null_fd = r->null_fd,
-                                          .as_sibling = as_sibling};
+                                          .sibling = sibling};
     if (rc == 0)
         rc = blank_make(&out->blank, &options, e);
     if (rc < 0) {
@@ -69,8 +71,8 @@ int maker_make(const struct runner *r, const struct maker_order *order, bool as_
 
 /* --- the maker --------------------------------------------------------------------------------- */
 
-static void serve(int from, const struct runner *r) __attribute__((noreturn));
-static void serve(int from, const struct runner *r)
+static void serve(int from, pid_t *begun, const struct runner *r) __attribute__((noreturn));
+static void serve(int from, pid_t *begun, const struct runner *r)
 {
     for (;;) {
         struct maker_order order;
@@ -78,8 +80,7 @@ static void serve(int from, const struct runner *r)
         struct answer answer = {0};
         if (recv(from, &order, sizeof order, 0) != (ssize_t)sizeof order)
             _exit(0); /* the runner is gone */
-        answer.code = maker_make(r, &order, true, &made, &answer.error);
-        answer.pid = made.blank.pid;
+        answer.code = maker_make(r, &order, begun, &made, &answer.error);
         int descriptors[FD_COUNT] = {made.network_fd, made.blank.pidfd, made.blank.channel,
                                      made.blank.store, made.layer_map};
         size_t count = answer.code < 0 ? 0 : order.layer_map ? FD_COUNT : FD_MAP;
@@ -141,8 +142,9 @@ static void libraries_leave(void)
         (void)dl_iterate_phdr(library_leave, &page);
 }
 
-static void run(int socket, const struct runner *r, bool light) __attribute__((noreturn));
-static void run(int socket, const struct runner *r, bool light)
+static void run(int socket, pid_t *begun, const struct runner *r, bool light)
+    __attribute__((noreturn));
+static void run(int socket, pid_t *begun, const struct runner *r, bool light)
 {
     /* What ends the runner from a terminal ends this one by the runner. */
     (void)signal(SIGINT, SIG_IGN);
@@ -153,34 +155,49 @@ static void run(int socket, const struct runner *r, bool light)
     descriptors_keep(keep, ARRAY_SIZE(keep));
     if (light)
         libraries_leave();
-    serve(socket, r);
+    serve(socket, begun, r);
 }
 
 /* --- the runner -------------------------------------------------------------------------------- */
 
-int maker_open(struct maker **out, const struct runner *r, bool light, struct err *e)
+static int start(struct maker *m, const struct runner *r, bool light, struct err *e)
 {
     int pair[2];
+    m->begun =
+        mmap(NULL, sizeof *m->begun, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (m->begun == MAP_FAILED)
+        return err_sys(e, ERR_NO_MEMORY, errno, "maker");
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return err_sys(e, ERR_IO, errno, "maker: socket");
+    m->socket = pair[0];
+    CLEANUP_FD int theirs = pair[1];
+    m->pid = fork();
+    if (m->pid == 0)
+        run(theirs, m->begun, r, light);
+    return m->pid < 0 ? err_sys(e, ERR_IO, errno, "maker: fork") : 0;
+}
+
+int maker_open(struct maker **out, const struct runner *r, bool light, struct err *e)
+{
     struct maker *m = calloc(1, sizeof *m);
     if (m == NULL)
         return err_set(e, ERR_NO_MEMORY, "maker");
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
-        free(m);
-        return err_sys(e, ERR_IO, errno, "maker: socket");
-    }
-    m->socket = pair[0];
-    m->pid = fork();
-    if (m->pid == 0)
-        run(pair[1], r, light);
-    memory_close(&pair[1]);
-    if (m->pid < 0) {
-        int rc = err_sys(e, ERR_IO, errno, "maker: fork");
-        memory_close(&m->socket);
-        free(m);
-        return rc;
-    }
-    *out = m;
-    return 0;
+    m->socket = m->pid = -1;
+    int rc = start(m, r, light, e);
+    if (rc < 0)
+        maker_close(m);
+    else
+        *out = m;
+    return rc;
+}
+
+/* Kills it and waits for it. */
+static void end(pid_t child)
+{
+    if (child <= 0)
+        return;
+    (void)kill(child, SIGKILL);
+    (void)waitpid(child, NULL, 0);
 }
 
 void maker_close(struct maker *m)
@@ -188,8 +205,11 @@ void maker_close(struct maker *m)
     if (m == NULL)
         return;
     memory_close(&m->socket);
-    (void)kill(m->pid, SIGKILL);
-    (void)waitpid(m->pid, NULL, 0);
+    end(m->pid);
+    if (m->begun != MAP_FAILED) {
+        end(*m->begun);
+        (void)munmap(m->begun, sizeof *m->begun);
+    }
     free(m);
 }
 
@@ -233,15 +253,16 @@ int maker_take(struct maker *m, struct maker_made *out, struct err *e)
     int rc = answer_receive(m->socket, &answer, descriptors, e);
     if (rc < 0)
         return rc;
+    pid_t pid = *m->begun;
+    *m->begun = 0;
     if (answer.code < 0) {
-        if (answer.pid > 0)
-            (void)waitpid(answer.pid, NULL, 0);
+        end(pid);
         *e = answer.error;
         return answer.code;
     }
     *out = (struct maker_made){.network_fd = descriptors[FD_NETWORK],
                                .layer_map = descriptors[FD_MAP],
-                               .blank = {.pid = answer.pid,
+                               .blank = {.pid = pid,
                                          .pidfd = descriptors[FD_PROCESS],
                                          .channel = descriptors[FD_CHANNEL],
                                          .store = descriptors[FD_STORE]}};

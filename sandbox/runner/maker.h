@@ -31,14 +31,13 @@ struct maker_made {
     struct blank blank;
 };
 
-/* The work itself, in whatever process; nothing but groups is left of what fails. `as_sibling`: the
- * blank becomes a child of our parent. */
-int maker_make(const struct runner *r, const struct maker_order *order, bool as_sibling,
+/* The work itself, in whatever process; nothing but groups is left of what fails. `sibling`: as in blank.h. */
+int maker_make(const struct runner *r, const struct maker_order *order, pid_t *sibling,
                struct maker_made *out, struct err *e) ERR_CHECKED;
 
 /* Forks. `light`: without what makes a copy of it dear; one that did not live so is best made whole. */
 int maker_open(struct maker **out, const struct runner *r, bool light, struct err *e) ERR_CHECKED;
-/* What is under way was taken before. */
+/* Ends what is under way; nothing but groups is left of it. */
 void maker_close(struct maker *m);
 /* Readable: an answer is there, or the maker is gone. */
 int maker_fd(const struct maker *m);

@@ -405,9 +405,11 @@ static void hundred_starts_leave_nothing_behind(void **state)
     assert_int_equal(after.folders, 0);
 }
 
-/* The child of the runner with this name; 0: there is none. */
-static pid_t child_named(pid_t runner, const char *name)
+/* The oldest child of the runner with this name, and how many have it; 0: there is none. */
+static pid_t children_named(pid_t runner, const char *name, size_t *count)
 {
+    pid_t first = 0;
+    *count = 0;
     char path[64], pids[4096] = "", comm[64];
     text_format(path, sizeof path, "/proc/%d/task/%d/children", (int)runner, (int)runner);
     FILE *file = fopen(path, "re");
@@ -423,10 +425,16 @@ static pid_t child_named(pid_t runner, const char *name)
         bool found = fgets(comm, sizeof comm, file) != NULL &&
                      strncmp(comm, name, strlen(name)) == 0 && comm[strlen(name)] == '\n';
         fclose(file);
-        if (found)
-            return (pid_t)strtol(pid, NULL, 10);
+        if (found && (*count)++ == 0)
+            first = (pid_t)strtol(pid, NULL, 10);
     }
-    return 0;
+    return first;
+}
+
+static pid_t child_named(pid_t runner, const char *name)
+{
+    size_t count;
+    return children_named(runner, name, &count);
 }
 
 /* Libraries that a process has mapped, but for the C library and what links. */
@@ -462,6 +470,28 @@ static void runner_whose_maker_was_killed_starts_all_the_same(void **state)
         next = child_named(f->pid, "skerry-maker"); /* or what it makes, for a moment */
     }
     starts(f, 10);
+}
+
+/* A blank has its maker's name until it executes the agent. */
+static void what_a_killed_maker_had_begun_is_waited_for(void **state)
+{
+    struct runner_fixture *f = *state;
+    size_t count = 0, caught = 0;
+    uint64_t until = clock_monotonic_ms() + FIXTURE_WAIT_MS;
+    for (size_t i = 0; i < 10; i++) {
+        starts(f, 3);
+        pid_t maker = 0;
+        uint64_t seen_until = clock_monotonic_ms() + 1000;
+        while (count < 2 && clock_monotonic_ms() < seen_until)
+            maker = children_named(f->pid, "skerry-maker", &count);
+        caught += count == 2;
+        assert_int_not_equal(maker, 0);
+        assert_int_equal(kill(maker, SIGKILL), 0);
+        starts(f, 3);
+        for (count = 2; count != 1; children_named(f->pid, "skerry-maker", &count))
+            assert_true(clock_monotonic_ms() < until);
+    }
+    assert_true(caught > 0);
 }
 
 /* What it does not have, no blank is a copy of. */
@@ -503,6 +533,8 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(runner_whose_maker_was_killed_starts_all_the_same,
                                         setup_blanks, teardown),
+        cmocka_unit_test_setup_teardown(what_a_killed_maker_had_begun_is_waited_for, setup_blanks,
+                                        teardown),
         cmocka_unit_test_setup_teardown(maker_needs_no_library_but_the_c_library, setup_blanks,
                                         teardown),
     };
