@@ -291,6 +291,7 @@ static void tell_end(struct instance *i)
     if (!i->told)
         return;
     i->phase = INSTANCE_ENDED;
+    layers_release(i); /* who hears of the end may remove them */
     i->runner->instances->ended_count++;
     tell_ended(i);
 }
@@ -308,7 +309,6 @@ static void ended(struct instance *i)
         return;
     }
     release(i);
-    layers_release(i);
     blanks_start(all->runner->blanks);
     reaper_add(all->runner->reaper, steal_pointer(&i->place), i->id);
     ended_bound(all);

@@ -129,6 +129,26 @@ static void source_is_read_only_at_app(void **state)
     assert_int_equal(image_remove(f, digest), 0);
 }
 
+/* Also while the last of it, its process 1, still goes. */
+static void source_is_in_use_until_the_end_is_told(void **state)
+{
+    struct runner_fixture *f = *state;
+    char folder[128], digest[IMAGE_DIGEST_SIZE], id[32];
+    static struct fixture_result r;
+    folder_make(folder, sizeof folder, f->directory, "source");
+    file_write(folder, "run.sh", "#!/bin/sh\n", 0755);
+    for (size_t i = 0; i < 50; i++) {
+        import(f, folder, SKERRY__RUNNER__IMPORT_KIND__IMPORT_SOURCE, digest);
+        Skerry__Runner__Prepare p;
+        fixture_id(id);
+        fixture_prepare_init(&p, id, WORDS("./run.sh"));
+        p.source = digest;
+        fixture_run_command(f, &p, NULL, &r);
+        assert_string_equal(r.message, "");
+        assert_int_equal(image_remove(f, digest), 0);
+    }
+}
+
 /* A program that needs nothing of its image: the shell of the machine and what it is linked to. */
 static void image_fill(const char *folder)
 {
@@ -401,6 +421,7 @@ int main(int argc, char **argv)
         return image_export_main();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(source_is_read_only_at_app, setup, teardown),
+        cmocka_unit_test_setup_teardown(source_is_in_use_until_the_end_is_told, setup, teardown),
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup, teardown),
         cmocka_unit_test_setup_teardown(links_in_the_places_of_mounts_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(image_is_a_root_of_its_own, setup_old, teardown),
