@@ -26,9 +26,6 @@
 
 #define CHILD_STATUS_FD 3
 #define CHILD_GO_FD 4
-/* When memory runs out on the host, code that we run goes before the host's own services; within
- * an instance, commands go before the agent. */
-#define OOM_SCORE "500"
 #define PATH_DEFAULT "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 static bool held;
@@ -51,19 +48,6 @@ static void fail(int exit_code, int sys, const char *subject)
     go_wait();
     (void)!write(CHILD_STATUS_FD, &status, sizeof status);
     _exit(exit_code);
-}
-
-/* A process that is not dumpable may not even write its own oom_score_adj, so this one is dumpable
- * for a moment, while its uid is still the agent's, whom nobody inside may trace. */
-static void raise_oom_score(int proc_fd)
-{
-    if (proc_fd < 0 || prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) != 0)
-        return;
-    CLEANUP_FD int fd = openat(proc_fd, "self/oom_score_adj", O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd >= 0)
-        (void)!write(fd, OOM_SCORE, strlen(OOM_SCORE));
-    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
-        fail(126, errno, "become undumpable");
 }
 
 /* The sources are all above 4: the agent holds 0, 1 and 2 itself. */
@@ -230,7 +214,6 @@ void child_run(const struct child_plan *plan)
     const Skerry__Agent__Setup *setup = plan->agent->setup;
     const Skerry__Agent__Command *what = plan->what;
     (void)setsid();
-    raise_oom_score(plan->agent->proc_fd);
     set_stdio(plan);
     become(plan->agent->one_id, plan->uid, plan->gid);
     set_limits(setup);

@@ -47,15 +47,19 @@ bool blank_failure(const void *data, size_t length, struct err *out)
     return true;
 }
 
-/* --- maps ------------------------------------------------------------------------------------- */
+/* --- what is told about it -------------------------------------------------------------------- */
 
-static int map_write(pid_t pid, const char *file, const char *map, struct err *e)
+/* When memory runs out on the host, code that we run goes before the host's own services. The agent may go too: it is
+ * small, and with it ends what has too little memory anyway. */
+#define OOM_SCORE "500"
+
+static int proc_write(pid_t pid, const char *file, const char *text, struct err *e)
 {
     char path[64];
     text_format(path, sizeof path, "/proc/%d/%s", (int)pid, file);
     CLEANUP_FD int fd = open(path, O_WRONLY | O_CLOEXEC);
-    size_t length = strlen(map);
-    if (fd < 0 || write(fd, map, length) != (ssize_t)length)
+    size_t length = strlen(text);
+    if (fd < 0 || write(fd, text, length) != (ssize_t)length)
         return err_sys(e, ERR_IO, errno, "write %s", path);
     return 0;
 }
@@ -64,8 +68,8 @@ static int maps_write(pid_t pid, struct id_range ids, struct err *e)
 {
     char map[64];
     text_format(map, sizeof map, "0 %u %u", ids.first, ids.count);
-    int rc = map_write(pid, "uid_map", map, e);
-    return rc == 0 ? map_write(pid, "gid_map", map, e) : rc;
+    int rc = proc_write(pid, "uid_map", map, e);
+    return rc == 0 ? proc_write(pid, "gid_map", map, e) : rc;
 }
 
 /* --- the blank ---------------------------------------------------------------------------------- */
@@ -245,7 +249,9 @@ int blank_make(struct blank *out, const struct blank_options *o, struct err *e)
         memory_close(&out->channel);
         return rc;
     }
-    rc = maps_write(out->pid, o->ids, e);
+    rc = proc_write(out->pid, "oom_score_adj", OOM_SCORE, e);
+    if (rc == 0)
+        rc = maps_write(out->pid, o->ids, e);
     if (rc == 0)
         rc = skeleton_tell(out, o, e);
     if (rc < 0) {

@@ -9,6 +9,7 @@ the logs of its nodes are printed.
 """
 import contextlib
 import fcntl
+import glob
 import http.client
 import itertools
 import json
@@ -195,6 +196,19 @@ class UserIds:
 _numbers = itertools.count(1)
 
 
+def _empty(group):
+    """Ends what is in a control group and removes it; true when it is gone."""
+    for folder, _, _ in os.walk(group, topdown=False):
+        with contextlib.suppress(OSError):
+            with open(os.path.join(folder, "cgroup.procs")) as f:
+                for pid in f.read().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+    return not os.path.exists(group)
+
+
 class UnixConnection(http.client.HTTPConnection):
     """To the API at a path."""
 
@@ -323,7 +337,11 @@ class Node:
         self.forget()
 
     def forget(self):
-        """Its folder goes. What a sanitizer reported meanwhile (a leak: at its end) fails the test."""
+        """What is left of it goes. What a sanitizer reported meanwhile (a leak: at its end) fails the test."""
+        # Instances outlive their runner, and the agents' grace is longer than a test has time. In a tree of
+        # groups theirs may be below ours.
+        for group in glob.glob("/sys/fs/cgroup/**/%s-*" % self.group, recursive=True):
+            wait_until(lambda g=group: _empty(g), 10, "%s is empty" % group)
         found = [report for name in ("runner.log", "serve.log")
                  for report in sanitizer_reports(self.path(name))]
         shutil.rmtree(self.directory, ignore_errors=True)

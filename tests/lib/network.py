@@ -207,29 +207,7 @@ class Member(Node):
 
     def close(self):
         self.kill()
-        # The agents' grace is longer than a test has time: what is left ends by its pid.
-        trees = [os.path.join("/sys/fs/cgroup", tree) for tree in os.listdir("/sys/fs/cgroup")]
-        groups = []
-        for tree in trees:
-            with contextlib.suppress(OSError):
-                groups += [os.path.join(tree, name) for name in os.listdir(tree)
-                           if name == self.group or name.startswith(self.group + "-")]
-        for group in groups:
-            wait_until(lambda g=group: _empty(g), 10, "%s is empty" % group)
         self.forget()
-
-
-def _empty(group):
-    """Ends what is in a control group and removes it; true when it is gone."""
-    for folder, _, _ in os.walk(group, topdown=False):
-        with contextlib.suppress(OSError):
-            with open(os.path.join(folder, "cgroup.procs")) as f:
-                for pid in f.read().split():
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(int(pid), signal.SIGKILL)
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
-    return not os.path.exists(group)
 
 
 class Cluster(Nodes):

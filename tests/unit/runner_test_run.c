@@ -211,6 +211,13 @@ static void read_only_root_leaves_tmp_writable(void **state)
     assert_string_equal(r.out, "tmp\n");
 }
 
+static void what_runs_inside_goes_first_when_the_machine_has_no_memory(void **state)
+{
+    static struct fixture_result r;
+    script(*state, "cat /proc/self/oom_score_adj", &r);
+    assert_string_equal(r.out, "500\n");
+}
+
 static void memory_above_the_limit_ends_the_instance_as_oom(void **state)
 {
     static struct fixture_result r;
@@ -422,6 +429,7 @@ int main(void)
         cmocka_unit_test(code_inside_cannot_get_out),
         cmocka_unit_test(root_inside_is_nobody_outside),
         cmocka_unit_test(read_only_root_leaves_tmp_writable),
+        cmocka_unit_test(what_runs_inside_goes_first_when_the_machine_has_no_memory),
         cmocka_unit_test(memory_above_the_limit_ends_the_instance_as_oom),
         cmocka_unit_test(disk_above_the_limit_is_no_space),
         cmocka_unit_test(processes_above_the_limit_cannot_be_made),
