@@ -79,6 +79,7 @@ struct instance {
     char key[REGISTRY_KEY_LENGTH_MAX + 1];
     char asked_by[96];
 
+    bool unasked; /* for its sandbox the runner is asked when the reservation is on its way */
     bool reserved, prepared, discarded, adopted, closed, empty_told;
     bool fetching;      /* its layers were asked of other nodes */
     bool tty, no_stdin; /* of a command */
@@ -291,6 +292,8 @@ struct instance *instance_find(struct node *n, const char *id);
 struct instance *instance_by_handle(struct node *n, scheduler_instance handle);
 int instance_start(struct node *n, const struct instance_request *request, struct instance **out,
                    struct err *e) ERR_CHECKED;
+/* For the sandbox of one that was `unasked`. */
+void instance_ask_runner(struct instance *i);
 /* How long the agent lets an instance live: the scheduler ends it first, gently, unless nobody is
  * there to do it. 0: for ever. */
 uint64_t instance_life_bound_ms(const struct instance *i, uint64_t life_ms);

@@ -1,5 +1,5 @@
-/* The beginning of an instance: its place in the registry and its sandbox are asked for side by
- * side. What follows is in instances.c. */
+/* The beginning of an instance: its place in the registry is asked for, and beside it its sandbox.
+ * What follows is in instances.c. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -250,6 +250,14 @@ static void start_failed(struct instance *i, const struct err *error)
                 error->msg);
 }
 
+void instance_ask_runner(struct instance *i)
+{
+    struct err e = {0};
+    i->unasked = false;
+    if (i->problem == PROBLEM_NONE && prepare(i, &e) != 0)
+        start_failed(i, &e);
+}
+
 static void fetched_cb(void *user, const struct err *error)
 {
     struct instance *i = user;
@@ -313,13 +321,13 @@ int instance_start(struct node *n, const struct instance_request *request, struc
     instance_link(i);
     instance_note(i, "asked", "%s", i->asked_by);
     struct err failure = {0};
-    if (prepare(i, &failure) != 0) {
-        start_failed(i, &failure);
-    } else if (reserve(i, &failure) != 0) {
+    if (reserve(i, &failure) != 0) {
         i->problem = asks_problem_of(&failure);
         text_format(i->detail, sizeof i->detail, "%s could not be reserved: %s", instance_label(i),
                     failure.msg);
     }
+    /* The runner, once told, may take our processor: so the disk, or another node, is at work before. */
+    i->unasked = true;
     *out = i;
     steps_poke(i);
     return 0;

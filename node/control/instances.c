@@ -651,6 +651,8 @@ static void tick(struct instance *i)
     if (i->phase == PHASE_STARTING) {
         /* A loss is known as soon as one side failed, but both answers must be in: the sandbox
          * that the runner still makes has to be discarded. */
+        if (i->unasked)
+            instance_ask_runner(i);
         if (i->pending > 0)
             return;
         if (i->problem != PROBLEM_NONE || !i->reserved || !i->prepared)
