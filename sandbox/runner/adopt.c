@@ -117,7 +117,7 @@ static int live_start(struct instance *i, int pidfd, const Skerry__State__State 
     i->network_fd = network_open_of(i->pid, e);
     if (i->network_fd < 0)
         return i->network_fd;
-    i->channel = agent_connect(i->folder_fd, e);
+    i->channel = agent_connect(i->folder.fd, e);
     if (i->channel < 0)
         return i->channel;
     layers_hold(i, s);
@@ -126,7 +126,7 @@ static int live_start(struct instance *i, int pidfd, const Skerry__State__State 
                           instance_channel_cb, e);
     if (rc == 0)
         rc = hello(i, e);
-    uint64_t deadline = state_deadline_read(i->folder_fd);
+    uint64_t deadline = state_deadline_read(i->folder.fd);
     if (rc == 0 && deadline != 0)
         rc = instance_deadline_set(i, deadline, e);
     return rc;
@@ -171,7 +171,7 @@ static int adopt_folder(struct adoption *a, const char *name, struct err *e)
     i->uid = s->uid;
     i->gid = s->gid;
     i->pid = (pid_t)s->pid;
-    i->folder_fd = steal_fd(&folder);
+    i->folder.fd = steal_fd(&folder);
     i->phase = INSTANCE_ADOPTING;
     i->told = true;
     int pidfd = state_process_open(s, r->boot, e);
@@ -189,7 +189,7 @@ static int adopt_folder(struct adoption *a, const char *name, struct err *e)
     return 0;
 }
 
-/* A folder without a state: its preparation was under way. Its groups are found by sweep_groups. */
+/* Of a blank, or of an instance whose preparation was under way. Its groups are found by sweep_groups. */
 static void folder_sweep(struct runner *r, const char *name)
 {
     struct place *place = calloc(1, sizeof *place);
@@ -208,9 +208,11 @@ static void folders_adopt(struct adoption *a)
     for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
         struct instance_id id;
         struct err e;
-        if (!instance_id_parse(&id, entry->d_name, strlen(entry->d_name)))
+        if (blanks_place_named(entry->d_name))
+            folder_sweep(a->runner, entry->d_name);
+        else if (!instance_id_parse(&id, entry->d_name, strlen(entry->d_name)))
             continue;
-        if (adopt_folder(a, entry->d_name, &e) < 0) {
+        else if (adopt_folder(a, entry->d_name, &e) < 0) {
             log_warn("runner", "%s: swept: %s", entry->d_name, e.msg);
             folder_sweep(a->runner, entry->d_name);
         }

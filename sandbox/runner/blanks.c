@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -54,9 +55,8 @@ static int place_take(struct blanks *b, struct place **out, struct err *e)
     place->slot = b->next;
     place->ids = powers_ids(&b->runner->powers, b->runner->config.uid_base, place->slot);
     /* With our pid: groups of a dead runner may still be there, waiting to be removed. */
-    char name[32];
-    text_format(name, sizeof name, "i%u-%d", place->slot, (int)getpid());
-    int rc = cgroup_name(&b->runner->cgroups, &place->cgroup, name, e);
+    text_format(place->name, sizeof place->name, "i%u-%d", place->slot, (int)getpid());
+    int rc = cgroup_name(&b->runner->cgroups, &place->cgroup, place->name, e);
     if (rc < 0) {
         free(place);
         return rc;
@@ -66,6 +66,13 @@ static int place_take(struct blanks *b, struct place **out, struct err *e)
     b->next = (b->next + 1) % b->slot_count;
     *out = place;
     return 0;
+}
+
+bool blanks_place_named(const char *name)
+{
+    unsigned slot;
+    int runner, length = 0;
+    return sscanf(name, "i%u-%d%n", &slot, &runner, &length) == 2 && name[length] == '\0';
 }
 
 /* slot_count: none of ours. */
@@ -133,24 +140,30 @@ int blanks_layer_map(const struct blanks *b, struct place *place, struct err *e)
 
 /* --- blanks ------------------------------------------------------------------------------------ */
 
-/* One of which at most the groups were made. */
+/* With its groups and its folder, if they were made. */
 static void place_undo(struct blanks *b, struct place *place)
 {
     struct err e;
     if (cgroup_remove(&place->cgroup, REMOVE_WAIT_MS, &e) < 0)
         log_warn("runner", "blank: %s", e.msg);
+    state_folder_remove(b->runner->instances_fd, place->name);
     blanks_place_free(b, place);
 }
 
 static struct maker_order order_for(const struct place *place, bool layer_map)
 {
-    return (struct maker_order){.ids = place->ids, .cgroup = place->cgroup, .layer_map = layer_map};
+    struct maker_order order = {.ids = place->ids, .cgroup = place->cgroup, .layer_map = layer_map};
+    text_copy(order.folder, sizeof order.folder, place->name);
+    return order;
 }
 
 static struct spare spare_of(struct place *place, const struct maker_made *made)
 {
     place->layer_map = made->layer_map;
-    return (struct spare){.place = place, .network_fd = made->network_fd, .blank = made->blank};
+    return (struct spare){.place = place,
+                          .network_fd = made->network_fd,
+                          .folder = made->folder,
+                          .blank = made->blank};
 }
 
 /* By ourselves: nothing is in stock. */
@@ -172,14 +185,12 @@ static int spare_make(struct blanks *b, struct spare *out, struct err *e)
 
 static void spare_end(struct blanks *b, struct spare *spare)
 {
-    struct err e;
     (void)kill(spare->blank.pid, SIGKILL);
     (void)waitpid(spare->blank.pid, NULL, 0);
     blank_close(&spare->blank);
     memory_close(&spare->network_fd);
-    if (cgroup_remove(&spare->place->cgroup, REMOVE_WAIT_MS, &e) < 0)
-        log_warn("runner", "blank: %s", e.msg);
-    blanks_place_free(b, spare->place);
+    state_folder_close(&spare->folder);
+    place_undo(b, spare->place);
 }
 
 /* A blank may have been killed since it was made (the machine ran out of memory). */

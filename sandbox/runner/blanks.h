@@ -12,6 +12,7 @@
 #include "base/err.h"
 #include "sandbox/runner/blank.h"
 #include "sandbox/runner/cgroup.h"
+#include "sandbox/runner/state.h"
 
 struct runner;
 struct blanks;
@@ -19,6 +20,8 @@ struct blanks;
 struct place {
     bool owned; /* false: of another runner's range, seen at adoption */
     uint32_t slot;
+    char name
+        [32]; /* of its groups, and of its folder until that is an instance's; "": of another runner */
     struct id_range ids;
     struct cgroup cgroup;
     int layer_map; /* a user namespace that maps the ids of layers to ours; -1: none yet, or no more */
@@ -30,15 +33,18 @@ struct place {
 struct spare {
     struct place *place;
     int network_fd;
+    struct state_folder folder;
     struct blank blank;
 };
 
 int blanks_open(struct blanks **out, struct runner *r, struct err *e) ERR_CHECKED;
-/* Ends the blanks that wait and removes their groups. */
+/* Ends the blanks that wait and removes their groups and folders. */
 void blanks_close(struct blanks *b);
 
 /* One from the stock, or made now. All of it becomes the caller's. */
 int blanks_take(struct blanks *b, struct spare *out, struct err *e) ERR_CHECKED;
+/* Whether a folder has the name of a place: nothing has come of it yet. */
+bool blanks_place_named(const char *name);
 /* Marks the place of an adopted instance; a new place, the caller's. */
 int blanks_place_claim(struct blanks *b, uint32_t uid_base, struct place **out,
                        struct err *e) ERR_CHECKED;

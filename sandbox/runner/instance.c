@@ -91,8 +91,8 @@ int instance_new(struct instances *all, const char *id, struct instance **out, s
         return err_set(e, ERR_NO_MEMORY, "instance");
     i->runner = all->runner;
     text_copy(i->id, sizeof i->id, id);
-    i->channel = i->network_fd = i->oom_fd = i->deadline_fd = i->folder_fd = -1;
-    i->epoch_fd = -1;
+    i->channel = i->network_fd = i->oom_fd = i->deadline_fd = -1;
+    i->folder = (struct state_folder)STATE_FOLDER_NONE;
     i->blank.pidfd = i->blank.channel = i->blank.store = -1;
     i->channel_watch = i->oom_watch = i->process.watch = LOOP_WATCH_STOPPED;
     HASH_ADD_STR(all->table, id, i);
@@ -122,8 +122,7 @@ static void release(struct instance *i)
     memory_close(&i->network_fd);
     memory_close(&i->oom_fd);
     memory_close(&i->deadline_fd);
-    memory_close(&i->epoch_fd);
-    memory_close(&i->folder_fd);
+    state_folder_close(&i->folder);
     descriptors_close(i->code_descriptors, &i->code_descriptor_count);
     descriptors_close(i->node_descriptors, &i->node_descriptor_count);
     if (i->request != NULL)

@@ -33,6 +33,7 @@
 #include "sandbox/runner/blanks.h"
 #include "sandbox/runner/loop.h"
 #include "sandbox/runner/server.h"
+#include "sandbox/runner/state.h"
 
 #define INSTANCE_WAITING_MAX 256 /* verbs that wait for the agent */
 #define INSTANCE_EXECS_MAX 64
@@ -87,8 +88,7 @@ struct instance {
     struct loop_timer deadline; /* of its lease */
     bool agent_fenced;          /* its agent keeps a deadline too */
     int deadline_fd; /* a file of 8 bytes, so that a restarted runner knows it; -1: none yet */
-    int epoch_fd;    /* another, until the commit; -1 then */
-    int folder_fd;
+    struct state_folder folder;
     char layers[INSTANCE_LAYERS_MAX][80];
     size_t layer_count;
 

@@ -9,9 +9,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -90,21 +87,12 @@ static int limits_set(struct instance *i, uint64_t disk_bytes, uint64_t inodes, 
 
 /* --- folder, logs, pipes ----------------------------------------------------------------------- */
 
-/* The agent listens in the instance's folder, where a runner that comes back finds it; from when it is
- * set up. */
-static int folder_make(struct instance *i, int listener, struct err *e)
+/* From here on a runner that comes back takes the folder for that of this instance. */
+static int folder_name(struct instance *i, struct err *e)
 {
-    if (mkdirat(i->runner->instances_fd, i->id, 0700) < 0)
-        return err_sys(e, errno == EEXIST ? ERR_EXISTS : ERR_IO, errno, "make folder of %s", i->id);
-    i->folder_fd =
-        openat(i->runner->instances_fd, i->id, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (i->folder_fd < 0)
-        return err_sys(e, ERR_IO, errno, "open folder of %s", i->id);
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    text_format(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/" STATE_SOCKET_FILE,
-                i->folder_fd);
-    if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0)
-        return err_sys(e, ERR_IO, errno, "make socket of %s", i->id);
+    int parent = i->runner->instances_fd;
+    if (renameat(parent, i->place->name, parent, i->id) < 0)
+        return err_sys(e, errno == ENOTEMPTY ? ERR_EXISTS : ERR_IO, errno, "name folder of %s", i->id);
     return 0;
 }
 
@@ -180,11 +168,11 @@ static int layers_open(struct instance *i, struct root_options *options, struct 
 }
 
 /* `group`: a further control group to enter; -1: none. */
-static int plan_tell(struct instance *i, const struct root_options *options, int listener,
-                     int group, struct err *e)
+static int plan_tell(struct instance *i, const struct root_options *options, int group,
+                     struct err *e)
 {
     struct bind_plan plan;
-    int descriptors[BIND_PLAN_DESCRIPTORS_MAX] = {listener};
+    int descriptors[BIND_PLAN_DESCRIPTORS_MAX] = {i->folder.listener};
     size_t count = 0;
     int rc = root_plan_make(i->runner->root_base, options, &plan, descriptors + 1, &count, e);
     if (rc < 0)
@@ -231,17 +219,15 @@ static int root_tell(struct instance *i, uint64_t disk, struct err *e)
                                    .names = p->network != 0,
                                    .hostname = p->hostname[0] != '\0' ? p->hostname : "instance"};
     struct layers layers = {-1, -1};
-    CLEANUP_FD int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    if (listener < 0)
-        return err_sys(e, ERR_LIMIT, errno, "make a socket");
     CLEANUP_FD int group = -1;
     int rc = layers_open(i, &options, &layers, e);
     if (rc == 0 && io_bytes(i) != 0)
         rc = cgroup_demand(&i->runner->cgroups, &i->place->cgroup, CGROUP_IO, &group, e);
     if (rc == 0)
-        rc = plan_tell(i, &options, listener, group, e);
+        rc = plan_tell(i, &options, group, e);
     if (rc == 0)
-        rc = folder_make(i, listener, e); /* the blank works meanwhile */
+        rc = folder_name(i, e); /* the blank works meanwhile */
+    memory_close(&i->folder.listener);
     memory_close(&layers.image);
     memory_close(&layers.source);
     memory_close(&i->place->layer_map); /* its mounts hold it */
@@ -433,6 +419,7 @@ static int prepare(struct instance *i, struct err *e)
         return rc;
     i->place = spare.place;
     i->network_fd = spare.network_fd;
+    i->folder = spare.folder;
     i->blank = spare.blank;
     i->pid = spare.blank.pid;
     i->channel = spare.blank.channel;

@@ -306,7 +306,7 @@ static void deadline_cb(struct loop_timer *timer)
 int instance_deadline_set(struct instance *i, uint64_t boot_ms, struct err *e)
 {
     if (i->deadline_fd < 0)
-        i->deadline_fd = openat(i->folder_fd, STATE_DEADLINE_FILE,
+        i->deadline_fd = openat(i->folder.fd, STATE_DEADLINE_FILE,
                                 O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (i->deadline_fd < 0 ||
         pwrite(i->deadline_fd, &boot_ms, sizeof boot_ms, 0) != (ssize_t)sizeof boot_ms)

@@ -26,7 +26,18 @@
 #define TAKE_WAIT_MS 4000
 
 /* Descriptors of an answer, in order; the last only if it was asked for. */
-enum { FD_NETWORK, FD_PROCESS, FD_CHANNEL, FD_STORE, FD_MAP, FD_COUNT };
+enum {
+    FD_NETWORK,
+    FD_PROCESS,
+    FD_CHANNEL,
+    FD_STORE,
+    FD_FOLDER,
+    FD_LISTENER,
+    FD_STATE,
+    FD_EPOCH,
+    FD_MAP,
+    FD_COUNT
+};
 
 struct answer {
     int code; /* 0, or what `error` says */
@@ -46,8 +57,10 @@ struct maker {
 int maker_make(const struct runner *r, const struct maker_order *order, pid_t *sibling,
                struct maker_made *out, struct err *e)
 {
-    *out = (struct maker_made){.network_fd = -1, .layer_map = -1};
+    *out = (struct maker_made){.network_fd = -1, .layer_map = -1, .folder = STATE_FOLDER_NONE};
     int rc = cgroup_make(&order->cgroup, e);
+    if (rc == 0)
+        rc = state_folder_make(r->instances_fd, order->folder, &out->folder, e);
     if (rc == 0)
         rc = network_namespace_make(r->network, &out->network_fd, e);
     if (rc == 0 && order->layer_map)
@@ -65,6 +78,7 @@ int maker_make(const struct runner *r, const struct maker_order *order, pid_t *s
     if (rc < 0) {
         memory_close(&out->network_fd);
         memory_close(&out->layer_map);
+        state_folder_close(&out->folder);
     }
     return rc;
 }
@@ -81,8 +95,13 @@ static void serve(int from, pid_t *begun, const struct runner *r)
         if (recv(from, &order, sizeof order, 0) != (ssize_t)sizeof order)
             _exit(0); /* the runner is gone */
         answer.code = maker_make(r, &order, begun, &made, &answer.error);
-        int descriptors[FD_COUNT] = {made.network_fd, made.blank.pidfd, made.blank.channel,
-                                     made.blank.store, made.layer_map};
+        int descriptors[FD_COUNT] = {
+            [FD_NETWORK] = made.network_fd,    [FD_PROCESS] = made.blank.pidfd,
+            [FD_CHANNEL] = made.blank.channel, [FD_STORE] = made.blank.store,
+            [FD_FOLDER] = made.folder.fd,      [FD_LISTENER] = made.folder.listener,
+            [FD_STATE] = made.folder.state,    [FD_EPOCH] = made.folder.epoch,
+            [FD_MAP] = made.layer_map,
+        };
         size_t count = answer.code < 0 ? 0 : order.layer_map ? FD_COUNT : FD_MAP;
         struct err ignored;
         if (wire_send_packed(from, &answer, sizeof answer, descriptors, count, &ignored) < 0)
@@ -150,7 +169,11 @@ static void run(int socket, pid_t *begun, const struct runner *r, bool light)
     (void)signal(SIGINT, SIG_IGN);
     (void)signal(SIGTERM, SIG_IGN);
     (void)prctl(PR_SET_NAME, "skerry-maker", 0, 0, 0);
-    int keep[] = {socket, r->agent_fd, r->null_fd, network_host(r->network),
+    int keep[] = {socket,
+                  r->agent_fd,
+                  r->null_fd,
+                  r->instances_fd,
+                  network_host(r->network),
                   root_base_folder(r->root_base)};
     descriptors_keep(keep, ARRAY_SIZE(keep));
     if (light)
@@ -249,7 +272,8 @@ static int answer_receive(int from, struct answer *answer, int descriptors[FD_CO
 int maker_take(struct maker *m, struct maker_made *out, struct err *e)
 {
     struct answer answer;
-    int descriptors[FD_COUNT] = {-1, -1, -1, -1, -1};
+    int descriptors[FD_COUNT];
+    memset(descriptors, -1, sizeof descriptors);
     int rc = answer_receive(m->socket, &answer, descriptors, e);
     if (rc < 0)
         return rc;
@@ -262,6 +286,10 @@ int maker_take(struct maker *m, struct maker_made *out, struct err *e)
     }
     *out = (struct maker_made){.network_fd = descriptors[FD_NETWORK],
                                .layer_map = descriptors[FD_MAP],
+                               .folder = {.fd = descriptors[FD_FOLDER],
+                                          .listener = descriptors[FD_LISTENER],
+                                          .state = descriptors[FD_STATE],
+                                          .epoch = descriptors[FD_EPOCH]},
                                .blank = {.pid = pid,
                                          .pidfd = descriptors[FD_PROCESS],
                                          .channel = descriptors[FD_CHANNEL],

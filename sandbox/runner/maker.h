@@ -15,6 +15,7 @@
 #include "base/err.h"
 #include "sandbox/runner/blank.h"
 #include "sandbox/runner/cgroup.h"
+#include "sandbox/runner/state.h"
 
 struct runner;
 struct maker;
@@ -22,22 +23,25 @@ struct maker;
 struct maker_order {
     struct id_range ids;
     struct cgroup cgroup; /* named, not made */
+    char folder[32];      /* likewise, below instances/ */
     bool layer_map;       /* make one too */
 };
 
 struct maker_made {
     int network_fd;
     int layer_map; /* -1: not asked for */
+    struct state_folder folder;
     struct blank blank;
 };
 
-/* The work itself, in whatever process; nothing but groups is left of what fails. `sibling`: as in blank.h. */
+/* The work itself, in whatever process; nothing but groups and a folder is left
+ * of what fails. `sibling`: as in blank.h. */
 int maker_make(const struct runner *r, const struct maker_order *order, pid_t *sibling,
                struct maker_made *out, struct err *e) ERR_CHECKED;
 
 /* Forks. `light`: without what makes a copy of it dear; one that did not live so is best made whole. */
 int maker_open(struct maker **out, const struct runner *r, bool light, struct err *e) ERR_CHECKED;
-/* Ends what is under way; nothing but groups is left of it. */
+/* Ends what is under way; nothing but groups and a folder is left of it. */
 void maker_close(struct maker *m);
 /* Readable: an answer is there, or the maker is gone. */
 int maker_fd(const struct maker *m);

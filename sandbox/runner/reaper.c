@@ -15,6 +15,7 @@
 #include "base/memory.h"
 #include "sandbox/runner/instance.h"
 #include "sandbox/runner/runner.h"
+#include "sandbox/runner/state.h"
 
 /* A fork of the runner takes as long as a tenth of a start, and what it writes next it has to copy first, in
  * the middle of the next start: many ends share one. */
@@ -50,25 +51,6 @@ struct reaper {
 
 /* --- in the child ------------------------------------------------------------------------------ */
 
-static void folder_remove(int parent, const char *name)
-{
-    CLEANUP_FD int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0)
-        return;
-    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    DIR *folder = copy < 0 ? NULL : fdopendir(copy);
-    if (folder == NULL) {
-        memory_close(&copy);
-        return;
-    }
-    /* Our own folder of a few files: nothing in it was made by the instance. */
-    for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder))
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            (void)unlinkat(fd, entry->d_name, 0);
-    closedir(folder);
-    (void)unlinkat(parent, name, AT_REMOVEDIR);
-}
-
 static void reap(struct runner *r, const struct dead *dead)
 {
     struct err e;
@@ -77,8 +59,11 @@ static void reap(struct runner *r, const struct dead *dead)
         log_warn("runner", "%s: %s", dead->id, e.msg);
         return;
     }
-    if (dead->id[0] != '\0')
-        folder_remove(r->instances_fd, dead->id);
+    /* It has its place's name still when the instance did not come so far. */
+    const char *names[] = {dead->id, dead->place->name};
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+        if (names[i][0] != '\0')
+            state_folder_remove(r->instances_fd, names[i]);
 }
 
 /* --- in the runner ----------------------------------------------------------------------------- */

@@ -1,11 +1,15 @@
 #include "sandbox/runner/state.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -47,21 +51,84 @@ int state_boot_id(char out[40], struct err *e)
     return 0;
 }
 
-static int write_packed(int folder, const Skerry__State__State *state, struct err *e)
+/* --- the folder -------------------------------------------------------------------------------- */
+
+static int listener_make(struct state_folder *f, struct err *e)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    text_format(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/" STATE_SOCKET_FILE,
+                f->fd);
+    f->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (f->listener < 0 || bind(f->listener, (struct sockaddr *)&address, sizeof address) < 0)
+        return err_sys(e, ERR_IO, errno, "make the agent's socket");
+    return 0;
+}
+
+static int file_make(const struct state_folder *f, const char *name, int *out, struct err *e)
+{
+    *out = openat(f->fd, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    return *out < 0 ? err_sys(e, ERR_IO, errno, "make file %s", name) : 0;
+}
+
+int state_folder_make(int parent, const char *name, struct state_folder *out, struct err *e)
+{
+    struct state_folder f = STATE_FOLDER_NONE;
+    if (mkdirat(parent, name, 0700) < 0)
+        return err_sys(e, ERR_IO, errno, "make folder %s", name);
+    f.fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int rc = f.fd < 0 ? err_sys(e, ERR_IO, errno, "open folder %s", name) : 0;
+    if (rc == 0)
+        rc = listener_make(&f, e);
+    if (rc == 0)
+        rc = file_make(&f, STATE_FILE, &f.state, e);
+    if (rc == 0)
+        rc = file_make(&f, STATE_EPOCH_FILE, &f.epoch, e);
+    if (rc < 0)
+        state_folder_close(&f);
+    else
+        *out = f;
+    return rc;
+}
+
+void state_folder_close(struct state_folder *folder)
+{
+    memory_close(&folder->fd);
+    memory_close(&folder->listener);
+    memory_close(&folder->state);
+    memory_close(&folder->epoch);
+}
+
+void state_folder_remove(int parent, const char *name)
+{
+    CLEANUP_FD int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return;
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    DIR *folder = copy < 0 ? NULL : fdopendir(copy);
+    if (folder == NULL) {
+        memory_close(&copy);
+        return;
+    }
+    /* Our own folder of a few files: nothing in it was made by the instance. */
+    for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder))
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            (void)unlinkat(fd, entry->d_name, 0);
+    closedir(folder);
+    (void)unlinkat(parent, name, AT_REMOVEDIR);
+}
+
+/* --- what is written --------------------------------------------------------------------------- */
+
+/* No fsync: after a crash of the machine there is no instance to find. */
+static int write_packed(int fd, const Skerry__State__State *state, struct err *e)
 {
     size_t length = skerry__state__state__get_packed_size(state);
     CLEANUP_FREE uint8_t *data = malloc(length);
     if (data == NULL)
         return err_set(e, ERR_NO_MEMORY, "state");
     skerry__state__state__pack(state, data);
-    CLEANUP_FD int fd =
-        openat(folder, STATE_FILE ".new", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (fd < 0 || write(fd, data, length) != (ssize_t)length)
-        return err_sys(e, ERR_IO, errno, "write state");
-    /* No fsync: after a crash of the machine there is no instance to find. */
-    if (renameat(folder, STATE_FILE ".new", folder, STATE_FILE) < 0)
-        return err_sys(e, ERR_IO, errno, "rename state");
-    return 0;
+    return write(fd, data, length) == (ssize_t)length ? 0
+                                                      : err_sys(e, ERR_IO, errno, "write state");
 }
 
 int state_write(struct instance *i, struct err *e)
@@ -101,19 +168,17 @@ int state_write(struct instance *i, struct err *e)
         state.network_deny = p->network_deny;
         state.n_network_deny = p->n_network_deny;
     }
-    /* Made here and written at the commit, which the start waits for. */
-    i->epoch_fd = openat(i->folder_fd, STATE_EPOCH_FILE, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-    if (i->epoch_fd < 0)
-        return err_sys(e, ERR_IO, errno, "make file of the epoch");
-    return write_packed(i->folder_fd, &state, e);
+    rc = write_packed(i->folder.state, &state, e);
+    memory_close(&i->folder.state);
+    return rc;
 }
 
 int state_epoch_write(struct instance *i, struct err *e)
 {
     int rc = 0;
-    if (pwrite(i->epoch_fd, &i->epoch, sizeof i->epoch, 0) != (ssize_t)sizeof i->epoch)
+    if (pwrite(i->folder.epoch, &i->epoch, sizeof i->epoch, 0) != (ssize_t)sizeof i->epoch)
         rc = err_sys(e, ERR_IO, errno, "write epoch of %s", i->id);
-    memory_close(&i->epoch_fd);
+    memory_close(&i->folder.epoch);
     return rc;
 }
 
@@ -138,6 +203,8 @@ int state_read(int folder, Skerry__State__State **out, struct err *e)
     ssize_t n = read(fd, data, STATE_BYTES_MAX);
     if (n < 0)
         return err_sys(e, ERR_IO, errno, "read state");
+    if (n == 0)
+        return err_set(e, ERR_NOT_FOUND, "its preparation was under way");
     Skerry__State__State *state = skerry__state__state__unpack(NULL, (size_t)n, data);
     if (state == NULL)
         return err_set(e, ERR_INVALID, "state cannot be read");

@@ -15,7 +15,25 @@
 
 struct instance;
 
-/* Into the instance's folder. */
+/* Where it is written. Made with the blank, as a file system may take a while to make files, and named after the
+ * instance when there is one. */
+struct state_folder {
+    int fd;
+    int listener;     /* bound to a name in it, where a runner that comes back finds the agent */
+    int state, epoch; /* files, empty until they are written */
+};
+#define STATE_FOLDER_NONE                                                                          \
+    {                                                                                              \
+        .fd = -1, .listener = -1, .state = -1, .epoch = -1                                         \
+    }
+
+int state_folder_make(int parent, const char *name, struct state_folder *out,
+                      struct err *e) ERR_CHECKED;
+void state_folder_close(struct state_folder *folder);
+/* With all that is in it, if it is there. */
+void state_folder_remove(int parent, const char *name);
+
+/* Into the instance's folder, once. */
 int state_write(struct instance *i, struct err *e) ERR_CHECKED;
 /* The epoch alone, which is known later: once, after state_write. */
 int state_epoch_write(struct instance *i, struct err *e) ERR_CHECKED;

@@ -244,12 +244,13 @@ bool fixture_http_get(int fd, uint16_t port)
 
 /* --- traces ------------------------------------------------------------------------------------ */
 
-static size_t entries_count(const char *path)
+/* `with`: only those with that in their names. */
+static size_t entries_count(const char *path, const char *with)
 {
     DIR *folder = opendir(path);
     size_t count = 0;
     for (struct dirent *e = folder == NULL ? NULL : readdir(folder); e != NULL; e = readdir(folder))
-        count += e->d_name[0] != '.';
+        count += e->d_name[0] != '.' && strstr(e->d_name, with) != NULL;
     if (folder != NULL)
         closedir(folder);
     return count;
@@ -313,11 +314,12 @@ void fixture_traces_read(const struct runner_fixture *f, struct fixture_traces *
 {
     char path[160];
     text_format(path, sizeof path, "/proc/%d/fd", (int)f->pid);
-    out->descriptors = entries_count(path);
+    out->descriptors = entries_count(path, "");
     text_format(path, sizeof path, "/proc/%d/mountinfo", (int)f->pid);
     out->mounts = lines_count(path);
     text_format(path, sizeof path, "%s/instances", f->directory);
-    out->folders = entries_count(path);
+    out->blanks = entries_count(path, "-"); /* iN-PID */
+    out->folders = entries_count(path, "") - out->blanks;
     groups_count(f->pid);
     out->groups = group_count;
     out->children = children_count(f->pid);

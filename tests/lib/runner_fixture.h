@@ -68,7 +68,8 @@ struct fixture_traces {
     size_t mounts;      /* in its mount namespace */
     size_t children;    /* its processes */
     size_t groups;      /* below its folders in the hierarchies of control groups */
-    size_t folders;     /* below instances/ */
+    size_t folders;     /* below instances/, of instances */
+    size_t blanks;      /* and of blanks */
 };
 void fixture_traces_read(const struct runner_fixture *f, struct fixture_traces *out);
 /* Waits until three looks in a row, 30 ms apart, are equal and no folder of an instance is there. */

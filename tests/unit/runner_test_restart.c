@@ -340,6 +340,25 @@ static void folders_of_nobody_are_swept(void **state)
     assert_int_not_equal(access(path, F_OK), 0);
 }
 
+static void folders_of_blanks_do_not_outlive_their_runner(void **state)
+{
+    struct runner_fixture *f = *state;
+    struct fixture_traces before, after;
+    assert_true(fixture_settle(f, &before, FIXTURE_WAIT_MS));
+    assert_true(before.blanks > 0);
+    fixture_stop(f, SIGKILL);
+    fixture_start(f);
+    uint64_t until = clock_monotonic_ms() + FIXTURE_WAIT_MS;
+    do {
+        assert_true(fixture_settle(f, &after, FIXTURE_WAIT_MS));
+        assert_true(clock_monotonic_ms() < until);
+    } while (after.blanks != before.blanks);
+    fixture_stop(f, SIGTERM);
+    fixture_traces_read(f, &after);
+    assert_int_equal(after.blanks, 0);
+    fixture_start(f);
+}
+
 static void main_output_goes_to_the_log(void **state)
 {
     struct runner_fixture *f = *state;
@@ -402,6 +421,7 @@ static void hundred_starts_leave_nothing_behind(void **state)
     assert_int_equal(after.mounts, before.mounts);
     assert_int_equal(after.children, before.children);
     assert_int_equal(after.groups, before.groups);
+    assert_int_equal(after.blanks, before.blanks);
     assert_int_equal(after.folders, 0);
 }
 
@@ -527,6 +547,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(deadline_is_kept_while_no_runner_is_there, setup, teardown),
         cmocka_unit_test_setup_teardown(a_lifted_deadline_ends_nothing, setup, teardown),
         cmocka_unit_test_setup_teardown(folders_of_nobody_are_swept, setup, teardown),
+        cmocka_unit_test_setup_teardown(folders_of_blanks_do_not_outlive_their_runner, setup_blanks,
+                                        teardown),
         cmocka_unit_test_setup_teardown(main_output_goes_to_the_log, setup, teardown),
         cmocka_unit_test_setup_teardown(hundred_starts_leave_nothing_behind, setup, teardown),
         cmocka_unit_test_setup_teardown(hundred_starts_leave_nothing_behind, setup_blanks,
