@@ -305,6 +305,18 @@ int cgroup_make(const struct cgroup *cgroup, struct err *e)
     return 0;
 }
 
+void cgroup_touch(const struct cgroup *cgroup)
+{
+    for (size_t i = 0; i < cgroup->group_count; i++) {
+        const struct cgroup_group *group = &cgroup->groups[i];
+        char path[CGROUP_PATH_SIZE + 64];
+        for (const struct cgroup_file *f = group->backend->files; f->name != NULL; f++)
+            if ((group->controllers & f->controllers) != 0 &&
+                text_format(path, sizeof path, "%s/%s", group->path, f->name))
+                (void)access(path, F_OK);
+    }
+}
+
 static int entry_open(const struct cgroup_group *group, struct err *e)
 {
     char path[CGROUP_PATH_SIZE + 16];

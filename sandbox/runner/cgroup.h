@@ -116,6 +116,9 @@ int cgroup_demand(const struct cgroup_host *host, struct cgroup *cgroup,
                   enum cgroup_controller controller, int *out_entry, struct err *e) ERR_CHECKED;
 int cgroup_limit(const struct cgroup *cgroup, const struct cgroup_limits *limits,
                  struct err *e) ERR_CHECKED;
+/* Has the kernel make its objects of the files that a start and an end use: the first look at a file of a new group
+ * takes five times as long as the others. */
+void cgroup_touch(const struct cgroup *cgroup);
 /* Descriptors into which the process writes "0" to enter, at most CGROUP_TREES_MAX; the caller's. */
 int cgroup_entries_open(const struct cgroup *cgroup, int *out, size_t *out_count,
                         struct err *e) ERR_CHECKED;
@@ -137,7 +140,13 @@ bool cgroup_group_is_v2(const struct cgroup_group *group);
 
 /* --- between cgroup.c and its two back-ends --------------------------------------------------- */
 
+struct cgroup_file {
+    unsigned controllers; /* one of those must be in its hierarchy */
+    const char *name;
+};
+
 struct cgroup_backend {
+    const struct cgroup_file *files; /* that are written or read; up to one without a name */
     int (*parent_prepare)(struct cgroup_tree *tree, const char *own, const char *name,
                           struct err *e);
     int (*limit)(const struct cgroup_group *group, const struct cgroup_limits *limits,

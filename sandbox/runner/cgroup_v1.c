@@ -101,7 +101,23 @@ static void let_go(const struct cgroup_group *g)
         cgroup_free_disks(g->path, IO_FILE, "0");
 }
 
+static const struct cgroup_file files[] = {
+    {CGROUP_MEMORY, "memory.limit_in_bytes"},
+    {CGROUP_MEMORY, "memory.memsw.limit_in_bytes"},
+    {CGROUP_MEMORY, "memory.kmem.tcp.limit_in_bytes"},
+    {CGROUP_MEMORY, "memory.oom_control"},
+    {CGROUP_MEMORY, "cgroup.event_control"},
+    {CGROUP_MEMORY, "memory.usage_in_bytes"},
+    {CGROUP_MEMORY, "memory.max_usage_in_bytes"},
+    {CGROUP_CPU, "cpu.cfs_quota_us"},
+    {CGROUP_CPUACCT, "cpuacct.usage"},
+    {CGROUP_PIDS, "pids.max"},
+    {CGROUP_PIDS, "pids.current"},
+    {0, NULL},
+};
+
 const struct cgroup_backend cgroup_v1_backend = {
+    .files = files,
     .parent_prepare = parent_prepare,
     .limit = limit,
     .entry = "tasks",

@@ -143,7 +143,22 @@ static void kill_all(const struct cgroup_group *g)
         cgroup_free_disks(g->path, "io.max", "rbps=max");
 }
 
+static const struct cgroup_file files[] = {
+    {CGROUP_MEMORY, "memory.max"},
+    {CGROUP_MEMORY, "memory.swap.max"},
+    {CGROUP_MEMORY, "memory.oom.group"},
+    {CGROUP_MEMORY, "memory.events"},
+    {CGROUP_MEMORY, "memory.current"},
+    {CGROUP_MEMORY, "memory.peak"},
+    {CGROUP_CPU, "cpu.max"},
+    {CGROUP_CPU, "cpu.stat"},
+    {CGROUP_PIDS, "pids.max"},
+    {CGROUP_PIDS, "pids.current"},
+    {0, NULL},
+};
+
 const struct cgroup_backend cgroup_v2_backend = {
+    .files = files,
     .parent_prepare = parent_prepare,
     .limit = limit,
     .entry = NULL,

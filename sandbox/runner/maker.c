@@ -95,6 +95,8 @@ static void serve(int from, pid_t *begun, const struct runner *r)
         if (recv(from, &order, sizeof order, 0) != (ssize_t)sizeof order)
             _exit(0); /* the runner is gone */
         answer.code = maker_make(r, &order, begun, &made, &answer.error);
+        if (answer.code == 0)
+            cgroup_touch(&order.cgroup);
         int descriptors[FD_COUNT] = {
             [FD_NETWORK] = made.network_fd,    [FD_PROCESS] = made.blank.pidfd,
             [FD_CHANNEL] = made.blank.channel, [FD_STORE] = made.blank.store,
