@@ -536,6 +536,7 @@ static void dispose(struct node *n)
     reports_close(n);
     tcp_ports_close(n);
     steps_close(n);
+    instances_close(n);
     routes_close(n);
     uv_run(&n->loop, UV_RUN_DEFAULT);
     map_release(&n->known_workloads);
@@ -640,6 +641,7 @@ int node_run(const struct config *config)
     pthread_mutex_init(&n->facts_mutex, NULL);
     uv_loop_init(&n->loop);
     open_signals(n);
+    instances_open(n);
     if (routes_open(n, &e) != 0 || steps_open(n, &e) != 0 || tcp_ports_open(n, &e) != 0 ||
         open_all(n, &e) != 0) {
         log_error("node", "%s", e.msg);

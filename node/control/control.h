@@ -69,6 +69,7 @@ struct instance {
     scheduler_instance handle; /* 0: not the scheduler's (a `run`) */
     enum instance_phase phase;
     unsigned pending; /* callbacks under way that hold this pointer */
+    struct instance *untold_prev, *untold_next; /* prev NULL: not in the list */
 
     struct registry_workload *workload; /* a reference, NULL for `run` */
     struct workload run_spec;           /* of a `run` */
@@ -213,6 +214,10 @@ struct node {
     unsigned landed_next;
     struct strong_read *strong_reads; /* node/control/asks.c */
 
+    /* node/control/instances.c: commands that run, which the registry is about to be told. */
+    struct instance *untold;
+    uv_timer_t untold_timer;
+
     /* node/control/steps.c */
     unsigned step_depth;
     struct deferred *deferred_head, *deferred_tail;
@@ -288,6 +293,8 @@ struct instance_request {
     unsigned rows, columns;
     struct node_ask *run_ask;
 };
+void instances_open(struct node *n);
+void instances_close(struct node *n);
 struct instance *instance_find(struct node *n, const char *id);
 struct instance *instance_by_handle(struct node *n, scheduler_instance handle);
 int instance_start(struct node *n, const struct instance_request *request, struct instance **out,

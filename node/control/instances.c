@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <utlist.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -24,6 +25,8 @@
 #include "node/config.h"
 #include "node/control/control.h"
 #include "node/control/fences.h"
+
+#define COMMAND_TOLD_MS 20
 
 static void tick(struct instance *i);
 static void record_end(struct instance *i);
@@ -107,9 +110,18 @@ static void timer_freed_cb(uv_handle_t *handle)
     free(handle);
 }
 
+/* Does nothing to one that is not there. */
+static void untold_remove(struct instance *i)
+{
+    if (i->untold_prev != NULL)
+        DL_DELETE2(i->node->untold, i, untold_prev, untold_next);
+    i->untold_prev = NULL;
+}
+
 static void free_instance(struct instance *i)
 {
     struct node *n = i->node;
+    untold_remove(i);
     explain_bury(i);
     HASH_DELETE(by_id, n->instances_by_id, i);
     if (i->handle != 0)
@@ -228,6 +240,40 @@ static void tell_state(struct instance *i, enum instance_state state)
         log_warn("instance", "%s: its state was not recorded: %s", i->id.text, e.msg);
 }
 
+static void untold_cb(uv_timer_t *timer)
+{
+    struct node *n = container_of(timer, struct node, untold_timer);
+    while (n->untold != NULL) {
+        struct instance *i = n->untold;
+        untold_remove(i);
+        tell_state(i, INSTANCE_STATE_READY);
+    }
+}
+
+/* Most commands end sooner than anybody asks the registry for them, and what is told of their end tells this too: so
+ * they cost it one command less. */
+static void tell_ready(struct instance *i)
+{
+    struct node *n = i->node;
+    if (i->spec->kind != WORKLOAD_COMMAND) {
+        tell_state(i, INSTANCE_STATE_READY);
+        return;
+    }
+    if (n->untold == NULL)
+        uv_timer_start(&n->untold_timer, untold_cb, COMMAND_TOLD_MS, 0);
+    DL_APPEND2(n->untold, i, untold_prev, untold_next);
+}
+
+void instances_open(struct node *n)
+{
+    uv_timer_init(&n->loop, &n->untold_timer);
+}
+
+void instances_close(struct node *n)
+{
+    uv_close((uv_handle_t *)&n->untold_timer, NULL);
+}
+
 uint64_t instance_ends_wall_ms(const struct instance *i)
 {
     uint64_t at_ms = i->extended_ms;
@@ -302,7 +348,7 @@ void instance_make_ready(struct instance *i, const Skerry__Runner__Address *addr
         instance_note(i, "ready", "port %u answered", (unsigned)i->spec->port);
     else
         instance_note(i, "ready", i->spec->kind == WORKLOAD_COMMAND ? "runs" : "ready");
-    tell_state(i, INSTANCE_STATE_READY);
+    tell_ready(i);
     pthread_mutex_lock(&n->facts_mutex);
     n->metrics.starts_total++;
     histogram_add(&n->metrics.start_seconds[i->ahead ? GATEWAY_START_POOL : GATEWAY_START_COLD],
@@ -323,6 +369,7 @@ void instance_close(struct instance *i)
     if (i->closed)
         return;
     i->closed = true;
+    untold_remove(i);
     if (i->phase == PHASE_READY)
         tell_state(i, INSTANCE_STATE_DRAINING);
     if (i->slot.slot != NULL)
@@ -487,6 +534,7 @@ static void finish(struct instance *i, enum end_reason reason)
     struct node *n = i->node;
     bool was_ready = i->ready_ms != 0;
     i->phase = PHASE_ENDED;
+    untold_remove(i);
     i->marks.ended_us = instance_age_us(i);
     if (!i->ending || reason == END_OOM)
         i->end_reason = reason;

@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import signal
 import struct
 import subprocess
@@ -46,6 +47,29 @@ class Run(unittest.TestCase):
     def test_stderr_is_kept_apart(self):
         done = self.run_("--", "sh", "-c", "echo out; echo err >&2")
         self.assertEqual((done.stdout, done.stderr), (b"out\n", b"err\n"))
+
+    def registry_index(self):
+        text = self.node.api("GET", "/metrics").body.decode()
+        return int(float(re.search(r"^skerry_registry_applied_index (\S+)$", text, re.M).group(1)))
+
+    def test_a_short_command_costs_the_registry_two_writes(self):
+        costs = []
+        while not costs or (min(costs) > 25 and len(costs) < 5):  # a busy machine may be slow
+            before = self.registry_index()
+            for _ in range(10):
+                self.assertEqual(self.run_("--", "true").returncode, 0)
+            wait_until(lambda: self.node.ps() == [], 10, "all have ended")
+            costs.append(self.registry_index() - before)
+        self.assertIn(min(costs), range(19, 26), costs)
+
+    def test_a_longer_command_is_ready_to_all(self):
+        running = subprocess.Popen([SKERRY, "run", "--", "sleep", "60"], stdin=subprocess.DEVNULL,
+                                   env=self.node.environment())
+        try:
+            wait_until(lambda: [i["state"] for i in self.node.ps()] == ["ready"], 10, "it is ready")
+        finally:
+            running.terminate()
+            running.wait()
 
     def test_unknown_command_is_127(self):
         done = self.run_("--", "no-such-command")
