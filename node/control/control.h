@@ -68,7 +68,7 @@ struct instance {
     struct instance_id id;
     scheduler_instance handle; /* 0: not the scheduler's (a `run`) */
     enum instance_phase phase;
-    unsigned pending; /* callbacks under way that hold this pointer */
+    unsigned pending;                           /* callbacks under way that hold this pointer */
     struct instance *untold_prev, *untold_next; /* prev NULL: not in the list */
 
     struct registry_workload *workload; /* a reference, NULL for `run` */
