@@ -424,10 +424,16 @@ void sandbox_close(struct sandbox *s, sandbox_closed_cb cb, void *user)
 int sandbox_ask(struct sandbox *s, Skerry__Runner__Request *request, sandbox_answer_cb cb,
                 void *user, struct err *e)
 {
-    if (s->state != CLIENT_CONNECTED)
-        return err_set(e, ERR_UNAVAILABLE, "the runner is not reachable at %s; start skerry runner",
-                       s->path);
-    return ask(s, request, cb, user, e);
+    int rc = sandbox_check(s, e);
+    return rc == 0 ? ask(s, request, cb, user, e) : rc;
+}
+
+int sandbox_check(const struct sandbox *s, struct err *e)
+{
+    return s->state == CLIENT_CONNECTED
+               ? 0
+               : err_set(e, ERR_UNAVAILABLE,
+                         "the runner is not reachable at %s; start skerry runner", s->path);
 }
 
 bool sandbox_connected(const struct sandbox *s)

@@ -55,5 +55,7 @@ void sandbox_close(struct sandbox *s, sandbox_closed_cb cb, void *user);
 int sandbox_ask(struct sandbox *s, Skerry__Runner__Request *request, sandbox_answer_cb cb,
                 void *user, struct err *e) ERR_CHECKED;
 bool sandbox_connected(const struct sandbox *s);
+/* -ERR_UNAVAILABLE, with the remedy, when it is not. */
+int sandbox_check(const struct sandbox *s, struct err *e) ERR_CHECKED;
 
 #endif

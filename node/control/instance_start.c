@@ -184,30 +184,43 @@ static bool fill_health(const struct workload *w, Skerry__Runner__Healthcheck *h
     return true;
 }
 
+/* What the runner is asked for, as far as it can fail; before anything else is asked for. */
+struct wanted {
+    char image[80];
+    uint32_t uid, gid;
+};
+
+static int wanted_find(const struct instance *i, struct wanted *out, struct err *e)
+{
+    if (resolve_image(i->node, i->spec->image, out->image, e) != 0)
+        return -(int)ERR_NOT_FOUND;
+    if (!workload_user_parse(i->spec->user, &out->uid, &out->gid))
+        return err_set(e, ERR_INVALID, "user %s is not UID or UID:GID", i->spec->user);
+    return sandbox_check(i->node->sandbox, e);
+}
+
 static int prepare(struct instance *i, struct err *e)
 {
     const struct workload *w = i->spec;
     Skerry__Runner__Prepare p = SKERRY__RUNNER__PREPARE__INIT;
-    char image[80];
-    if (resolve_image(i->node, w->image, image, e) != 0)
-        return -(int)ERR_NOT_FOUND;
-    uint32_t uid, gid;
-    if (!workload_user_parse(w->user, &uid, &gid))
-        return err_set(e, ERR_INVALID, "user %s is not UID or UID:GID", w->user);
+    struct wanted wanted;
+    int rc = wanted_find(i, &wanted, e);
+    if (rc != 0)
+        return rc;
     CLEANUP_FREE char **environment =
         calloc(w->environment.count + ENVIRONMENT_OWN, sizeof *environment);
     if (environment == NULL)
         return err_set(e, ERR_NO_MEMORY, "start %s", instance_label(i));
     char own[ENVIRONMENT_OWN][192];
     p.id = i->id.text;
-    p.image = image;
+    p.image = wanted.image;
     p.source = w->source;
     p.n_command = w->command.count;
     p.command = w->command.items;
     p.n_environment = fill_environment(i, own, environment);
     p.environment = environment;
-    p.uid = uid;
-    p.gid = gid;
+    p.uid = wanted.uid;
+    p.gid = wanted.gid;
     p.read_only = w->read_only;
     p.profile = (char *)(uintptr_t)workload_profile_name(w);
     p.network = (uint32_t)w->network.mode;
@@ -236,7 +249,7 @@ static int prepare(struct instance *i, struct err *e)
     Skerry__Runner__Request r = SKERRY__RUNNER__REQUEST__INIT;
     r.verb_case = SKERRY__RUNNER__REQUEST__VERB_PREPARE;
     r.prepare = &p;
-    int rc = sandbox_ask(i->node->sandbox, &r, prepare_cb, i, e);
+    rc = sandbox_ask(i->node->sandbox, &r, prepare_cb, i, e);
     i->pending += rc == 0;
     return rc;
 }
@@ -321,13 +334,16 @@ int instance_start(struct node *n, const struct instance_request *request, struc
     instance_link(i);
     instance_note(i, "asked", "%s", i->asked_by);
     struct err failure = {0};
-    if (reserve(i, &failure) != 0) {
+    struct wanted wanted;
+    if (wanted_find(i, &wanted, &failure) != 0) {
+        start_failed(i, &failure);
+    } else if (reserve(i, &failure) != 0) {
         i->problem = asks_problem_of(&failure);
         text_format(i->detail, sizeof i->detail, "%s could not be reserved: %s", instance_label(i),
                     failure.msg);
     }
-    /* The runner, once told, may take our processor: so the disk, or another node, is at work before. */
-    i->unasked = true;
+    /* The runner, once asked, may take our processor: so the disk, or another node, is at work before. */
+    i->unasked = i->problem == PROBLEM_NONE;
     *out = i;
     steps_poke(i);
     return 0;

@@ -189,7 +189,7 @@ static int adopt_folder(struct adoption *a, const char *name, struct err *e)
     return 0;
 }
 
-/* Of a blank, or of an instance whose preparation was under way. Its groups are found by sweep_groups. */
+/* A folder without a state: its preparation was under way. Its groups are found by sweep_groups. */
 static void folder_sweep(struct runner *r, const char *name)
 {
     struct place *place = calloc(1, sizeof *place);
@@ -208,8 +208,8 @@ static void folders_adopt(struct adoption *a)
     for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
         struct instance_id id;
         struct err e;
-        if (blanks_place_named(entry->d_name))
-            folder_sweep(a->runner, entry->d_name);
+        if (blanks_place_named(entry->d_name)) /* at once: the next blanks may have these names */
+            state_folder_remove(a->runner->instances_fd, entry->d_name);
         else if (!instance_id_parse(&id, entry->d_name, strlen(entry->d_name)))
             continue;
         else if (adopt_folder(a, entry->d_name, &e) < 0) {

@@ -92,8 +92,8 @@ static int folder_name(struct instance *i, struct err *e)
 {
     int parent = i->runner->instances_fd;
     if (renameat(parent, i->place->name, parent, i->id) < 0)
-        return err_sys(e, errno == ENOTEMPTY ? ERR_EXISTS : ERR_IO, errno, "name folder of %s",
-                       i->id);
+        return err_sys(e, errno == ENOTEMPTY || errno == EEXIST ? ERR_EXISTS : ERR_IO, errno,
+                       "name folder of %s", i->id);
     return 0;
 }
 
