@@ -62,6 +62,21 @@ class Run(unittest.TestCase):
             costs.append(self.registry_index() - before)
         self.assertIn(min(costs), range(19, 26), costs)
 
+    def test_without_a_runner_nothing_is_reserved(self):
+        self.node.kill_runner()
+        try:
+            wait_until(lambda: b"not reachable" in self.run_("--", "true").stderr, 10, "it is missed")
+            costs = []
+            while not costs or (min(costs) > 0 and len(costs) < 5):  # the node's own writes are few
+                before = self.registry_index()
+                for _ in range(5):
+                    self.assertNotEqual(self.run_("--", "true").returncode, 0)
+                costs.append(self.registry_index() - before)
+            self.assertEqual(min(costs), 0, costs)
+        finally:
+            self.node.start_runner()
+        wait_until(lambda: self.run_("--", "true").returncode == 0, 10, "it is back")
+
     def test_a_longer_command_is_ready_to_all(self):
         running = subprocess.Popen([SKERRY, "run", "--", "sleep", "60"], stdin=subprocess.DEVNULL,
                                    env=self.node.environment())
