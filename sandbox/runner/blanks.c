@@ -55,8 +55,9 @@ static int place_take(struct blanks *b, struct place **out, struct err *e)
     place->slot = b->next;
     place->ids = powers_ids(&b->runner->powers, b->runner->config.uid_base, place->slot);
     /* With our pid: groups of a dead runner may still be there, waiting to be removed. */
-    text_format(place->name, sizeof place->name, "i%u-%d", place->slot, (int)getpid());
-    int rc = cgroup_name(&b->runner->cgroups, &place->cgroup, place->name, e);
+    char name[CGROUP_NAME_SIZE];
+    text_format(name, sizeof name, "i%u-%d", place->slot, (int)getpid());
+    int rc = cgroup_name(&b->runner->cgroups, &place->cgroup, name, e);
     if (rc < 0) {
         free(place);
         return rc;
@@ -146,15 +147,13 @@ static void place_undo(struct blanks *b, struct place *place)
     struct err e;
     if (cgroup_remove(&place->cgroup, REMOVE_WAIT_MS, &e) < 0)
         log_warn("runner", "blank: %s", e.msg);
-    state_folder_remove(b->runner->instances_fd, place->name);
+    state_folder_remove(b->runner->instances_fd, place->cgroup.name);
     blanks_place_free(b, place);
 }
 
 static struct maker_order order_for(const struct place *place, bool layer_map)
 {
-    struct maker_order order = {.ids = place->ids, .cgroup = place->cgroup, .layer_map = layer_map};
-    text_copy(order.folder, sizeof order.folder, place->name);
-    return order;
+    return (struct maker_order){.ids = place->ids, .cgroup = place->cgroup, .layer_map = layer_map};
 }
 
 static struct spare spare_of(struct place *place, const struct maker_made *made)

@@ -20,10 +20,8 @@ struct blanks;
 struct place {
     bool owned; /* false: of another runner's range, seen at adoption */
     uint32_t slot;
-    char name
-        [32]; /* of its groups, and of its folder until that is an instance's; "": of another runner */
     struct id_range ids;
-    struct cgroup cgroup;
+    struct cgroup cgroup; /* its folder has the same name until it is an instance's */
     int layer_map; /* a user namespace that maps the ids of layers to ours; -1: none yet, or no more */
     /* Of a running instance: its mounts, whose taking apart (RCU waits of the kernel) would else be the
      * last thing that its process 1 does before anybody hears of its end; -1: none. */

@@ -91,7 +91,7 @@ static int limits_set(struct instance *i, uint64_t disk_bytes, uint64_t inodes, 
 static int folder_name(struct instance *i, struct err *e)
 {
     int parent = i->runner->instances_fd;
-    if (renameat(parent, i->place->name, parent, i->id) < 0)
+    if (renameat(parent, i->place->cgroup.name, parent, i->id) < 0)
         return err_sys(e, errno == ENOTEMPTY || errno == EEXIST ? ERR_EXISTS : ERR_IO, errno,
                        "name folder of %s", i->id);
     return 0;

@@ -60,7 +60,7 @@ int maker_make(const struct runner *r, const struct maker_order *order, pid_t *s
     *out = (struct maker_made){.network_fd = -1, .layer_map = -1, .folder = STATE_FOLDER_NONE};
     int rc = cgroup_make(&order->cgroup, e);
     if (rc == 0)
-        rc = state_folder_make(r->instances_fd, order->folder, &out->folder, e);
+        rc = state_folder_make(r->instances_fd, order->cgroup.name, &out->folder, e);
     if (rc == 0)
         rc = network_namespace_make(r->network, &out->network_fd, e);
     if (rc == 0 && order->layer_map)

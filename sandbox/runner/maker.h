@@ -22,8 +22,7 @@ struct maker;
 
 struct maker_order {
     struct id_range ids;
-    struct cgroup cgroup; /* named, not made */
-    char folder[32];      /* likewise, below instances/ */
+    struct cgroup cgroup; /* named, not made; the folder has its name */
     bool layer_map;       /* make one too */
 };
 

@@ -60,7 +60,7 @@ static void reap(struct runner *r, const struct dead *dead)
         return;
     }
     /* It has its place's name still when the instance did not come so far. */
-    const char *names[] = {dead->id, dead->place->name};
+    const char *names[] = {dead->id, dead->place->cgroup.name};
     for (size_t i = 0; i < ARRAY_SIZE(names); i++)
         if (names[i][0] != '\0')
             state_folder_remove(r->instances_fd, names[i]);

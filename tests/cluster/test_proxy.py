@@ -54,7 +54,7 @@ class Proxy(unittest.TestCase):
                               for port in tls])
         try:
             cls.nodes.__enter__()
-            cls.nodes[0].deploy(server_spec("raw", join={"max_joiners": 500},
+            cls.nodes[0].deploy(server_spec("raw", join={"max_joiners": 500}, scale={"max": 1},
                                             timeouts={"start": "20s", "request": "none",
                                                       "first_byte": "60s"}), raw_server())
             first = cls.nodes[0].get("/w/raw/")
