@@ -286,6 +286,8 @@ enum secure_result secure_stream_read(struct secure_stream *s, void *out, size_t
         int rc = SSL_read_ex(s->ssl, (char *)out + *count, size - *count, &n);
         if (rc == 1) {
             *count += n;
+            /* It may have read on from the socket, which then does not tell of what is left here. */
+            s->read_blocked = false;
             /* Not to ask the socket again for the sake of EAGAIN: it is level-triggered. */
             if (SSL_has_pending(s->ssl) == 0)
                 break;
