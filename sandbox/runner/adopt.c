@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -34,10 +33,8 @@ struct adoption {
 static int agent_connect(int folder, struct err *e)
 {
     CLEANUP_FD int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    text_format(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/" STATE_SOCKET_FILE,
-                folder);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+    const struct sockaddr_un address = state_socket_address(folder);
+    if (fd < 0 || connect(fd, (const struct sockaddr *)&address, sizeof address) < 0)
         return err_sys(e, ERR_UNAVAILABLE, errno, "connect to its agent");
     return steal_fd(&fd);
 }

@@ -9,7 +9,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -53,13 +52,19 @@ int state_boot_id(char out[40], struct err *e)
 
 /* --- the folder -------------------------------------------------------------------------------- */
 
-static int listener_make(struct state_folder *f, struct err *e)
+struct sockaddr_un state_socket_address(int folder_fd)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     text_format(address.sun_path, sizeof address.sun_path, "/proc/self/fd/%d/" STATE_SOCKET_FILE,
-                f->fd);
+                folder_fd);
+    return address;
+}
+
+static int listener_make(struct state_folder *f, struct err *e)
+{
+    const struct sockaddr_un address = state_socket_address(f->fd);
     f->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-    if (f->listener < 0 || bind(f->listener, (struct sockaddr *)&address, sizeof address) < 0)
+    if (f->listener < 0 || bind(f->listener, (const struct sockaddr *)&address, sizeof address) < 0)
         return err_sys(e, ERR_IO, errno, "make the agent's socket");
     return 0;
 }

@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 #include <sys/types.h>
+#include <sys/un.h>
 
 #include "base/err.h"
 #include "sandbox/state.pb-c.h"
@@ -29,6 +30,8 @@ struct state_folder {
 
 int state_folder_make(int parent, const char *name, struct state_folder *out,
                       struct err *e) ERR_CHECKED;
+/* Of the agent's socket in it. */
+struct sockaddr_un state_socket_address(int folder_fd);
 void state_folder_close(struct state_folder *folder);
 /* With all that is in it, if it is there. */
 void state_folder_remove(int parent, const char *name);
