@@ -364,36 +364,6 @@ static void bytes_that_wait_in_openssl_are_told_when_wanted_again(void **state)
     close_pair(&w, &a, &b);
 }
 
-static bool all_is_written(void *user)
-{
-    const struct end *end = user;
-    return end->sent == end->to_send && secure_stream_pending(end->s) == 0;
-}
-
-/* A read that no word of the socket led to leaves the rest in OpenSSL, and the socket has no more. */
-static void bytes_that_a_read_of_its_own_accord_left_are_told(void **state)
-{
-    (void)state;
-    struct secure_world w;
-    struct end a, b;
-    struct both both = {&a, &b};
-    open_pair(&w, &a, &b);
-    a.to_send = 1000;
-    b.piece = 100;
-    b.paused = true;
-    read_more(&b);
-    assert_int_equal(b.received, 0);
-    update_want(&a);
-    assert_true(secure_world_wait(&w, all_is_written, &a));
-    read_more(&b);
-    assert_int_equal(b.received, 100);
-    b.paused = false;
-    update_want(&b);
-    assert_true(secure_world_wait(&w, received_all, &both));
-    assert_false(b.garbled);
-    close_pair(&w, &a, &b);
-}
-
 static void message_cb(int write, int version, int type, const void *bytes, size_t size, SSL *ssl,
                        void *argument)
 {
@@ -810,7 +780,6 @@ int main(void)
         cmocka_unit_test(who_does_not_read_stops_the_sender),
         cmocka_unit_test(an_ended_direction_leaves_the_other_open),
         cmocka_unit_test(bytes_that_wait_in_openssl_are_told_when_wanted_again),
-        cmocka_unit_test(bytes_that_a_read_of_its_own_accord_left_are_told),
         cmocka_unit_test(keys_change_before_they_wear_out),
         cmocka_unit_test(a_stranger_is_refused),
         cmocka_unit_test(a_node_that_claims_another_id_is_refused),
